@@ -1,0 +1,256 @@
+"""Proximal Policy Optimization, with a clipped objective.
+
+PPO takes as large a step as it can on the data of the present policy without moving so far that
+performance collapses. The clip removes the incentive to move the probability of an action further
+than a ratio of 1 ± epsilon from the policy that took it, and an epoch's policy updates stop early
+once the new policy's KL divergence from the old one is too large. Advantages are estimated by GAE.
+
+Paper: arXiv:1707.06347. Key equations, with r = pi(a|s) / pi_old(a|s):
+
+    L(pi) = E[ min( r A, clip(r, 1 - epsilon, 1 + epsilon) A ) ]       (eq. 7, maximised)
+    L(V)  = E[ (V(s) - R)^2 ],  R the discounted return-to-go          (minimised)
+
+Names: clip_ratio is epsilon, adv is A, ret is R, lam is GAE's lambda.
+
+Differs from the paper: policy and value function share nothing and have optimizers of their own;
+updates use the whole epoch's batch, not minibatches; no entropy bonus; early stopping on the KL.
+Differs from Spinning Up: an episode that an epoch's end cuts off goes on in the next epoch, so that
+long episodes end and are logged however many ranks share an epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from spinup.utils.acting import acting_policy
+from spinup.utils.buffers import TrajectoryBuffer
+from spinup.utils.devices import choose_device
+from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
+from spinup.utils.flat import flatten_each
+from spinup.utils.logx import EpochLogger
+from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
+from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
+from spinup.utils.nets import MLPActorCritic, count_vars
+from spinup.utils.training import check_hyperparameters, training_run
+
+
+def policy_loss(
+    logp: Tensor, logp_old: Tensor, adv: Tensor, clip_ratio: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Computes the clipped objective, negated (eq. 7 of arXiv:1707.06347).
+
+    Args:
+        logp: log-probabilities of the actions under the policy being trained, ``(batch,)``.
+        logp_old: the same under the policy that took them.
+        adv: advantages.
+        clip_ratio: how far the ratio of probabilities may move from 1 to any gain.
+
+    Returns:
+        The loss, and ``KL`` (estimated from the old policy to the new) and ``ClipFrac``.
+    """
+    ratio = torch.exp(logp - logp_old)
+    clipped = torch.clamp(ratio, 1 - clip_ratio, 1 + clip_ratio)
+    loss = -torch.minimum(ratio * adv, clipped * adv).mean()
+    info = dict(
+        KL=(logp_old - logp.detach()).mean(),
+        ClipFrac=(ratio.detach() != clipped.detach()).float().mean(),
+    )
+    return loss, info
+
+
+def value_loss(val: Tensor, ret: Tensor) -> Tensor:
+    """Computes the mean squared error of values against returns-to-go, both ``(batch,)``."""
+    return (val - ret).square().mean()
+
+
+@training_run
+def ppo(
+    env_fn: EnvFn,
+    actor_critic: Callable[..., torch.nn.Module] = MLPActorCritic,
+    ac_kwargs: dict[str, Any] | None = None,
+    seed: int = 0,
+    steps_per_epoch: int = 4000,
+    epochs: int = 50,
+    gamma: float = 0.99,
+    clip_ratio: float = 0.2,
+    pi_lr: float = 3e-4,
+    vf_lr: float = 1e-3,
+    train_pi_iters: int = 80,
+    train_v_iters: int = 80,
+    lam: float = 0.97,
+    max_ep_len: int = 1000,
+    target_kl: float = 0.01,
+    logger_kwargs: dict[str, Any] | None = None,
+    save_freq: int = 10,
+    device: str = "cpu",
+) -> torch.nn.Module:
+    """Trains a policy by Proximal Policy Optimization.
+
+    Args:
+        env_fn: Gymnasium id, or function that returns a new environment. Actions may be a Box or
+            Discrete.
+        actor_critic: class (or function) that builds the networks from ``(observation_space,
+            action_space, **ac_kwargs)``. It has ``pi(obs, act)``, which returns a torch
+            distribution over actions and the log-probabilities of `act` ``(batch,)`` (None without
+            `act`); ``v(obs)``, which returns values ``(batch,)``; and ``act(obs)``, which returns
+            an action as an array, given one observation. No parameter may be shared by pi and v.
+        ac_kwargs: keyword arguments for `actor_critic`.
+        seed: of torch, NumPy, environment and action space; rank r uses ``seed + 10000 * r``.
+        steps_per_epoch: environment steps per epoch, of all ranks together.
+        epochs: epochs, each one policy update.
+        gamma: discount factor, in [0, 1].
+        clip_ratio: how far the new policy may go from the old one to any gain in the objective,
+            usually 0.1 to 0.3. Denoted epsilon.
+        pi_lr: learning rate of the policy.
+        vf_lr: learning rate of the value function.
+        train_pi_iters: gradient steps on the policy per epoch, at most.
+        train_v_iters: gradient steps on the value function per epoch.
+        lam: lambda of GAE, in [0, 1], close to 1.
+        max_ep_len: environment steps after which an episode is cut off.
+        target_kl: KL divergence between old and new policy thought fit, usually 0.01 or 0.05;
+            policy updates stop at 1.5 times that.
+        logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
+            ``overwrite``, ``tensorboard``.
+        save_freq: epochs between saves of the policy; the last epoch is always saved.
+        device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+
+    Returns:
+        The trained actor-critic.
+
+    Raises:
+        ValueError: a hyperparameter or a space can't be handled.
+        FileExistsError: the output folder holds results.
+        FloatingPointError: an observation, reward or loss is NaN or infinite.
+    """
+    config = dict(algo="spinup.ppo", **locals())
+    check_hyperparameters(config)
+    torch_device = choose_device(device)
+
+    # Ranks split an epoch's steps; a rank's gradient weighs as much as its share.
+    local_steps = rank_share(steps_per_epoch)
+    weight = local_steps / steps_per_epoch
+
+    # Logger and configuration
+    logger = EpochLogger(**(logger_kwargs or {}))
+    logger.save_config(config)
+
+    # Seeds
+    seed += 10000 * proc_id()
+    rng = seed_everything(seed)
+
+    # Environment
+    env = make_env(env_fn, seed)
+    check_action_space(env.action_space, "ppo", discrete=True, bounded=False)
+    logger.save_config(describe_env(env))
+
+    # Networks, equal on all ranks
+    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
+    pi_params, v_params = flatten_each(ac.pi, ac.v)
+    sync_params(pi_params)
+    sync_params(v_params)
+    policy = acting_policy(ac, rng)
+    logger.setup_pytorch_saver(ac)
+    logger.log(f"Number of parameters: pi {count_vars(ac.pi)}, v {count_vars(ac.v)}")
+
+    # Buffer
+    buf = TrajectoryBuffer(env.observation_space, env.action_space, local_steps, gamma, lam)
+
+    # Optimizers
+    pi_optimizer = Adam([pi_params], lr=pi_lr, fused=True)
+    vf_optimizer = Adam([v_params], lr=vf_lr, fused=True)
+
+    def compute_losses(data):
+        """Evaluates both losses, and what is logged of them, averaged over ranks."""
+        with torch.no_grad():
+            pi, logp = ac.pi(data["obs"], data["act"])
+            loss_pi, info = policy_loss(logp, data["logp"], data["adv"], clip_ratio)
+            loss_v = value_loss(ac.v(data["obs"]), data["ret"])
+            values = [loss_pi, loss_v, info["KL"], info["ClipFrac"], pi.entropy().mean()]
+        return mpi_avg(torch.stack(values).cpu().numpy(), weight)
+
+    def update():
+        data = buf.get(ac.v, torch_device)
+        with torch.no_grad():
+            data["logp"] = ac.pi(data["obs"], data["act"])[1]
+        loss_pi_old, loss_v_old, _, _, entropy = compute_losses(data)
+
+        # Gradient steps on the policy, until it is too far from the one that acted
+        stop_iter = 0
+        while stop_iter < train_pi_iters:
+            _, logp = ac.pi(data["obs"], data["act"])
+            loss_pi, info = policy_loss(logp, data["logp"], data["adv"], clip_ratio)
+            if mpi_avg(info["KL"].item(), weight) > 1.5 * target_kl:
+                logger.log(f"Early stopping at step {stop_iter}: the KL reached 1.5 x target_kl.")
+                break
+            pi_params.grad.zero_()
+            loss_pi.backward()
+            mpi_avg_grads(pi_params, weight)
+            pi_optimizer.step()
+            stop_iter += 1
+
+        # Gradient steps on the value function
+        for _ in range(train_v_iters):
+            loss_v = value_loss(ac.v(data["obs"]), data["ret"])
+            v_params.grad.zero_()
+            loss_v.backward()
+            mpi_avg_grads(v_params, weight)
+            vf_optimizer.step()
+
+        loss_pi, loss_v, kl, clip_frac, _ = compute_losses(data)
+        logger.store(VVals=data["val"], LossPi=loss_pi_old, LossV=loss_v_old, Entropy=entropy)
+        logger.store(DeltaLossPi=loss_pi - loss_pi_old, DeltaLossV=loss_v - loss_v_old)
+        logger.store(KL=kl, ClipFrac=clip_frac, StopIter=stop_iter)
+        policy.refresh()
+
+    start_time = time.time()
+    obs, _ = env.reset()
+    ep_ret, ep_len = 0.0, 0
+
+    for epoch in range(1, epochs + 1):
+        for t in range(local_steps):
+            act = policy(obs)
+            next_obs, rew, terminated, truncated, _ = env.step(act)
+            buf.store(obs, act, rew)
+            ep_ret += rew
+            ep_len += 1
+            obs = next_obs
+
+            truncated = truncated or ep_len == max_ep_len
+            if terminated or truncated or t == local_steps - 1:
+                buf.finish_path(None if terminated else obs)
+            if terminated or truncated:
+                logger.store(EpRet=ep_ret, EpLen=ep_len)
+                obs, _ = env.reset()
+                ep_ret, ep_len = 0.0, 0
+
+        update()
+
+        where = f"{env.name}, epoch {epoch} (step {epoch * steps_per_epoch})"
+        logger.check_finite("LossPi", "LossV", "DeltaLossPi", "DeltaLossV", where=where)
+        if epoch % save_freq == 0 or epoch == epochs:
+            logger.save_state()
+
+        logger.log_tabular("Epoch", epoch)
+        logger.log_tabular("EpRet", with_min_and_max=True)
+        logger.log_tabular("EpLen", average_only=True)
+        logger.log_tabular("VVals", with_min_and_max=True)
+        logger.log_tabular("TotalEnvInteracts", epoch * steps_per_epoch)
+        logger.log_tabular("LossPi", average_only=True)
+        logger.log_tabular("LossV", average_only=True)
+        logger.log_tabular("DeltaLossPi", average_only=True)
+        logger.log_tabular("DeltaLossV", average_only=True)
+        logger.log_tabular("Entropy", average_only=True)
+        logger.log_tabular("KL", average_only=True)
+        logger.log_tabular("ClipFrac", average_only=True)
+        logger.log_tabular("StopIter", average_only=True)
+        logger.log_tabular("Time", time.time() - start_time)
+        logger.dump_tabular()
+
+    env.close()
+    return ac

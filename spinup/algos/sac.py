@@ -1,0 +1,288 @@
+"""Soft Actor-Critic.
+
+SAC maximises return plus alpha times the policy's entropy, so that it explores as long as that
+costs nothing. It learns off-policy, from replay: two critics regress on a soft Bellman backup that
+takes the smaller of two target critics, and a stochastic policy, squashed by tanh to the action
+bounds, ascends the smaller of the two critics by reparameterisation.
+
+Papers: arXiv:1801.01290, and arXiv:1812.05905 for two critics and the automatic temperature. Key
+equations, with a, a2 ~ pi and d = 1 where s2 is terminal:
+
+    backup   = r + gamma (1 - d) ( min_i Q_targ,i(s2, a2) - alpha log pi(a2|s2) )
+    L(Q)     = sum_i E[ (Q_i(s, a) - backup)^2 ]
+    L(pi)    = E[ alpha log pi(a|s) - min_i Q_i(s, a) ]
+    L(alpha) = -E[ log alpha (log pi(a|s) + target entropy) ]         (alpha="auto" only)
+
+Names: backup is y in the papers, q_targ is Q_targ (s2, .), polyak is 1 - tau.
+
+Differs from the first paper: no separate state-value function. Differs from Spinning Up: actions
+are scaled to each dimension's own bounds; the density is that of the action scaled to [-1, 1].
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from spinup.utils.acting import acting_policy
+from spinup.utils.buffers import ReplayBuffer
+from spinup.utils.devices import choose_device
+from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
+from spinup.utils.evaluation import run_test_episodes
+from spinup.utils.flat import flatten, flatten_each, frozen
+from spinup.utils.logx import EpochLogger
+from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
+from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
+from spinup.utils.nets import SquashedGaussianActorCritic, count_vars, space_dim, twin_critic
+from spinup.utils.training import check_hyperparameters, training_run
+
+
+def soft_backup(
+    rew: Tensor, terminated: Tensor, q_targ: Tensor, logp_a2: Tensor, alpha: Tensor | float, gamma: float
+) -> Tensor:
+    """Computes the target of both critics.
+
+    Args:
+        rew: rewards, ``(batch,)``.
+        terminated: 1 where the next state is terminal, else 0, ``(batch,)``.
+        q_targ: both target critics at the next state and action, ``(2, batch)``.
+        logp_a2: log-density of the next action, ``(batch,)``.
+        alpha: temperature.
+        gamma: discount factor.
+
+    Returns:
+        Targets ``(batch,)``.
+    """
+    return rew + gamma * (1 - terminated) * (q_targ.amin(0) - alpha * logp_a2)
+
+
+def critic_loss(q: Tensor, backup: Tensor) -> Tensor:
+    """Sums the mean squared errors of both critics ``(2, batch)`` against targets ``(batch,)``."""
+    return (q - backup).square().mean(1).sum()
+
+
+def policy_loss(logp: Tensor, q_pi: Tensor, alpha: Tensor | float) -> Tensor:
+    """Computes the policy's loss from log-densities ``(batch,)`` and critics ``(2, batch)``."""
+    return (alpha * logp - q_pi.amin(0)).mean()
+
+
+def temperature_loss(log_alpha: Tensor, logp: Tensor, target_entropy: float) -> Tensor:
+    """Computes the loss of ``log(alpha)`` from log-densities ``(batch,)``."""
+    return -log_alpha * (logp.detach() + target_entropy).mean()
+
+
+@training_run
+def sac(
+    env_fn: EnvFn,
+    actor_critic: Callable[..., torch.nn.Module] = SquashedGaussianActorCritic,
+    ac_kwargs: dict[str, Any] | None = None,
+    seed: int = 0,
+    steps_per_epoch: int = 4000,
+    epochs: int = 100,
+    replay_size: int = int(1e6),
+    gamma: float = 0.99,
+    polyak: float = 0.995,
+    lr: float = 1e-3,
+    alpha: float | str = 0.2,
+    batch_size: int = 100,
+    start_steps: int = 10000,
+    update_after: int = 1000,
+    update_every: int = 50,
+    num_test_episodes: int = 10,
+    max_ep_len: int = 1000,
+    logger_kwargs: dict[str, Any] | None = None,
+    save_freq: int = 1,
+    device: str = "cpu",
+) -> torch.nn.Module:
+    """Trains a policy by Soft Actor-Critic.
+
+    Args:
+        env_fn: Gymnasium id, or function that returns a new environment. Actions are a bounded
+            Box.
+        actor_critic: class (or function) that builds the networks from ``(observation_space,
+            action_space, **ac_kwargs)``. It has ``pi(obs)``, which returns sampled actions
+            ``(batch, act_dim)``, through which gradients flow, and their log-densities
+            ``(batch,)``; critics ``q1(obs, act)`` and ``q2(obs, act)``, which return values
+            ``(batch,)``, or both as one module ``q(obs, act)``, which returns ``(2, batch)``; and
+            ``act(obs, deterministic)``, which returns an action as an array, given one observation.
+            No parameter may be shared by policy and critics.
+        ac_kwargs: keyword arguments for `actor_critic`.
+        seed: of torch, NumPy, environment and action space; rank r uses ``seed + 10000 * r``.
+        steps_per_epoch: environment steps per epoch, of all ranks together.
+        epochs: epochs.
+        replay_size: transitions that the replay buffers of all ranks hold together.
+        gamma: discount factor, in [0, 1].
+        polyak: how much of a target network stays at each update, in [0, 1], close to 1:
+            ``targ = polyak * targ + (1 - polyak) * main``.
+        lr: learning rate of policy, critics and temperature.
+        alpha: temperature, the weight of the entropy, at least 0; or ``"auto"``: learned, so that
+            the entropy comes to ``-act_dim``.
+        batch_size: transitions in a minibatch, of all ranks together.
+        start_steps: environment steps at the start with uniformly random actions.
+        update_after: environment steps before the first update.
+        update_every: environment steps between updates; then as many updates follow.
+        num_test_episodes: episodes per epoch with the policy's mode, of all ranks together.
+        max_ep_len: environment steps after which an episode is cut off.
+        logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
+            ``overwrite``, ``tensorboard``.
+        save_freq: epochs between saves of the policy; the last epoch is always saved.
+        device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+
+    Returns:
+        The trained actor-critic.
+
+    Raises:
+        ValueError: a hyperparameter or a space can't be handled.
+        FileExistsError: the output folder holds results.
+        FloatingPointError: an observation, reward or loss is NaN or infinite.
+    """
+    config = dict(algo="spinup.sac", **locals())
+    check_hyperparameters(config)
+    if alpha != "auto" and not (isinstance(alpha, (int, float)) and alpha >= 0):
+        raise ValueError(f'alpha must be a number of at least 0, or "auto", not {alpha!r}')
+    torch_device = choose_device(device)
+
+    # Ranks split a minibatch; a rank's gradient weighs as much as its share.
+    rank, num_ranks = proc_id(), num_procs()
+    local_batch_size = rank_share(batch_size)
+    weight = local_batch_size / batch_size
+
+    # Logger and configuration
+    logger = EpochLogger(**(logger_kwargs or {}))
+    logger.save_config(config)
+
+    # Seeds
+    seed += 10000 * rank
+    rng = seed_everything(seed)
+
+    # Environments
+    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed)
+    check_action_space(env.action_space, "sac", discrete=False, bounded=True)
+    logger.save_config(describe_env(env))
+
+    # Networks, equal on all ranks
+    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
+    q = twin_critic(ac)
+    pi_params, q_params = flatten_each(ac.pi, q)
+    sync_params(pi_params)
+    sync_params(q_params)
+    policy = acting_policy(ac, rng)
+    logger.setup_pytorch_saver(ac)
+    logger.log(f"Number of parameters: pi {count_vars(ac.pi)}, q1 and q2 {count_vars(q)}")
+
+    # Targets
+    q_targ = deepcopy(q).requires_grad_(False)
+    q_targ_params = flatten(q_targ)
+
+    # Buffer
+    buf = ReplayBuffer(env.observation_space, env.action_space, rank_share(replay_size), rng)
+
+    # Optimizers
+    pi_optimizer = Adam([pi_params], lr=lr, fused=True)
+    q_optimizer = Adam([q_params], lr=lr, fused=True)
+
+    # Temperature: fixed, or learned by its logarithm
+    learns_alpha = alpha == "auto"
+    log_alpha = torch.nn.Parameter(torch.zeros(1, device=torch_device))
+    log_alpha.grad = torch.zeros_like(log_alpha)
+    alpha_optimizer = Adam([log_alpha], lr=lr)
+    target_entropy = -space_dim(env.action_space)
+
+    def update():
+        batch = buf.sample_batch(local_batch_size, torch_device)
+        obs, act, rew = batch["obs"], batch["act"], batch["rew"]
+        next_obs, terminated = batch["next_obs"], batch["terminated"]
+        temperature = log_alpha.detach().exp() if learns_alpha else alpha
+
+        # One step on the critics
+        with torch.no_grad():
+            a2, logp_a2 = ac.pi(next_obs)
+            q_next = q_targ(next_obs, a2)
+            backup = soft_backup(rew, terminated, q_next, logp_a2, temperature, gamma)
+        q_vals = q(obs, act)
+        loss_q = critic_loss(q_vals, backup)
+        q_params.grad.zero_()
+        loss_q.backward()
+        mpi_avg_grads(q_params, weight)
+        q_optimizer.step()
+
+        # One step on the policy
+        with frozen(q):
+            pi, logp = ac.pi(obs)
+            loss_pi = policy_loss(logp, q(obs, pi), temperature)
+            pi_params.grad.zero_()
+            loss_pi.backward()
+        mpi_avg_grads(pi_params, weight)
+        pi_optimizer.step()
+
+        # One step on the temperature
+        if learns_alpha:
+            log_alpha.grad.zero_()
+            temperature_loss(log_alpha, logp, target_entropy).backward()
+            mpi_avg_grads(log_alpha, weight)
+            alpha_optimizer.step()
+            logger.store(Alpha=temperature)
+
+        # Targets follow
+        with torch.no_grad():
+            q_targ_params.lerp_(q_params, 1 - polyak)
+
+        logger.store(Q1Vals=q_vals[0], Q2Vals=q_vals[1], LogPi=logp, LossPi=loss_pi, LossQ=loss_q)
+
+    start_time = time.time()
+    obs, _ = env.reset()
+    ep_ret, ep_len = 0.0, 0
+
+    for t in range(1, epochs * steps_per_epoch + 1):
+        # Ranks take turns at the steps: together they take one at each t
+        if t % num_ranks == rank:
+            act = policy(obs) if t > start_steps else env.random_action()
+            next_obs, rew, terminated, truncated, _ = env.step(act)
+            buf.store(obs, act, rew, next_obs, terminated)
+            ep_ret += rew
+            ep_len += 1
+            obs = next_obs
+
+            if terminated or truncated or ep_len == max_ep_len:
+                logger.store(EpRet=ep_ret, EpLen=ep_len)
+                obs, _ = env.reset()
+                ep_ret, ep_len = 0.0, 0
+
+        if t >= update_after and t % update_every == 0:
+            for _ in range(update_every):
+                update()
+            policy.refresh()
+
+        if t % steps_per_epoch == 0:
+            epoch = t // steps_per_epoch
+            run_test_episodes(policy, test_env, num_test_episodes, max_ep_len, logger)
+
+            logger.check_finite("LossPi", "LossQ", where=f"{env.name}, epoch {epoch} (step {t})")
+            if epoch % save_freq == 0 or epoch == epochs:
+                logger.save_state()
+
+            logger.log_tabular("Epoch", epoch)
+            logger.log_tabular("EpRet", with_min_and_max=True)
+            logger.log_tabular("TestEpRet", with_min_and_max=True)
+            logger.log_tabular("EpLen", average_only=True)
+            logger.log_tabular("TestEpLen", average_only=True)
+            logger.log_tabular("TotalEnvInteracts", t)
+            logger.log_tabular("Q1Vals", with_min_and_max=True)
+            logger.log_tabular("Q2Vals", with_min_and_max=True)
+            logger.log_tabular("LogPi", with_min_and_max=True)
+            logger.log_tabular("LossPi", average_only=True)
+            logger.log_tabular("LossQ", average_only=True)
+            if learns_alpha:
+                logger.log_tabular("Alpha", average_only=True)
+            logger.log_tabular("Time", time.time() - start_time)
+            logger.dump_tabular()
+
+    env.close()
+    test_env.close()
+    return ac

@@ -1,0 +1,284 @@
+"""Twin Delayed Deep Deterministic Policy Gradient.
+
+TD3 is DDPG with three remedies for its overestimated values: two critics, of which the backup
+takes the smaller; a policy that is updated less often than the critics; and noise on the target
+policy's actions, so that the policy can't exploit sharp errors of the critics. It learns
+off-policy, from replay, and explores by Gaussian noise on a deterministic policy's actions.
+
+Paper: arXiv:1802.09477. Key equations, with d = 1 where s2 is terminal:
+
+    a2     = clip( pi_targ(s2) + clip(epsilon, -c, c), low, high ),  epsilon ~ N(0, target_noise)
+    backup = r + gamma (1 - d) min_i Q_targ,i(s2, a2)
+    L(Q)   = sum_i E[ (Q_i(s, a) - backup)^2 ]
+    L(pi)  = -E[ Q_1(s, pi(s)) ]                             (every policy_delay-th update)
+
+Names: backup is y in the paper, noise_clip is c, polyak is 1 - tau.
+
+Differs from the paper: the first steps act uniformly at random, and updates come in blocks of
+update_every. Differs from Spinning Up: noise is in units of half the range of each action (as in
+the paper's own code), so that bounds may differ by dimension and be asymmetric.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from spinup.utils.acting import acting_policy
+from spinup.utils.buffers import ReplayBuffer
+from spinup.utils.devices import choose_device
+from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
+from spinup.utils.evaluation import run_test_episodes
+from spinup.utils.flat import flatten_each, frozen
+from spinup.utils.logx import EpochLogger
+from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
+from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
+from spinup.utils.nets import DeterministicActorCritic, count_vars, twin_critic
+from spinup.utils.training import check_hyperparameters, training_run
+
+
+def clipped_double_backup(
+    rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma: float
+) -> Tensor:
+    """Computes the target of both critics (eq. 10 of arXiv:1802.09477).
+
+    Args:
+        rew: rewards, ``(batch,)``.
+        terminated: 1 where the next state is terminal, else 0, ``(batch,)``.
+        q_targ: both target critics at the next state and action, ``(2, batch)``.
+        gamma: discount factor.
+
+    Returns:
+        Targets ``(batch,)``.
+    """
+    return rew + gamma * (1 - terminated) * q_targ.amin(0)
+
+
+def critic_loss(q: Tensor, backup: Tensor) -> Tensor:
+    """Sums the mean squared errors of both critics ``(2, batch)`` against targets ``(batch,)``."""
+    return (q - backup).square().mean(1).sum()
+
+
+def policy_loss(q1_pi: Tensor) -> Tensor:
+    """Computes the policy's loss from the first critic's values of its actions, ``(batch,)``."""
+    return -q1_pi.mean()
+
+
+@training_run
+def td3(
+    env_fn: EnvFn,
+    actor_critic: Callable[..., torch.nn.Module] = DeterministicActorCritic,
+    ac_kwargs: dict[str, Any] | None = None,
+    seed: int = 0,
+    steps_per_epoch: int = 4000,
+    epochs: int = 100,
+    replay_size: int = int(1e6),
+    gamma: float = 0.99,
+    polyak: float = 0.995,
+    pi_lr: float = 1e-3,
+    q_lr: float = 1e-3,
+    batch_size: int = 100,
+    start_steps: int = 10000,
+    update_after: int = 1000,
+    update_every: int = 50,
+    act_noise: float = 0.1,
+    target_noise: float = 0.2,
+    noise_clip: float = 0.5,
+    policy_delay: int = 2,
+    num_test_episodes: int = 10,
+    max_ep_len: int = 1000,
+    logger_kwargs: dict[str, Any] | None = None,
+    save_freq: int = 1,
+    device: str = "cpu",
+) -> torch.nn.Module:
+    """Trains a policy by Twin Delayed DDPG.
+
+    Args:
+        env_fn: Gymnasium id, or function that returns a new environment. Actions are a bounded
+            Box.
+        actor_critic: class (or function) that builds the networks from ``(observation_space,
+            action_space, **ac_kwargs)``. It has ``pi(obs)``, which returns actions
+            ``(batch, act_dim)``, through which gradients flow; critics ``q1(obs, act)`` and
+            ``q2(obs, act)``, which return values ``(batch,)``, or both as one module ``q(obs,
+            act)``, which returns ``(2, batch)`` and has ``first(obs, act)``, which returns the
+            first one's; and ``act(obs)``, which returns an action as an array, given one
+            observation. No parameter may be shared by policy and critics.
+        ac_kwargs: keyword arguments for `actor_critic`.
+        seed: of torch, NumPy, environment and action space; rank r uses ``seed + 10000 * r``.
+        steps_per_epoch: environment steps per epoch, of all ranks together.
+        epochs: epochs.
+        replay_size: transitions that the replay buffers of all ranks hold together.
+        gamma: discount factor, in [0, 1].
+        polyak: how much of a target network stays at each update, in [0, 1], close to 1:
+            ``targ = polyak * targ + (1 - polyak) * main``.
+        pi_lr: learning rate of the policy.
+        q_lr: learning rate of the critics.
+        batch_size: transitions in a minibatch, of all ranks together.
+        start_steps: environment steps at the start with uniformly random actions.
+        update_after: environment steps before the first update.
+        update_every: environment steps between updates; then as many updates follow.
+        act_noise: standard deviation of the exploration noise, in units of half the range of each
+            action (1 for actions in [-1, 1]).
+        target_noise: standard deviation of the noise on the target policy's actions, in the same
+            units.
+        noise_clip: limit of that noise, in the same units. Denoted c.
+        policy_delay: updates of the critics per update of the policy and targets; denoted d.
+        num_test_episodes: episodes per epoch without noise, of all ranks together.
+        max_ep_len: environment steps after which an episode is cut off.
+        logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
+            ``overwrite``, ``tensorboard``.
+        save_freq: epochs between saves of the policy; the last epoch is always saved.
+        device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+
+    Returns:
+        The trained actor-critic.
+
+    Raises:
+        ValueError: a hyperparameter or a space can't be handled.
+        FileExistsError: the output folder holds results.
+        FloatingPointError: an observation, reward or loss is NaN or infinite.
+    """
+    config = dict(algo="spinup.td3", **locals())
+    check_hyperparameters(config)
+    torch_device = choose_device(device)
+
+    # Ranks split a minibatch; a rank's gradient weighs as much as its share.
+    rank, num_ranks = proc_id(), num_procs()
+    local_batch_size = rank_share(batch_size)
+    weight = local_batch_size / batch_size
+
+    # Logger and configuration
+    logger = EpochLogger(**(logger_kwargs or {}))
+    logger.save_config(config)
+
+    # Seeds
+    seed += 10000 * rank
+    rng = seed_everything(seed)
+
+    # Environments
+    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed)
+    check_action_space(env.action_space, "td3", discrete=False, bounded=True)
+    logger.save_config(describe_env(env))
+
+    # Networks, equal on all ranks
+    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
+    q = twin_critic(ac)
+    pi_params, q_params = flatten_each(ac.pi, q)
+    sync_params(pi_params)
+    sync_params(q_params)
+    policy = acting_policy(ac, rng)
+    logger.setup_pytorch_saver(ac)
+    logger.log(f"Number of parameters: pi {count_vars(ac.pi)}, q1 and q2 {count_vars(q)}")
+
+    # Targets
+    pi_targ, q_targ = deepcopy(ac.pi).requires_grad_(False), deepcopy(q).requires_grad_(False)
+    pi_targ_params, q_targ_params = flatten_each(pi_targ, q_targ)
+
+    # Buffer
+    buf = ReplayBuffer(env.observation_space, env.action_space, rank_share(replay_size), rng)
+
+    # Optimizers
+    pi_optimizer = Adam([pi_params], lr=pi_lr, fused=True)
+    q_optimizer = Adam([q_params], lr=q_lr, fused=True)
+
+    # Bounds, and the noise's unit
+    low, high = env.action_space.low.reshape(-1), env.action_space.high.reshape(-1)
+    half_range = (high - low) / 2
+    act_low, act_high, unit = (torch.as_tensor(x).to(torch_device) for x in (low, high, half_range))
+
+    def explore(obs):
+        noise = act_noise * half_range * rng.standard_normal(len(low), dtype=np.float32)
+        return np.clip(policy(obs) + noise, low, high)
+
+    def update(updates_policy):
+        batch = buf.sample_batch(local_batch_size, torch_device)
+        obs, act, rew = batch["obs"], batch["act"], batch["rew"]
+        next_obs, terminated = batch["next_obs"], batch["terminated"]
+
+        # One step on the critics
+        with torch.no_grad():
+            noise = (target_noise * torch.randn_like(act)).clamp(-noise_clip, noise_clip)
+            a2 = (pi_targ(next_obs) + unit * noise).clamp(act_low, act_high)
+            backup = clipped_double_backup(rew, terminated, q_targ(next_obs, a2), gamma)
+        q_vals = q(obs, act)
+        loss_q = critic_loss(q_vals, backup)
+        q_params.grad.zero_()
+        loss_q.backward()
+        mpi_avg_grads(q_params, weight)
+        q_optimizer.step()
+        logger.store(Q1Vals=q_vals[0], Q2Vals=q_vals[1], LossQ=loss_q)
+
+        if not updates_policy:
+            return
+
+        # One step on the policy
+        with frozen(q):
+            loss_pi = policy_loss(q.first(obs, ac.pi(obs)))
+            pi_params.grad.zero_()
+            loss_pi.backward()
+        mpi_avg_grads(pi_params, weight)
+        pi_optimizer.step()
+        logger.store(LossPi=loss_pi)
+
+        # Targets follow
+        with torch.no_grad():
+            pi_targ_params.lerp_(pi_params, 1 - polyak)
+            q_targ_params.lerp_(q_params, 1 - polyak)
+
+    num_updates = 0  # over the whole run, so that the delay doesn't start anew in each block
+    start_time = time.time()
+    obs, _ = env.reset()
+    ep_ret, ep_len = 0.0, 0
+
+    for t in range(1, epochs * steps_per_epoch + 1):
+        # Ranks take turns at the steps: together they take one at each t
+        if t % num_ranks == rank:
+            act = explore(obs) if t > start_steps else env.random_action()
+            next_obs, rew, terminated, truncated, _ = env.step(act)
+            buf.store(obs, act, rew, next_obs, terminated)
+            ep_ret += rew
+            ep_len += 1
+            obs = next_obs
+
+            if terminated or truncated or ep_len == max_ep_len:
+                logger.store(EpRet=ep_ret, EpLen=ep_len)
+                obs, _ = env.reset()
+                ep_ret, ep_len = 0.0, 0
+
+        if t >= update_after and t % update_every == 0:
+            for _ in range(update_every):
+                num_updates += 1
+                update(updates_policy=num_updates % policy_delay == 0)
+            policy.refresh()
+
+        if t % steps_per_epoch == 0:
+            epoch = t // steps_per_epoch
+            run_test_episodes(policy, test_env, num_test_episodes, max_ep_len, logger)
+
+            logger.check_finite("LossPi", "LossQ", where=f"{env.name}, epoch {epoch} (step {t})")
+            if epoch % save_freq == 0 or epoch == epochs:
+                logger.save_state()
+
+            logger.log_tabular("Epoch", epoch)
+            logger.log_tabular("EpRet", with_min_and_max=True)
+            logger.log_tabular("TestEpRet", with_min_and_max=True)
+            logger.log_tabular("EpLen", average_only=True)
+            logger.log_tabular("TestEpLen", average_only=True)
+            logger.log_tabular("TotalEnvInteracts", t)
+            logger.log_tabular("Q1Vals", with_min_and_max=True)
+            logger.log_tabular("Q2Vals", with_min_and_max=True)
+            logger.log_tabular("LossPi", average_only=True)
+            logger.log_tabular("LossQ", average_only=True)
+            logger.log_tabular("Time", time.time() - start_time)
+            logger.dump_tabular()
+
+    env.close()
+    test_env.close()
+    return ac

@@ -1,0 +1,49 @@
+"""Where networks are trained."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from spinup.utils.mpi_tools import proc_id
+
+# How launchers number the ranks of one host: MPICH, Open MPI, Slurm.
+_LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Returns the device that holds networks and minibatches; environments stay on the CPU.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: CUDA where there is any. With
+            ``"cuda"`` the ranks of a host are spread over its GPUs.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {str(device)!r} is unknown: use cpu, cuda, cuda:N or auto")
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise ValueError(
+            f"device {str(device)!r}: this PyTorch ({torch.__version__}) sees no CUDA GPU; use "
+            "device cpu, or install a CUDA build of PyTorch and check nvidia-smi"
+        )
+    index = _local_rank() % count if chosen.index is None else chosen.index
+    if index >= count:
+        raise ValueError(f"device {str(device)!r}: there are {count} GPUs, numbered from 0")
+    return torch.device("cuda", index)
+
+
+def _local_rank():
+    known = [int(os.environ[name]) for name in _LOCAL_RANK if name in os.environ]
+    return known[0] if known else proc_id()

@@ -1,0 +1,205 @@
+"""Environments: make, seed, adapt to the algorithms, and check what they return."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete, Space
+
+EnvFn = Callable[[], gym.Env] | str
+
+
+class AdaptedEnv(gym.Wrapper):
+    """An environment as the algorithms see it.
+
+    Actions are arrays of shape ``(act_dim,)``, clipped to the Box and given its shape and dtype,
+    or the index of a Discrete action. What the environment returns is checked: NaN or infinity
+    ends the run.
+
+    Args:
+        env: environment whose observations are a one-dimensional Box.
+        seed: of its generator, at the first reset, and of its action space.
+    """
+
+    def __init__(self, env: gym.Env, seed: int | None = None):
+        super().__init__(env)
+        self.name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        self.steps = 0
+        self._seed = seed
+        self.action_space.seed(seed)
+        space = self.action_space
+        self._is_box = isinstance(space, Box)
+        if isinstance(space, Box):
+            self._low, self._high = space.low.reshape(-1), space.high.reshape(-1)
+            self._shape, self._dtype = space.shape, space.dtype
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts an episode; the first one with the seed, unless another is given."""
+        seed = kwargs.pop("seed", self._seed)
+        self._seed = None
+        obs, info = self.env.reset(seed=seed, **kwargs)
+        obs = np.asarray(obs)
+        self._check("observation", obs)
+        return obs, info
+
+    def step(self, action):
+        """Steps the environment; see ``gymnasium.Env.step``."""
+        if self._is_box:
+            action = np.minimum(np.maximum(action, self._low), self._high)
+            action = action.astype(self._dtype, copy=False).reshape(self._shape)
+        else:
+            action = int(action) + self.action_space.start
+        obs, rew, terminated, truncated, info = self.env.step(action)
+        self.steps += 1
+        obs = np.asarray(obs)
+        self._check("observation", obs)
+        if not math.isfinite(rew):
+            self._check("reward", np.asarray(rew))
+        return obs, float(rew), bool(terminated), bool(truncated), info
+
+    def random_action(self) -> np.ndarray:
+        """Samples an action uniformly, as an array of shape ``(act_dim,)``."""
+        return self.action_space.sample().reshape(-1)
+
+    def _check(self, quantity, value):
+        # One sum is cheaper than a test of each number; it may overflow where none is infinite.
+        if not math.isfinite(value.sum()) and not np.isfinite(value).all():
+            raise FloatingPointError(
+                f"{self.name} returned NaN or infinity in the {quantity} at step {self.steps}: "
+                f"{value}"
+            )
+
+
+def make_env(env_fn: EnvFn, seed: int | None = None) -> AdaptedEnv:
+    """Makes an environment for an algorithm.
+
+    Args:
+        env_fn: Gymnasium id, or function that returns a new environment.
+        seed: of the environment and its action space.
+
+    Returns:
+        The environment; observations that aren't one-dimensional Boxes are flattened.
+
+    Raises:
+        ValueError: its spaces can't be handled.
+        TypeError: `env_fn` returns no Gymnasium environment.
+    """
+    env = gym.make(env_fn) if isinstance(env_fn, str) else env_fn()
+    if not isinstance(env, gym.Env):
+        raise TypeError(
+            f"env_fn returned a {type(env).__module__}.{type(env).__name__}, which is not a "
+            "gymnasium.Env; an environment of the old gym works through the package shimmy"
+        )
+    if not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
+        space = env.observation_space
+        if not isinstance(gym.spaces.utils.flatten_space(space), Box):
+            raise ValueError(f"Observations of {space} can't be flattened to a vector of numbers")
+        env = gym.wrappers.FlattenObservation(env)
+    return AdaptedEnv(env, seed)
+
+
+def check_action_space(space: Space, algorithm: str, discrete: bool, bounded: bool) -> None:
+    """Refuses an action space that an algorithm can't handle.
+
+    Args:
+        space: the environment's action space.
+        algorithm: its name.
+        discrete: whether it handles Discrete actions.
+        bounded: whether it needs finite bounds.
+
+    Raises:
+        ValueError: naming the space, and who can handle it.
+    """
+    if isinstance(space, Discrete) and not discrete:
+        raise ValueError(f"{algorithm} needs continuous actions (a Box), not {space}; use ppo")
+    if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
+        if bounded and not space.is_bounded():
+            raise ValueError(
+                f"{algorithm} needs a Box of finite bounds, not {space}; use ppo, or bound the "
+                "actions with gymnasium.wrappers.RescaleAction"
+            )
+        return
+    if not isinstance(space, Discrete):
+        handled = "Box of floating-point numbers" + (" or Discrete" if discrete else "")
+        raise ValueError(
+            f"{algorithm} handles actions of a {handled}, not {space}, and no other algorithm here "
+            "does; wrap the environment to one of these"
+        )
+
+
+def seed_everything(seed: int) -> np.random.Generator:
+    """Seeds torch, NumPy and Python, and returns a generator for the policy's and buffer's draws."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    return np.random.default_rng(seed)
+
+
+def describe_env(env: gym.Env) -> dict[str, Any]:
+    """Returns what is needed to make an environment again, for ``config.json``.
+
+    Returns:
+        ``env`` (id, kwargs, time limit, and wrappers beyond the id's; None where there is no id), ``observation_space`` and ``action_space``.
+    """
+    spec = env.unwrapped.spec
+    spaces = {
+        "observation_space": describe_space(env.observation_space),
+        "action_space": describe_space(env.action_space),
+    }
+    if spec is None:
+        return {"env": None, **spaces}
+    made = {"id": spec.id, "kwargs": dict(spec.kwargs), "wrappers": _own_wrappers(env)}
+    return {"env": made | {"max_episode_steps": env.spec.max_episode_steps}, **spaces}
+
+
+def _own_wrappers(env):
+    """Names the wrappers that the function which made the environment added to gym.make's."""
+    known = {AdaptedEnv, gym.wrappers.FlattenObservation, gym.wrappers.TimeLimit}
+    known |= {gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker}
+    names = []
+    while isinstance(env, gym.Wrapper):
+        if type(env) not in known:
+            names.append(type(env).__name__)
+        env = env.env
+    return names
+
+
+def describe_space(space: Space) -> dict[str, Any]:
+    """Returns a one-dimensional Box or a Discrete space as JSON."""
+    if isinstance(space, Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    assert isinstance(space, Box), space
+    return {
+        "type": "Box",
+        "shape": list(space.shape),
+        "dtype": str(space.dtype),
+        "low": _bound(space.low),
+        "high": _bound(space.high),
+    }
+
+
+def _bound(bound):
+    """Returns a Box's bounds as one number where all are equal."""
+    return bound.flat[0].item() if (bound == bound.flat[0]).all() else bound.tolist()
+
+
+def restore_space(description: dict[str, Any]) -> Space:
+    """Returns the space that `describe_space` described.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    try:
+        if description["type"] == "Discrete":
+            return Discrete(description["n"], start=description["start"])
+        shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
+        low, high = (np.full(shape, np.array(description[k], dtype)) for k in ("low", "high"))
+        return Box(low, high, shape, dtype.type)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"{description!r} describes no Box or Discrete space ({error})") from None

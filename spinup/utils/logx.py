@@ -1,0 +1,366 @@
+"""The run folder and its log: configuration, progress, status and saved policies."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from spinup.utils.mpi_tools import barrier, mpi_statistics_scalar, mpi_sum, num_procs, proc_id
+from spinup.utils.serialization_utils import convert_json
+
+_COLORS = dict(gray=30, red=31, green=32, yellow=33, blue=34, magenta=35, cyan=36, white=37, crimson=38)
+
+# What a run writes into its folder; `overwrite` removes these and nothing else.
+_RESULTS = ("progress.txt", "config.json", "status.json", "pyt_save", "checkpoint", "tensorboard")
+
+
+def colorize(string: str, color: str, bold: bool = False, highlight: bool = False) -> str:
+    """Wraps a string in the terminal's codes for a colour."""
+    code = str(_COLORS[color] + 10 * highlight) + (";1" if bold else "")
+    return f"\x1b[{code}m{string}\x1b[0m"
+
+
+def check_exp_name(name: str) -> str:
+    """Returns an experiment's name, which becomes a folder's, if it is fit for that.
+
+    Raises:
+        ValueError: it has other characters than letters, digits and ``_ - + . =``, or starts with
+            a dot.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_+=-][A-Za-z0-9_+=.-]*", name):
+        raise ValueError(
+            f"exp_name {name!r} is not fit for a folder's name: use letters, digits and _ - + . = "
+            "(and no dot in front)"
+        )
+    return name
+
+
+def holds_results(output_dir: str | os.PathLike) -> bool:
+    """Says whether a folder holds the results of a run (its log or a saved policy)."""
+    folder = Path(output_dir)
+    progress = folder / "progress.txt"
+    has_rows = progress.is_file() and progress.stat().st_size > 0
+    return has_rows or any((folder / name).exists() for name in ("pyt_save", "checkpoint"))
+
+
+def read_status(output_dir: str | os.PathLike) -> dict[str, Any]:
+    """Returns what a run's ``status.json`` says, or an empty dict where there is none yet."""
+    try:
+        status = json.loads(Path(output_dir, "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=4) + "\n")
+    os.replace(temporary, path)
+
+
+class Logger:
+    """Writes a run's folder. Every rank has one; rank 0's writes and prints.
+
+    Args:
+        output_dir: the folder, made if need be. A new one among the system's temporary files if
+            None.
+        output_fname: name of the tab-separated log, one row per epoch.
+        exp_name: name of the experiment; the plotter averages runs that share it.
+        overwrite: remove the results that the folder holds, instead of refusing it.
+        tensorboard: also write the log for TensorBoard (``pip install spinup[tensorboard]``).
+
+    Raises:
+        FileExistsError: the folder holds results.
+    """
+
+    current: Logger | None = None  # the logger of the run under way in this process
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike | None = None,
+        output_fname: str = "progress.txt",
+        exp_name: str | None = None,
+        overwrite: bool = False,
+        tensorboard: bool = False,
+    ):
+        self.exp_name = exp_name
+        self.log_headers: list[str] = []
+        self.log_current_row: dict[str, Any] = {}
+        self.first_row = True
+        self.output_dir: Path | None = None
+        self.output_file = None
+        self.config: dict[str, Any] = {}
+        self.status: dict[str, Any] = {}
+        self._model: torch.nn.Module | None = None
+        self._board = None
+        self._start = time.time()
+        if proc_id() == 0:
+            self.output_dir = Path(output_dir or tempfile.mkdtemp(prefix="spinup-"))
+            _prepare_folder(self.output_dir, overwrite)
+            self.output_file = open(self.output_dir / output_fname, "w")
+            self._board = _open_tensorboard(self.output_dir) if tensorboard else None
+            self._write_status("running")
+            self.log(f"Logging to {self.output_dir / output_fname}")
+        Logger.current = self
+
+    def log(self, msg: str, color: str = "green") -> None:
+        """Prints a message, coloured on a terminal."""
+        if proc_id() == 0:
+            is_terminal = os.isatty(1)
+            print(colorize(msg, color, bold=True) if is_terminal else msg, flush=True)
+
+    def save_config(self, config: dict[str, Any]) -> None:
+        """Adds to ``config.json``: all that is needed to run the experiment again.
+
+        Args:
+            config: hyperparameters and other facts; what JSON can't hold is described in words.
+        """
+        self.config.update(convert_json(config))
+        self.config["num_cpu"] = num_procs()
+        self.config["versions"] = _versions()
+        if self.exp_name is not None:
+            self.config["exp_name"] = self.exp_name
+        if self.output_dir is not None:
+            write_json(self.output_dir / "config.json", self.config)
+
+    def setup_pytorch_saver(self, what_to_save: torch.nn.Module) -> None:
+        """Names the module whose weights `save_state` saves."""
+        self._model = what_to_save
+
+    def save_state(self, state_dict: dict[str, Any] | None = None, itr: int | None = None) -> None:
+        """Saves the policy's weights to ``pyt_save/model.safetensors``.
+
+        Args:
+            state_dict: accepted for the sake of Spinning Up's scripts; environments are rebuilt
+                from ``config.json``, not saved.
+            itr: number to append to the file's name, to keep more than the last.
+        """
+        if self.output_dir is None:
+            return
+        assert self._model is not None, "call setup_pytorch_saver first"
+        folder = self.output_dir / "pyt_save"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"model{'' if itr is None else itr}.safetensors"
+        weights = {k: v.detach().cpu().contiguous() for k, v in self._model.state_dict().items()}
+        temporary = path.with_suffix(".tmp")
+        save_file({k: v.clone() for k, v in weights.items()}, temporary)
+        os.replace(temporary, path)
+
+    def log_tabular(self, key: str, val: Any) -> None:
+        """Sets a column of the current row.
+
+        Raises:
+            KeyError: the first row has no such column, or this row has it already.
+        """
+        if self.first_row:
+            self.log_headers.append(key)
+        elif key not in self.log_headers:
+            raise KeyError(f"column {key!r} is not in the first row, whose columns are the file's")
+        if key in self.log_current_row:
+            raise KeyError(f"column {key!r} is set already; call dump_tabular() to end the row")
+        self.log_current_row[key] = val
+
+    def dump_tabular(self) -> None:
+        """Ends the row: prints it, and writes it to the log."""
+        row, self.log_current_row = self.log_current_row, {}
+        if self.output_file is not None:
+            self._print_row(row)
+            if self.first_row:
+                self.output_file.write("\t".join(self.log_headers) + "\n")
+            values = [row.get(key, "") for key in self.log_headers]
+            self.output_file.write("\t".join(map(str, values)) + "\n")
+            self.output_file.flush()
+            self._write_status("running", row)
+            if self._board is not None:
+                for key, val in row.items():
+                    self._board.add_scalar(key, val, int(row.get("TotalEnvInteracts", 0)))
+        self.first_row = False
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Ends the run's log: its status becomes finished, or failed and why."""
+        if Logger.current is self:
+            Logger.current = None
+        if error is None:
+            barrier()  # finished means that every rank is
+        if self.output_file is None or self.output_file.closed:
+            return
+        self.output_file.close()
+        if self._board is not None:
+            self._board.close()
+        self._write_status("finished" if error is None else "failed", error=error)
+
+    def _print_row(self, row):
+        width = max(15, *map(len, self.log_headers))
+        line = "-" * (width + 22)
+        rows = [f"| {key:>{width}} | {_short(row.get(key, '')):>15} |" for key in self.log_headers]
+        print("\n".join([line, *rows, line]), flush=True)
+
+    def _write_status(self, state, row=None, error=None):
+        if row:
+            performance = row.get("AverageTestEpRet", row.get("AverageEpRet", math.nan))
+            steps, seconds = row.get("TotalEnvInteracts"), time.time() - self._start
+            self.status.update(
+                {
+                    "epoch": row.get("Epoch"),
+                    "epochs": self.config.get("epochs"),
+                    "steps": steps,
+                    "total_steps": _product(self.config, "epochs", "steps_per_epoch"),
+                    "return": performance if math.isfinite(performance) else None,
+                    "seconds": round(seconds, 3),
+                    "steps_per_second": steps / seconds if steps and seconds > 0 else None,
+                }
+            )
+        reason = f"{type(error).__name__}: {error}".splitlines()[0] if error is not None else None
+        status = {"state": state, "error": reason, **self.status, "updated": time.time()}
+        assert self.output_dir is not None
+        write_json(self.output_dir / "status.json", status)
+
+
+class EpochLogger(Logger):
+    """A logger that gathers values during an epoch and logs their statistics.
+
+    Example::
+
+        logger.store(EpRet=31.0)
+        logger.store(EpRet=27.0)
+        logger.log_tabular("EpRet", with_min_and_max=True)  # AverageEpRet, StdEpRet, Max…, Min…
+        logger.dump_tabular()
+
+    What is stored may be tensors on any device: they are read once, when their statistics are.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.epoch_dict: dict[str, list] = defaultdict(list)
+
+    def store(self, **kwargs: Any) -> None:
+        """Keeps values: scalars, arrays or tensors of any shape."""
+        for key, val in kwargs.items():
+            self.epoch_dict[key].append(val.detach() if isinstance(val, torch.Tensor) else val)
+
+    def log_tabular(  # type: ignore[override]
+        self,
+        key: str,
+        val: Any = None,
+        with_min_and_max: bool = False,
+        average_only: bool = False,
+    ) -> None:
+        """Logs a value, or the statistics over all ranks of what was stored since the last time.
+
+        Args:
+            key: the quantity's name. Its columns are ``Average``, ``Std``, ``Max`` and ``Min``
+                before the name, or the name alone with `average_only`.
+            val: a value to log as it is.
+            with_min_and_max: log the extremes too.
+            average_only: log the mean alone.
+
+        The columns are NaN where nothing was stored.
+        """
+        if val is not None:
+            super().log_tabular(key, val)
+            return
+        mean, std, *extremes = mpi_statistics_scalar(self._values(key), with_min_and_max)
+        super().log_tabular(key if average_only else "Average" + key, mean)
+        if not average_only:
+            super().log_tabular("Std" + key, std)
+        if with_min_and_max:
+            super().log_tabular("Max" + key, extremes[1])
+            super().log_tabular("Min" + key, extremes[0])
+        self.epoch_dict[key] = []
+
+    def get_stats(self, key: str) -> tuple[float, ...]:
+        """Returns mean, standard deviation, minimum and maximum of what is stored."""
+        return mpi_statistics_scalar(self._values(key), with_min_and_max=True)
+
+    def check_finite(self, *keys: str, where: str) -> None:
+        """Stops all ranks if a value stored since the last row is NaN or infinite.
+
+        Args:
+            *keys: quantities to check.
+            where: environment and step, for the message.
+
+        Raises:
+            FloatingPointError: one is, on any rank.
+        """
+        bad = [int((~np.isfinite(self._values(key))).sum()) for key in keys]
+        for key, count in zip(keys, mpi_sum(np.array(bad)), strict=True):
+            if count:
+                raise FloatingPointError(
+                    f"{key} is NaN or infinite ({count:.0f} values) in {where}; nothing of this "
+                    "epoch is saved. Lower the learning rate, or look at the rewards' scale"
+                )
+
+    def _values(self, key):
+        """Returns what is stored under a key as one flat array."""
+        stored = self.epoch_dict[key]
+        if not stored:
+            return np.zeros(0)
+        if isinstance(stored[0], torch.Tensor):
+            stored = torch.cat([x.reshape(-1) for x in stored]).cpu().numpy()
+            return stored.astype(np.float64)
+        return np.concatenate([np.asarray(x, dtype=np.float64).reshape(-1) for x in stored])
+
+
+def _prepare_folder(folder, overwrite):
+    if holds_results(folder):
+        if not overwrite:
+            raise FileExistsError(
+                f"{folder} holds the results of a run; choose another folder or exp_name, or "
+                "replace them with --overwrite (from Python, overwrite=True in logger_kwargs)"
+            )
+        for name in _RESULTS:
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _open_tensorboard(folder):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ModuleNotFoundError(
+            "tensorboard=True needs TensorBoard: pip install 'spinup[tensorboard]'"
+        ) from None
+    return SummaryWriter(folder / "tensorboard")
+
+
+def _versions():
+    import platform
+
+    import gymnasium
+
+    from spinup.version import __version__
+
+    return {
+        "spinup": __version__,
+        "torch": torch.__version__,
+        "gymnasium": gymnasium.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _product(config, *keys):
+    values = [config.get(key) for key in keys]
+    return math.prod(values) if all(isinstance(v, int) for v in values) else None
+
+
+def _short(val):
+    return f"{val:8.3g}" if hasattr(val, "__float__") else str(val)

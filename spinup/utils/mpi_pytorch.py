@@ -1,0 +1,70 @@
+"""What PyTorch needs among ranks: threads, equal parameters, averaged gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import threadpoolctl
+import torch
+
+from spinup.utils.mpi_tools import broadcast, num_procs, sum_in_place
+
+
+def setup_pytorch_for_mpi() -> None:
+    """Gives this rank one thread (or ``OMP_NUM_THREADS``) and flushes denormal numbers to zero.
+
+    Networks of this library's size run fastest on one thread, ranks that share cores must not each
+    start as many threads as there are cores, and sums come out the same whatever the machine's
+    number of cores. Adam's moments of dead units decay into denormal numbers, on which arithmetic
+    is several times slower.
+    """
+    threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    threadpoolctl.threadpool_limits(threads, user_api="blas")  # NumPy's own
+
+
+@contextlib.contextmanager
+def one_thread_per_rank() -> Iterator[None]:
+    """Applies `setup_pytorch_for_mpi` to a block, so that a notebook has its threads back after."""
+    threads = torch.get_num_threads()
+    with threadpoolctl.threadpool_limits(user_api="blas"):
+        setup_pytorch_for_mpi()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(False)
+
+
+def sync_params(module: torch.nn.Module | torch.nn.Parameter) -> None:
+    """Overwrites a module's parameters, or a flat vector of them, with those of rank 0."""
+    if num_procs() == 1:
+        return
+    for p in _parameters(module):
+        host = p.data.cpu().contiguous()
+        broadcast(host.numpy())
+        p.data.copy_(host)
+
+
+def mpi_avg_grads(module: torch.nn.Module | torch.nn.Parameter, weight: float | None = None) -> None:
+    """Averages gradients over ranks.
+
+    Args:
+        module: a module, or a flat vector of parameters (then it takes one reduction).
+        weight: this rank's weight, its share of the batch that all ranks hold. The weights of all
+            ranks add up to one. Equal weights by default.
+    """
+    if num_procs() == 1:
+        return
+    for p in _parameters(module):
+        grad = p.grad.cpu().contiguous()  # the gradient itself where it lies on the CPU
+        grad.mul_(1 / num_procs() if weight is None else weight)
+        sum_in_place(grad.numpy())
+        p.grad.copy_(grad)
+
+
+def _parameters(module):
+    return [module] if isinstance(module, torch.nn.Parameter) else list(module.parameters())

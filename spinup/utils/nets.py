@@ -1,0 +1,404 @@
+"""Networks: MLPs, policies and critics, and the actor-critics made of them.
+
+On-policy algorithms need ``ac.pi`` and ``ac.v`` (`MLPActorCritic`); off-policy ones ``ac.pi`` and
+twin critics, as one stacked module ``ac.q`` or as two, ``ac.q1`` and ``ac.q2``
+(`SquashedGaussianActorCritic` for SAC, `DeterministicActorCritic` for TD3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete, Space
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
+LOG_STD_MIN, LOG_STD_MAX = -20, 2
+
+
+# --- Multi-layer perceptrons ----------------------------------------------------------------------
+
+
+class StackedLinear(nn.Module):
+    """Several linear layers of one shape, evaluated as one batched matrix product.
+
+    Args:
+        num_stacked: number of layers.
+        in_features, out_features: as of ``nn.Linear``, whose initial values each layer has.
+
+    Input of shape ``(batch, in_features)``, seen by every layer, or
+    ``(num_stacked, batch, in_features)``; output of shape ``(num_stacked, batch, out_features)``.
+    """
+
+    def __init__(self, num_stacked: int, in_features: int, out_features: int):
+        super().__init__()
+        layers = [nn.Linear(in_features, out_features) for _ in range(num_stacked)]
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _affine(x, self.weight, self.bias)
+
+
+class MLP(nn.Sequential):
+    """Linear layers with activations between them.
+
+    Where the activations are ReLU, Tanh or Identity the network is one node of the autograd graph,
+    with its backward pass in closed form: the same numbers for a fraction of the overhead.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        linears, activations = list(self)[::2], list(self)[1::2]
+        if not all(type(a) in _DERIVATIVES for a in activations):
+            return super().forward(x)
+        params = [p for linear in linears for p in (linear.weight, linear.bias)]
+        if x.dim() == 1:  # one observation
+            return _MLPFunction.apply(x[None], activations, *params).squeeze(-2)
+        return _MLPFunction.apply(x, activations, *params)
+
+
+def mlp(
+    sizes: Sequence[int],
+    activation: type[nn.Module],
+    output_activation: type[nn.Module] = nn.Identity,
+    num_stacked: int | None = None,
+) -> MLP:
+    """Builds a multi-layer perceptron.
+
+    Args:
+        sizes: features of the input, of each hidden layer, and of the output.
+        activation: class of the activation after each hidden layer, such as ``nn.Tanh``.
+        output_activation: class of the activation after the last layer.
+        num_stacked: build this many networks as one (`StackedLinear`); a plain network if None.
+    """
+    layers: list[nn.Module] = []
+    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        stacked = num_stacked is not None
+        layers += [
+            StackedLinear(num_stacked, n_in, n_out) if stacked else nn.Linear(n_in, n_out),
+            activation() if i < len(sizes) - 2 else output_activation(),
+        ]
+    return MLP(*layers)
+
+
+def _affine(x, weight, bias):
+    """Computes ``x @ weight.T + bias``, batched where the weight is a stack of matrices."""
+    if weight.dim() == 2:
+        return torch.addmm(bias, x, weight.t()) if x.dim() == 2 else F.linear(x, weight, bias)
+    return torch.baddbmm(bias[:, None], x.expand(len(weight), -1, -1), weight.transpose(1, 2))
+
+
+# The gradient through each activation, from that of its output and the output itself.
+_DERIVATIVES = {
+    nn.Identity: lambda grad, out: grad,
+    nn.Tanh: torch.ops.aten.tanh_backward,
+    nn.ReLU: lambda grad, out: torch.ops.aten.threshold_backward(grad, out, 0),
+}
+
+
+class _MLPFunction(torch.autograd.Function):
+    """An MLP as one node: layer ``h[i + 1] = f(h[i] @ W[i].T + b[i])``, ``h[0]`` the input."""
+
+    @staticmethod
+    def forward(ctx, x, activations, *params):
+        outputs = [x]
+        for i, activation in enumerate(activations):
+            x = _affine(x, params[2 * i], params[2 * i + 1])
+            x = x if type(activation) is nn.Identity else _IN_PLACE[type(activation)](x)
+            outputs.append(x)
+        ctx.activations = activations
+        ctx.save_for_backward(*outputs, *params[::2])
+        return x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        n = len(ctx.activations)
+        outputs, weights = ctx.saved_tensors[: n + 1], ctx.saved_tensors[n + 1 :]
+        grads = [None] * (2 * n)
+        for i in reversed(range(n)):
+            grad = _DERIVATIVES[type(ctx.activations[i])](grad, outputs[i + 1])
+            if ctx.needs_input_grad[2 + 2 * i]:
+                grads[2 * i] = grad.transpose(-2, -1) @ outputs[i]
+                grads[2 * i + 1] = grad.sum(-2)
+            if i > 0 or ctx.needs_input_grad[0]:
+                grad = grad @ weights[i]
+        if not ctx.needs_input_grad[0]:
+            return None, None, *grads
+        return grad.sum(0) if grad.dim() > outputs[0].dim() else grad, None, *grads
+
+
+_IN_PLACE = {nn.Tanh: torch.tanh_, nn.ReLU: torch.relu_}
+
+
+def count_vars(module: nn.Module) -> int:
+    """Counts a module's parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+# --- On-policy ------------------------------------------------------------------------------------
+
+
+class Actor(nn.Module):
+    """A stochastic policy with a tractable density. Subclasses say which."""
+
+    def distribution(self, obs: Tensor) -> Distribution:
+        """Returns the distribution of actions for observations of shape ``(batch, obs_dim)``."""
+        raise NotImplementedError
+
+    def forward(self, obs: Tensor, act: Tensor | None = None) -> tuple[Distribution, Tensor | None]:
+        """Returns the distribution and, where actions are given, their log-density ``(batch,)``."""
+        pi = self.distribution(obs)
+        return pi, None if act is None else pi.log_prob(act)
+
+
+class MLPCategoricalActor(Actor):
+    """Discrete actions: a softmax over the network's outputs."""
+
+    def __init__(self, obs_dim, act_dim, hidden_sizes, activation):
+        super().__init__()
+        self.logits_net = mlp([obs_dim, *hidden_sizes, act_dim], activation)
+
+    def distribution(self, obs: Tensor) -> Distribution:
+        return Categorical(logits=self.logits_net(obs), validate_args=False)
+
+
+class MLPGaussianActor(Actor):
+    """Continuous actions: a diagonal Gaussian whose deviation doesn't depend on the state."""
+
+    def __init__(self, obs_dim, act_dim, hidden_sizes, activation):
+        super().__init__()
+        self.log_std = nn.Parameter(torch.full((act_dim,), -0.5))
+        self.mu_net = mlp([obs_dim, *hidden_sizes, act_dim], activation)
+
+    def distribution(self, obs: Tensor) -> Distribution:
+        mu = self.mu_net(obs)
+        normal = Normal(mu, self.log_std.exp().expand_as(mu), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
+
+
+class MLPCritic(nn.Module):
+    """A state-value function: observations ``(batch, obs_dim)`` to values ``(batch,)``."""
+
+    def __init__(self, obs_dim, hidden_sizes, activation):
+        super().__init__()
+        self.v_net = mlp([obs_dim, *hidden_sizes, 1], activation)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.v_net(obs).squeeze(-1)
+
+
+class MLPActorCritic(nn.Module):
+    """Policy and state-value function of the on-policy algorithms.
+
+    Args:
+        observation_space: a one-dimensional Box.
+        action_space: a Box, or Discrete.
+        hidden_sizes: units of each hidden layer, of both networks.
+        activation: class of the activation.
+    """
+
+    def __init__(
+        self,
+        observation_space: Space,
+        action_space: Space,
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: type[nn.Module] = nn.Tanh,
+    ):
+        super().__init__()
+        obs_dim = space_dim(observation_space)
+        actor = MLPCategoricalActor if isinstance(action_space, Discrete) else MLPGaussianActor
+        self.pi = actor(obs_dim, space_dim(action_space), hidden_sizes, activation)
+        self.v = MLPCritic(obs_dim, hidden_sizes, activation)
+
+    @torch.no_grad()
+    def step(self, obs: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Samples actions; returns them with the observations' values and the log-densities."""
+        pi = self.pi.distribution(obs)
+        act = pi.sample()
+        return act.cpu().numpy(), self.v(obs).cpu().numpy(), pi.log_prob(act).cpu().numpy()
+
+    def act(self, obs: Tensor) -> np.ndarray:
+        """Samples actions."""
+        return self.step(obs)[0]
+
+
+# --- Off-policy -----------------------------------------------------------------------------------
+
+
+class _BoxActor(nn.Module):
+    """A policy whose actions, squashed by tanh, fill a bounded Box: ``mid + half_range * tanh(u)``."""
+
+    mid: Tensor
+    half_range: Tensor
+
+    def __init__(self, action_space):
+        super().__init__()
+        low, high = (torch.as_tensor(x.reshape(-1)) for x in (action_space.low, action_space.high))
+        # Not saved: they belong to the environment, not to what is learned.
+        self.register_buffer("mid", (high + low) / 2, persistent=False)
+        self.register_buffer("half_range", (high - low) / 2, persistent=False)
+
+    def to_box(self, squashed: Tensor) -> Tensor:
+        """Maps ``[-1, 1]`` to the Box."""
+        return torch.addcmul(self.mid, self.half_range, squashed)
+
+
+class DeterministicActor(_BoxActor):
+    """Observations ``(batch, obs_dim)`` to actions ``(batch, act_dim)``."""
+
+    def __init__(self, observation_space, action_space, hidden_sizes, activation):
+        super().__init__(action_space)
+        sizes = [space_dim(observation_space), *hidden_sizes, space_dim(action_space)]
+        self.pi_net = mlp(sizes, activation, nn.Tanh)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.to_box(self.pi_net(obs))
+
+
+class SquashedGaussianActor(_BoxActor):
+    """A Gaussian, its deviation dependent on the state, squashed by tanh to the Box."""
+
+    def __init__(self, observation_space, action_space, hidden_sizes, activation):
+        super().__init__(action_space)
+        sizes = [space_dim(observation_space), *hidden_sizes, 2 * space_dim(action_space)]
+        self.net = mlp(sizes, activation)
+
+    def forward(
+        self, obs: Tensor, deterministic: bool = False, with_logprob: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Samples actions by reparameterisation, so that gradients flow into them.
+
+        Args:
+            obs: observations, ``(batch, obs_dim)``.
+            deterministic: take the mean before squashing instead of a sample.
+            with_logprob: also compute the log-densities.
+
+        Returns:
+            Actions ``(batch, act_dim)``, and their log-densities ``(batch,)`` or None. The density
+            is that of the action scaled to [-1, 1], so that the entropy doesn't depend on the
+            units of the Box.
+        """
+        mu, log_std = self.net(obs).chunk(2, dim=-1)
+        log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        eps = torch.zeros_like(mu) if deterministic else torch.randn_like(mu)
+        u = torch.addcmul(mu, log_std.exp(), eps)
+        act = self.to_box(torch.tanh(u))
+        if not with_logprob:
+            return act, None
+        # Appendix C of arXiv:1801.01290. As eps = (u - mu) / std, the Gaussian's exponent is a
+        # constant; log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)) doesn't overflow.
+        gaussian = -log_std - 0.5 * eps.square() - 0.5 * math.log(2 * math.pi)
+        squashing = 2 * (math.log(2) - u - F.softplus(-2 * u))
+        return act, (gaussian - squashing).sum(-1)
+
+
+class TwinMLPCritic(nn.Module):
+    """Two action-value functions as one stacked network."""
+
+    def __init__(self, obs_dim, act_dim, hidden_sizes, activation):
+        super().__init__()
+        self.q_net = mlp([obs_dim + act_dim, *hidden_sizes, 1], activation, num_stacked=2)
+
+    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Returns both values, ``(2, batch)``."""
+        return self.q_net(torch.cat([obs, act], dim=-1)).squeeze(-1)
+
+    def first(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Returns the value of the first critic alone, ``(batch,)``."""
+        x = torch.cat([obs, act], dim=-1)
+        for layer in self.q_net:
+            x = F.linear(x, layer.weight[0], layer.bias[0]) if _is_stacked(layer) else layer(x)
+        return x.squeeze(-1)
+
+
+def _is_stacked(layer):
+    return isinstance(layer, StackedLinear)
+
+
+class TwinCritic(nn.Module):
+    """Two critics of a user's own, called as one: see `TwinMLPCritic`."""
+
+    def __init__(self, q1: nn.Module, q2: nn.Module):
+        super().__init__()
+        self.q1, self.q2 = q1, q2
+
+    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Returns both values, ``(2, batch)``."""
+        return torch.stack([self.q1(obs, act), self.q2(obs, act)])
+
+    def first(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Returns the value of the first critic alone, ``(batch,)``."""
+        return self.q1(obs, act)
+
+
+def twin_critic(ac: nn.Module) -> nn.Module:
+    """Returns an actor-critic's two critics as one module: its ``q``, or its ``q1`` and ``q2``."""
+    return ac.q if hasattr(ac, "q") else TwinCritic(ac.q1, ac.q2)
+
+
+class _OffPolicyActorCritic(nn.Module):
+    """Policy and twin critics over a bounded Box.
+
+    Args:
+        observation_space: a one-dimensional Box.
+        action_space: a bounded Box; bounds may differ by dimension and be asymmetric.
+        hidden_sizes: units of each hidden layer, of all networks.
+        activation: class of the activation.
+    """
+
+    actor_class: type[nn.Module]
+
+    def __init__(
+        self,
+        observation_space: Space,
+        action_space: Space,
+        hidden_sizes: Sequence[int] = (256, 256),
+        activation: type[nn.Module] = nn.ReLU,
+    ):
+        super().__init__()
+        self.pi = self.actor_class(observation_space, action_space, hidden_sizes, activation)
+        obs_dim, act_dim = space_dim(observation_space), space_dim(action_space)
+        self.q = TwinMLPCritic(obs_dim, act_dim, hidden_sizes, activation)
+
+    def q1(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Returns the first critic's values, ``(batch,)``."""
+        return self.q(obs, act)[0]
+
+    def q2(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Returns the second critic's values, ``(batch,)``."""
+        return self.q(obs, act)[1]
+
+
+class DeterministicActorCritic(_OffPolicyActorCritic):
+    """Deterministic policy and twin critics, of TD3."""
+
+    actor_class = DeterministicActor
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> np.ndarray:
+        """Returns the actions for observations."""
+        return self.pi(obs).cpu().numpy()
+
+
+class SquashedGaussianActorCritic(_OffPolicyActorCritic):
+    """Squashed Gaussian policy and twin critics, of SAC."""
+
+    actor_class = SquashedGaussianActor
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, deterministic: bool = False) -> np.ndarray:
+        """Returns actions for observations: samples, or the policy's mode before squashing."""
+        return self.pi(obs, deterministic, with_logprob=False)[0].cpu().numpy()
+
+
+def space_dim(space: Space) -> int:
+    """Returns the number of features of a Box, or of choices of a Discrete space."""
+    if isinstance(space, Discrete):
+        return int(space.n)
+    assert isinstance(space, Box), space
+    return math.prod(space.shape)

@@ -1,0 +1,77 @@
+"""What surrounds every training run, whatever its algorithm."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from spinup.utils.logx import Logger
+from spinup.utils.mpi_pytorch import one_thread_per_rank
+from spinup.utils.mpi_tools import num_procs
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
+    """Decorates an algorithm's function.
+
+    While it runs, each rank computes on one thread (the caller's threads are put back after). When
+    it returns, or raises, the run folder's ``status.json`` says so.
+    """
+
+    @functools.wraps(algorithm)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        Logger.current = None
+        try:
+            with one_thread_per_rank():
+                result = algorithm(*args, **kwargs)
+        except BaseException as error:
+            if Logger.current is not None:
+                Logger.current.close(error)
+            raise
+        if Logger.current is not None:
+            Logger.current.close()
+        return result
+
+    return run
+
+
+# What each hyperparameter must be: whether a whole number, and its least and greatest value.
+_VALID: dict[str, tuple[bool, float, float]] = {
+    **dict.fromkeys(["seed"], (True, 0, 2**32 - 1)),
+    **dict.fromkeys(["epochs", "max_ep_len", "update_every"], (True, 1, math.inf)),
+    **dict.fromkeys(["replay_size", "policy_delay", "save_freq"], (True, 1, math.inf)),
+    **dict.fromkeys(["train_pi_iters", "train_v_iters"], (True, 0, math.inf)),
+    **dict.fromkeys(["start_steps", "update_after", "num_test_episodes"], (True, 0, math.inf)),
+    **dict.fromkeys(["gamma", "lam", "polyak"], (False, 0, 1)),
+    **dict.fromkeys(["lr", "pi_lr", "vf_lr", "q_lr", "clip_ratio"], (False, 0, math.inf)),
+    **dict.fromkeys(["act_noise", "target_noise", "noise_clip"], (False, 0, math.inf)),
+    **dict.fromkeys(["target_kl"], (False, 0, math.inf)),
+}
+
+# Split over ranks, so that each rank needs one at least.
+_SPLIT = ("steps_per_epoch", "batch_size")
+
+
+def check_hyperparameters(config: dict[str, Any]) -> None:
+    """Refuses hyperparameters that can't be meant, before anything runs.
+
+    Args:
+        config: values by name; names that it doesn't know are left alone.
+
+    Raises:
+        ValueError: one is out of its range, naming it, its value and the range.
+    """
+    limits = _VALID | dict.fromkeys(_SPLIT, (True, num_procs(), math.inf))
+    for name in config.keys() & limits.keys():
+        whole, least, greatest = limits[name]
+        value = config[name]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (is_number and least <= value <= greatest and (not whole or value == int(value))):
+            kind = "a whole number" if whole else "a number"
+            bounds = f"of at least {least}" if greatest == math.inf else f"in [{least}, {greatest}]"
+            ranks = f" (one a rank, of {num_procs()} ranks)" if name in _SPLIT else ""
+            raise ValueError(f"{name} must be {kind} {bounds}{ranks}, not {value!r}")
