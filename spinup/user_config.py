@@ -8,8 +8,8 @@ def default_data_dir() -> str:
     """Where runs land when no ``data_dir`` is given.
 
     Returns:
-        ``$SPINUP_DATA_DIR`` if that is set; in a checkout, the ``data`` folder beside ``spinup/``; for
-        an installed package, ``data`` below the current directory (never inside site-packages).
+        ``$SPINUP_DATA_DIR`` if that is set; in a checkout, the ``data`` folder beside ``spinup/``;
+        for an installed package, ``data`` below the current directory (never in site-packages).
     """
     chosen = os.environ.get("SPINUP_DATA_DIR")
     if chosen:

@@ -12,8 +12,9 @@ import inspect
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import PurePath
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def _describe_key(key: Any) -> str:
 def _describe_object(obj: Any) -> Any:
     try:
         name = qualified_name(obj)
-    except Exception:  # a hostile __getattr__ must not end the run that only wants to log
+    except Exception:  # noqa: BLE001 (any __getattr__ may raise; a run only wants to log it)
         name = None
     if name is not None:
         return name
@@ -95,7 +96,7 @@ def _describe_object(obj: Any) -> Any:
 def _text(obj: Any) -> str:
     try:
         return ADDRESS.sub("", str(obj))
-    except Exception:  # the same: any __str__ may raise
+    except Exception:  # noqa: BLE001 (as may any __str__)
         return f"<{type(obj).__module__}:{type(obj).__qualname__}>"
 
 
@@ -197,7 +198,8 @@ def torch_nn_name(obj: Any) -> str | None:
     nn = sys.modules.get("torch.nn")  # if nobody has imported it, obj isn't one of its classes
     if nn is None or not inspect.isclass(obj):
         return None
-    return obj.__name__ if getattr(nn, obj.__name__, None) is obj else None
+    name = str(obj.__name__)
+    return name if getattr(nn, name, None) is obj else None
 
 
 def torch_nn_class(name: str) -> type:

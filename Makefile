@@ -1,0 +1,69 @@
+# spinup's errands. `make` lists them; each installs what it needs first.
+#   make PYTHON=python3.12 install    another Python than python3
+#   make test ARGS="-k ppo -x"        arguments for pytest
+#   make bench COMPARE=sac ARGS="--rounds 5"
+
+PYTHON ?= python3
+ARGS ?=
+COMPARE ?= ppo sac td3 ranks
+
+VENV := .venv
+VENV_BENCH := .venv-bench
+INSTALLED := $(VENV)/.installed
+INSTALLED_BENCH := $(VENV_BENCH)/.installed
+PIP_INSTALL = -m pip --disable-pip-version-check install $$(test -t 1 || echo --quiet)
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-all lint format type bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## make .venv with the pinned versions and this checkout in it
+
+train: $(INSTALLED)  ## train PPO on CartPole-v1 on two MPI ranks and draw its learning curve
+	$(VENV)/bin/python -m spinup.examples.train_cartpole
+
+test: $(INSTALLED)  ## run the tests of a few minutes
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-all: $(INSTALLED)  ## run every test, those that learn for long included
+	$(VENV)/bin/python -m pytest -m "" $(ARGS)
+
+lint: $(INSTALLED)  ## check the style, change nothing
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+format: $(INSTALLED)  ## mend the style where that is safe
+	$(VENV)/bin/python -m ruff check --fix .
+	$(VENV)/bin/python -m ruff format .
+
+type: $(INSTALLED)  ## check the types
+	$(VENV)/bin/python -m mypy
+
+bench: $(INSTALLED_BENCH)  ## measure the speed against other libraries, in .venv-bench
+	for algo in $(COMPARE); do \
+	  $(VENV_BENCH)/bin/python tests/benchmarks/compare.py $$algo $(ARGS) || exit; done
+
+clean:  ## remove what the targets made, but for the runs in data/
+	rm -rf $(VENV) $(VENV_BENCH) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find spinup tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each environment is made again only when a file that decides what is in it has changed.
+$(INSTALLED): setup.py pyproject.toml requirements-dev.txt
+	$(call make_venv,$(VENV),requirements-dev.txt)
+
+$(INSTALLED_BENCH): setup.py pyproject.toml tests/benchmarks/requirements.txt
+	$(call make_venv,$(VENV_BENCH),tests/benchmarks/requirements.txt)
+
+# The checkout goes in last, built by the setuptools that the pins brought.
+define make_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "spinup needs CPython 3.10 or newer and found $$($(PYTHON) --version 2>&1);" \
+	    "name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Installing into $(1): some minutes the first time, most of them torch"
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python $(PIP_INSTALL) --requirement $(2)
+	$(1)/bin/python $(PIP_INSTALL) --no-build-isolation --editable .
+	@touch $(1)/.installed
+endef

@@ -1,0 +1,82 @@
+"""How spinup is packaged; `make install` uses the exact versions of requirements-dev.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_version():
+    """The version, read as text: importing spinup here would need torch to be installed."""
+    text = (HERE / "spinup" / "version.py").read_text(encoding="utf-8")
+    return re.search(r"^__version__\s*=\s*[\"']([^\"']+)[\"']", text, re.MULTILINE).group(1)
+
+
+def read_readme():
+    readme = HERE / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+# From 3.16 on MuJoCo warns about Gymnasium's models and leaves a MUJOCO_LOG.TXT where it ran.
+MUJOCO = ["gymnasium[mujoco]>=1.0", "mujoco>=3.1,<3.16"]
+BOX2D = ["gymnasium[box2d]>=1.0"]
+VIDEO = ["gymnasium[classic-control]>=1.0", "moviepy>=2.0"]
+TENSORBOARD = ["tensorboard>=2.15"]
+DOCS = ["ipykernel>=6.25", "nbclient>=0.9", "nbformat>=5.9"]
+TOOLS = ["mypy>=1.8", "pytest>=8.0", "pytest-timeout>=2.2", "ruff>=0.6", "setuptools>=77"]
+
+setup(
+    name="spinup",
+    version=read_version(),
+    description="Deep reinforcement learning that reads in one sitting and runs at full speed.",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    author="the spinup authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["spinup", "spinup.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "cloudpickle>=2.2",
+        "gymnasium>=1.0",
+        "matplotlib>=3.7",
+        # An MPI of its own comes with mpich. It has no wheel for Windows, where spinup runs on one
+        # process.
+        "mpi4py>=4.1; sys_platform != 'win32'",
+        "mpich>=4.3; sys_platform != 'win32'",
+        "numpy>=1.24",
+        "pandas>=2.0",
+        "rich>=13.0",
+        "safetensors>=0.4",
+        "seaborn>=0.13",
+        "threadpoolctl>=3.1",
+        # Adam's fused kernel reached the CPU in 2.4.
+        "torch>=2.4",
+    ],
+    extras_require={
+        "mujoco": MUJOCO,
+        "box2d": BOX2D,
+        "video": VIDEO,
+        "tensorboard": TENSORBOARD,
+        "docs": DOCS,
+        "dev": MUJOCO + VIDEO + DOCS + TOOLS,
+    },
+    entry_points={"console_scripts": ["spinup = spinup.run:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
