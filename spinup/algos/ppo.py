@@ -172,7 +172,7 @@ def ppo(
             loss_pi, info = policy_loss(logp, data["logp"], data["adv"], clip_ratio)
             loss_v = value_loss(ac.v(data["obs"]), data["ret"])
             values = [loss_pi, loss_v, info["KL"], info["ClipFrac"], pi.entropy().mean()]
-        return mpi_avg(torch.stack(values).cpu().numpy(), weight)
+        return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
 
     def update():
         data = buf.get(ac.v, torch_device)

@@ -44,7 +44,12 @@ from spinup.utils.training import check_hyperparameters, training_run
 
 
 def soft_backup(
-    rew: Tensor, terminated: Tensor, q_targ: Tensor, logp_a2: Tensor, alpha: Tensor | float, gamma: float
+    rew: Tensor,
+    terminated: Tensor,
+    q_targ: Tensor,
+    logp_a2: Tensor,
+    alpha: Tensor | float,
+    gamma: float,
 ) -> Tensor:
     """Computes the target of both critics.
 

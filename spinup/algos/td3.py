@@ -44,9 +44,7 @@ from spinup.utils.nets import DeterministicActorCritic, count_vars, twin_critic
 from spinup.utils.training import check_hyperparameters, training_run
 
 
-def clipped_double_backup(
-    rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma: float
-) -> Tensor:
+def clipped_double_backup(rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma: float) -> Tensor:
     """Computes the target of both critics (eq. 10 of arXiv:1802.09477).
 
     Args:
@@ -189,7 +187,8 @@ def td3(
     q_optimizer = Adam([q_params], lr=q_lr, fused=True)
 
     # Bounds, and the noise's unit
-    low, high = env.action_space.low.reshape(-1), env.action_space.high.reshape(-1)
+    bounds = env.action_space.low, env.action_space.high
+    low, high = (x.reshape(-1).astype(np.float32) for x in bounds)
     half_range = (high - low) / 2
     act_low, act_high, unit = (torch.as_tensor(x).to(torch_device) for x in (low, high, half_range))
 

@@ -97,8 +97,8 @@ class TrajectoryBuffer:
             deviation 1), of length ``size``.
         """
         assert self.ptr == self.size, "the buffer is handed over when it is full"
-        obs = torch.as_tensor(self.obs, device=device)
-        tails = [last_obs for _, last_obs in self.path_ends if last_obs is not None]
+        obs = _to_tensor(self.obs, device)
+        tails = [np.float32(last_obs) for _, last_obs in self.path_ends if last_obs is not None]
         with torch.no_grad():
             val = value(obs).cpu().numpy()
             tail_vals = value(_to_tensor(tails, device)).cpu().tolist() if tails else []

@@ -44,7 +44,7 @@ class AdaptedEnv(gym.Wrapper):
         seed = kwargs.pop("seed", self._seed)
         self._seed = None
         obs, info = self.env.reset(seed=seed, **kwargs)
-        obs = np.asarray(obs)
+        obs = np.array(obs)  # a copy: some environments go on to change theirs in place
         self._check("observation", obs)
         return obs, info
 
@@ -57,7 +57,7 @@ class AdaptedEnv(gym.Wrapper):
             action = int(action) + self.action_space.start
         obs, rew, terminated, truncated, info = self.env.step(action)
         self.steps += 1
-        obs = np.asarray(obs)
+        obs = np.array(obs)
         self._check("observation", obs)
         if not math.isfinite(rew):
             self._check("reward", np.asarray(rew))

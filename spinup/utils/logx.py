@@ -67,7 +67,7 @@ def read_status(output_dir: str | os.PathLike) -> dict[str, Any]:
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # ranks may write at once
     temporary.write_text(json.dumps(content, indent=4) + "\n")
     os.replace(temporary, path)
 
@@ -108,8 +108,10 @@ class Logger:
         self._model: torch.nn.Module | None = None
         self._board = None
         self._start = time.time()
+        self._status_file = Path(output_dir, "status.json") if output_dir else None
         if proc_id() == 0:
             self.output_dir = Path(output_dir or tempfile.mkdtemp(prefix="spinup-"))
+            self._status_file = self.output_dir / "status.json"
             _prepare_folder(self.output_dir, overwrite)
             self.output_file = open(self.output_dir / output_fname, "w")
             self._board = _open_tensorboard(self.output_dir) if tensorboard else None
@@ -196,12 +198,13 @@ class Logger:
             Logger.current = None
         if error is None:
             barrier()  # finished means that every rank is
-        if self.output_file is None or self.output_file.closed:
-            return
-        self.output_file.close()
+        if self.output_file is not None:
+            self.output_file.close()
         if self._board is not None:
             self._board.close()
-        self._write_status("finished" if error is None else "failed", error=error)
+        # A rank that fails says so itself: rank 0 waits for it, and is ended waiting.
+        if proc_id() == 0 or error is not None:
+            self._write_status("finished" if error is None else "failed", error=error)
 
     def _print_row(self, row):
         width = max(15, *map(len, self.log_headers))
@@ -224,10 +227,18 @@ class Logger:
                     "steps_per_second": steps / seconds if steps and seconds > 0 else None,
                 }
             )
-        reason = f"{type(error).__name__}: {error}".splitlines()[0] if error is not None else None
+        reason = None
+        if error is not None:
+            rank = f"rank {proc_id()}: " if num_procs() > 1 else ""
+            reason = f"{rank}{type(error).__name__}: {error}".splitlines()[0]
         status = {"state": state, "error": reason, **self.status, "updated": time.time()}
-        assert self.output_dir is not None
-        write_json(self.output_dir / "status.json", status)
+        if self._status_file is None:
+            return
+        try:
+            write_json(self._status_file, status)
+        except OSError:
+            if error is None:  # else the error that is being reported matters more
+                raise
 
 
 class EpochLogger(Logger):

@@ -41,7 +41,7 @@ def _world():
         return None
     try:
         from mpi4py import MPI
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # no mpi4py, or no MPI library that it can load
         raise RuntimeError(
             f"This process was started as an MPI rank, but mpi4py does not load ({error}); "
             "install it with: pip install mpi4py mpich"

@@ -56,13 +56,13 @@ class MLP(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 1:  # one observation
+            return self(x[None]).squeeze(-2)
         layers = list(self._modules.values())
         activations = [type(a) for a in layers[1::2]]
         if not all(a in _ACTIVATIONS for a in activations):
             return super().forward(x)
         params = [p for linear in layers[::2] for p in linear._parameters.values()]
-        if x.dim() == 1:  # one observation
-            return self(x[None]).squeeze(-2)
         if torch.is_grad_enabled():
             return _MLPFunction.apply(x, activations, *params)
         return _layer_outputs(x, activations, params)[-1]
@@ -95,7 +95,7 @@ def mlp(
 def _affine(x, weight, bias):
     """Computes ``x @ weight.T + bias``, batched where the weight is a stack of matrices."""
     if weight.dim() == 2:
-        return torch.addmm(bias, x, weight.t())
+        return torch.addmm(bias, x, weight.t()) if x.dim() == 2 else F.linear(x, weight, bias)
     x = x.expand(len(weight), -1, -1) if x.dim() == 2 else x
     return torch.baddbmm(bias, x, weight.transpose(1, 2))
 
@@ -269,7 +269,8 @@ class _BoxActor(nn.Module):
 
     def __init__(self, action_space):
         super().__init__()
-        low, high = (torch.as_tensor(x.reshape(-1)) for x in (action_space.low, action_space.high))
+        bounds = action_space.low, action_space.high
+        low, high = (torch.as_tensor(x.reshape(-1), dtype=torch.float32) for x in bounds)
         # Not saved: they belong to the environment, not to what is learned.
         self.register_buffer("mid", (high + low) / 2, persistent=False)
         self.register_buffer("half_range", (high - low) / 2, persistent=False)

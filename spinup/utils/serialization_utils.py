@@ -59,9 +59,8 @@ def _describe(obj: Any, within: tuple) -> Any:
 
 
 def _describe_array(obj: Any, within: tuple) -> Any:
-    values = obj.tolist()
-    # Object, date and structured arrays hold what numpy can't turn into plain numbers.
-    return _text(obj) if values is obj else _describe(values, within)
+    values = obj.tolist()  # which returns some scalars, such as of long double, as they are
+    return _text(obj) if isinstance(values, np.generic) else _describe(values, within)
 
 
 def _describe_container(obj: Any, within: tuple) -> Any:

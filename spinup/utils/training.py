@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
 from spinup.utils.logx import Logger
@@ -19,12 +20,14 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
     """Decorates an algorithm's function.
 
     While it runs, each rank computes on one thread (the caller's threads are put back after). When
-    it returns, or raises, the run folder's ``status.json`` says so.
+    it returns, or raises, the run folder's ``status.json`` says so. Whole numbers may come as
+    others than int: ``replay_size=1e6``, or a NumPy seed.
     """
 
     @functools.wraps(algorithm)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         Logger.current = None
+        kwargs.update({k: int(v) for k, v in kwargs.items() if _is_whole(k, v)})
         try:
             with one_thread_per_rank():
                 result = algorithm(*args, **kwargs)
@@ -56,6 +59,12 @@ _VALID: dict[str, tuple[bool, float, float]] = {
 _SPLIT = ("steps_per_epoch", "batch_size")
 
 
+def _is_whole(name, value):
+    """Says whether a value that has to be a whole number is one, of whatever type."""
+    whole = name in _SPLIT or _VALID.get(name, (False,))[0]
+    return whole and isinstance(value, Real) and type(value) is not bool and value % 1 == 0
+
+
 def check_hyperparameters(config: dict[str, Any]) -> None:
     """Refuses hyperparameters that can't be meant, before anything runs.
 
@@ -69,8 +78,8 @@ def check_hyperparameters(config: dict[str, Any]) -> None:
     for name in config.keys() & limits.keys():
         whole, least, greatest = limits[name]
         value = config[name]
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (is_number and least <= value <= greatest and (not whole or value == int(value))):
+        is_number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
+        if not (is_number and least <= value <= greatest):
             kind = "a whole number" if whole else "a number"
             bounds = f"of at least {least}" if greatest == math.inf else f"in [{least}, {greatest}]"
             ranks = f" (one a rank, of {num_procs()} ranks)" if name in _SPLIT else ""

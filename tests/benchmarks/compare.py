@@ -1,0 +1,117 @@
+"""Compares the training speed of spinup with its peers, or of two MPI ranks with one.
+
+    python compare.py ppo|sac|td3|ranks [--rounds N] [--out FILE] [options of worker.py]
+
+One process at a time, in turn (A B C A B C ...), so that a machine that slows down does so for all.
+A ratio is taken within its round; what counts is the median over the rounds.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+
+from spinup.version import __version__
+
+WORKER = pathlib.Path(__file__).with_name("worker.py")
+REQUIREMENTS = pathlib.Path(__file__).with_name("requirements.txt")
+
+# Arguments of worker.py by name; the first is compared with the others. Stable-baselines3 and sbx
+# run SAC and TD3 in both ways to make one update per step: the faster one is the reference.
+OFF_POLICY = {
+    "spinup": ["spinup"],
+    "sb3": ["sb3", "--train_freq", "1"],
+    "sb3 by 50": ["sb3", "--train_freq", "50"],
+    "sbx": ["sbx", "--train_freq", "1"],
+    "sbx by 50": ["sbx", "--train_freq", "50"],
+}
+COMPARISONS = {
+    "ppo": {"spinup": ["spinup"], "sb3": ["sb3"], "sbx": ["sbx"]},
+    "sac": OFF_POLICY,
+    "td3": OFF_POLICY,
+    "ranks": {"2 ranks": ["spinup"], "1 rank": ["spinup"]},
+}
+
+
+def time_run(algo, args, ranks):
+    """Returns the environment steps per second, over all ranks, of one run in a fresh process."""
+    command = [sys.executable, str(WORKER), algo, *args]
+    if ranks > 1:
+        mpiexec = os.path.join(sysconfig.get_path("scripts"), "mpiexec")
+        command[1:1] = ["-m", "mpi4py"]
+        command[:0] = [mpiexec, "-n", str(ranks), "-launcher", "fork"]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = [line for line in run.stdout.splitlines() if line.startswith("TIMING ")]
+    if run.returncode or len(lines) != ranks:
+        sys.exit(f"\n{' '.join(command)}: exit status {run.returncode}\n{run.stdout[-3000:]}")
+    timings = [json.loads(line.removeprefix("TIMING ")) for line in lines]
+    seconds = max(t["t1"] for t in timings) - min(t["t0"] for t in timings)
+    return sum(t["steps"] for t in timings) / seconds
+
+
+def describe_machine():
+    cpu = platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        named = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+        cpu = named[1] if named else cpu
+    versions = {"Python": platform.python_version(), "spinup": __version__}
+    for name in re.findall(r"^(\S+)==", REQUIREMENTS.read_text(), re.MULTILINE):
+        versions[name] = importlib.metadata.version(name)
+    date, load = time.strftime("%Y-%m-%d %H:%M %Z"), round(os.getloadavg()[0], 2)
+    return {"date": date, "cpu": cpu, "cores": os.cpu_count(), "load": load, "versions": versions}
+
+
+def report(speeds):
+    """Prints each median, and the median of the per-round ratios of the first to each reference."""
+    median = {name: statistics.median(rounds) for name, rounds in speeds.items()}
+    print("\nenvironment steps per second, median over rounds")
+    for name in speeds:
+        print(f"  {name:10} {median[name]:10.1f}")
+    print("ratio, median over rounds")
+    ours, *others = speeds
+    ratios = {}
+    for peer in dict.fromkeys(name.removesuffix(" by 50") for name in others):
+        ways = [name for name in others if name.removesuffix(" by 50") == peer]
+        reference = max(ways, key=median.get)
+        rounds = [a / b for a, b in zip(speeds[ours], speeds[reference])]
+        ratios[f"{ours} / {reference}"] = ratio = statistics.median(rounds)
+        print(f"  {ours} / {reference:10} {ratio:5.2f}  of", *(f"{r:.2f}" for r in rounds))
+    return {"median": median, "ratios": ratios}
+
+
+def main():
+    parser = argparse.ArgumentParser(usage=__doc__.splitlines()[2].strip())
+    parser.add_argument("comparison", choices=COMPARISONS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", metavar="FILE", help="write machine and figures there, as JSON")
+    opt, worker_options = parser.parse_known_args()
+
+    machine = describe_machine()
+    print("HalfCheetah-v5,", opt.comparison, *worker_options)
+    print("{date}, {cpu}, {cores} cores, load {load}".format(**machine))
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    speeds = {name: [] for name in COMPARISONS[opt.comparison]}
+    algo = "ppo" if opt.comparison == "ranks" else opt.comparison
+    for i in range(opt.rounds):
+        print(f"round {i + 1}:", end="", flush=True)
+        for name, args in COMPARISONS[opt.comparison].items():
+            speed = time_run(algo, [*args, *worker_options], ranks=2 if name == "2 ranks" else 1)
+            speeds[name].append(speed)
+            print(f"  {name} {speed:.1f}", end="", flush=True)
+        print()
+    results = {"steps_per_second": speeds, **report(speeds)}
+    if opt.out:
+        results |= {"comparison": opt.comparison, "options": worker_options, "machine": machine}
+        pathlib.Path(opt.out).write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Trains one algorithm of one library on HalfCheetah-v5 and prints when its timed steps took place.
+
+    python worker.py ppo|sac|td3 spinup|sb3|sbx [options]
+
+compare.py starts one of these at a time, each in a fresh process with one thread. The clock sits in
+a wrapper round the environment, the same for every library: it is read as the environment is asked
+for its next step, so the interval holds whole cycles of acting, storing and updating, and no
+library is changed to be timed. Under mpiexec each rank times its own share of the steps.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import tempfile
+import time
+
+RANK, RANKS = int(os.environ.get("PMI_RANK", 0)), int(os.environ.get("PMI_SIZE", 1))
+# One thread on one core for every library alike, before anything that makes threads is imported.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ.update(NPROC="1", JAX_PLATFORMS="cpu")
+if hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[RANK % len(cores)]})
+
+import gymnasium as gym  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+EPOCH = 4000  # environment steps, over all ranks
+WARM_UP = 1000  # random steps before the first update of SAC and TD3
+CYCLE = 50  # environment steps, then as many updates: how spinup does it by default
+FOREVER = 10**9  # steps: it is the stopwatch that ends a run
+
+
+class TimeIsUp(Exception):
+    """Ends a run from inside once the timed interval is over."""
+
+
+class Stopwatch(gym.Wrapper):
+    """Times the steps after `start`, up to the first multiple of `every` that meets both minima."""
+
+    def __init__(self, env, start, every, min_steps, min_seconds):
+        super().__init__(env)
+        self.start, self.every = start, every
+        self.min_steps, self.min_seconds = min_steps, min_seconds
+        self.count, self.steps, self.t0, self.t1 = 0, 0, None, None
+
+    def step(self, action):
+        if self.t1 is None and self.count >= self.start and self.count % self.every == 0:
+            self.look(time.perf_counter())
+        self.count += 1
+        return self.env.step(action)
+
+    def look(self, now):
+        if self.t0 is None:
+            self.start, self.t0 = self.count, now
+        elif self.count - self.start >= self.min_steps and now - self.t0 >= self.min_seconds:
+            self.steps, self.t1 = self.count - self.start, now
+            if RANKS == 1:  # several ranks end by themselves, an epoch later
+                raise TimeIsUp
+
+
+def train_spinup(algo, env_fn, opt):
+    import spinup
+
+    epochs = FOREVER // EPOCH if RANKS == 1 else opt.epochs + 2
+    kwargs = {"steps_per_epoch": EPOCH, "epochs": epochs, "save_freq": FOREVER}
+    if algo == "ppo":
+        kwargs |= {"ac_kwargs": {"hidden_sizes": (64, 32)}, "target_kl": float("inf")}
+    else:
+        kwargs |= {"start_steps": WARM_UP, "update_after": WARM_UP, "num_test_episodes": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        logger_kwargs = {"output_dir": f"{folder}/run", "exp_name": "benchmark"}
+        getattr(spinup, algo)(env_fn, seed=0, logger_kwargs=logger_kwargs, **kwargs)
+
+
+def train_peer(algo, env_fn, opt):
+    """Trains with stable-baselines3 or sbx: same arguments, and same defaults."""
+    library = importlib.import_module({"sb3": "stable_baselines3", "sbx": "sbx"}[opt.library])
+    if algo == "ppo":
+        kwargs = {"n_steps": EPOCH, "batch_size": EPOCH, "n_epochs": 80, "gae_lambda": 0.97}
+        kwargs |= {"policy_kwargs": {"net_arch": {"pi": [64, 32], "vf": [64, 32]}}}
+    else:
+        kwargs = {"learning_rate": 1e-3, "batch_size": 100, "tau": 0.005, "buffer_size": 10**6}
+        kwargs |= {"train_freq": opt.train_freq, "gradient_steps": opt.train_freq}
+        kwargs |= {"learning_starts": WARM_UP, "policy_kwargs": {"net_arch": [256, 256]}}
+    env = env_fn()
+    if algo == "sac":
+        kwargs |= {"ent_coef": 0.2}
+    if algo == "td3":
+        from stable_baselines3.common.noise import NormalActionNoise
+
+        zeros = np.zeros(env.action_space.shape)
+        kwargs |= {"policy_delay": 2, "action_noise": NormalActionNoise(zeros, zeros + 0.1)}
+    model = getattr(library, algo.upper())
+    model("MlpPolicy", env, gamma=0.99, seed=0, device="cpu", **kwargs).learn(FOREVER)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("algo", choices=["ppo", "sac", "td3"])
+    parser.add_argument("library", choices=["spinup", "sb3", "sbx"])
+    parser.add_argument("--train_freq", type=int, default=1, help="SB3, SBX: steps between updates")
+    parser.add_argument("--epochs", type=int, default=8, help="PPO: timed, after the first")
+    parser.add_argument("--updates", type=int, default=1000, help="SAC, TD3: before the clock runs")
+    parser.add_argument("--seconds", type=float, default=8, help="SAC, TD3: timed")
+    parser.add_argument("--flush_denormal", action="store_true", help="SB3: as spinup does anyway")
+    opt = parser.parse_args()
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(opt.flush_denormal)
+    if opt.algo == "ppo":
+        timing = (EPOCH // RANKS, EPOCH // RANKS, opt.epochs * EPOCH // RANKS, 0)
+    else:
+        timing = (WARM_UP + opt.updates, CYCLE, CYCLE, opt.seconds)
+    watches = []
+
+    def env_fn():
+        watches.append(Stopwatch(gym.make("HalfCheetah-v5"), *timing))
+        return watches[-1]
+
+    with contextlib.suppress(TimeIsUp):
+        (train_spinup if opt.library == "spinup" else train_peer)(opt.algo, env_fn, opt)
+    watch = next(watch for watch in watches if watch.t1)
+    timed = {"steps": watch.steps, "t0": watch.t0, "t1": watch.t1}
+    print("\nTIMING " + json.dumps(timed), flush=True)
+
+
+if __name__ == "__main__":
+    main()
