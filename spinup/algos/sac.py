@@ -157,6 +157,7 @@ def sac(
     rank, num_ranks = proc_id(), num_procs()
     local_batch_size = rank_share(batch_size)
     weight = local_batch_size / batch_size
+    update_after = max(update_after, num_ranks)  # each has a transition to draw by then
 
     # Logger and configuration
     logger = EpochLogger(**(logger_kwargs or {}))

@@ -98,10 +98,17 @@ def make_env(env_fn: EnvFn, seed: int | None = None) -> AdaptedEnv:
         )
     if not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
         space = env.observation_space
-        if not isinstance(gym.spaces.utils.flatten_space(space), Box):
+        if not _has_flat_form(space):
             raise ValueError(f"Observations of {space} can't be flattened to a vector of numbers")
         env = gym.wrappers.FlattenObservation(env)
     return AdaptedEnv(env, seed)
+
+
+def _has_flat_form(space):
+    try:
+        return isinstance(gym.spaces.utils.flatten_space(space), Box)
+    except NotImplementedError:  # a space of the environment's own
+        return False
 
 
 def check_action_space(space: Space, algorithm: str, discrete: bool, bounded: bool) -> None:

@@ -320,9 +320,9 @@ class EpochLogger(Logger):
         stored = self.epoch_dict[key]
         if not stored:
             return np.zeros(0)
-        if isinstance(stored[0], torch.Tensor):
-            stored = torch.cat([x.reshape(-1) for x in stored]).cpu().numpy()
-            return stored.astype(np.float64)
+        if all(isinstance(x, torch.Tensor) for x in stored):  # fetched from a GPU at once
+            return torch.cat([x.reshape(-1) for x in stored]).double().cpu().numpy()
+        stored = [x.double().cpu() if isinstance(x, torch.Tensor) else x for x in stored]
         return np.concatenate([np.asarray(x, dtype=np.float64).reshape(-1) for x in stored])
 
 

@@ -27,7 +27,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(algorithm)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         Logger.current = None
-        kwargs.update({k: int(v) for k, v in kwargs.items() if _is_whole(k, v)})
+        kwargs.update({name: _as_int(name, value) for name, value in kwargs.items()})
         try:
             with one_thread_per_rank():
                 result = algorithm(*args, **kwargs)
@@ -46,7 +46,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
 _VALID: dict[str, tuple[bool, float, float]] = {
     **dict.fromkeys(["seed"], (True, 0, 2**32 - 1)),
     **dict.fromkeys(["epochs", "max_ep_len", "update_every"], (True, 1, math.inf)),
-    **dict.fromkeys(["replay_size", "policy_delay", "save_freq"], (True, 1, math.inf)),
+    **dict.fromkeys(["policy_delay", "save_freq"], (True, 1, math.inf)),
     **dict.fromkeys(["train_pi_iters", "train_v_iters"], (True, 0, math.inf)),
     **dict.fromkeys(["start_steps", "update_after", "num_test_episodes"], (True, 0, math.inf)),
     **dict.fromkeys(["gamma", "lam", "polyak"], (False, 0, 1)),
@@ -56,13 +56,14 @@ _VALID: dict[str, tuple[bool, float, float]] = {
 }
 
 # Split over ranks, so that each rank needs one at least.
-_SPLIT = ("steps_per_epoch", "batch_size")
+_SPLIT = ("steps_per_epoch", "batch_size", "replay_size")
 
 
-def _is_whole(name, value):
-    """Says whether a value that has to be a whole number is one, of whatever type."""
-    whole = name in _SPLIT or _VALID.get(name, (False,))[0]
-    return whole and isinstance(value, Real) and type(value) is not bool and value % 1 == 0
+def _as_int(name, value):
+    """Returns the value of a hyperparameter, an int where it must be a whole number and is one."""
+    must_be = name in _SPLIT or _VALID.get(name, (False,))[0]
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return int(value) if must_be and is_number and value % 1 == 0 else value
 
 
 def check_hyperparameters(config: dict[str, Any]) -> None:

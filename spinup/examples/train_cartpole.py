@@ -1,0 +1,64 @@
+"""Train PPO on CartPole-v1 on two MPI ranks until it is solved, and draw the learning curve.
+
+    python -m spinup.examples.train_cartpole
+
+This is what `make train` runs.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from spinup import ppo, user_config
+from spinup.utils.plot import make_plots
+from spinup.utils.run_utils import ExperimentGrid
+
+SOLVED = 475  # average return at which CartPole-v1 counts as solved; 500 is the most there is
+RANKS = 2
+EPOCHS = 30
+
+
+def main():
+    user_config.WAIT_BEFORE_LAUNCH = 0
+    grid = ExperimentGrid("cartpole")
+    grid.add("env_name", "CartPole-v1")
+    grid.add("epochs", EPOCHS)
+    grid.add("seed", 0)
+    (run,) = grid.run(ppo, num_cpu=RANKS, overwrite=True)
+
+    experiment = Path(run).parent
+    curve = experiment.with_suffix(".png")
+    draw(experiment, curve)
+
+    last = pd.read_table(Path(run, "progress.txt")).tail(5)
+    average = last["AverageEpRet"].mean()
+    verdict = "Solved" if average >= SOLVED else "Not solved"
+    print(f"\n{verdict}: the average return of the last {len(last)} epochs is {average:.0f}")
+    print(f"({SOLVED} solves CartPole-v1).\n")
+    print(f"Run:    {shown(run)}")
+    print(f"Curve:  {shown(curve)}")
+    print(f"Plot:   {shown(sys.executable)} -m spinup.run plot {shown(experiment)}")
+    print(f"Watch:  {shown(sys.executable)} -m spinup.run test_policy {shown(run)}")
+    return 0 if average >= SOLVED else 1
+
+
+def draw(experiment, file):
+    """Saves the learning curve of an experiment, with a line at the return that solves it."""
+    (figure,) = make_plots([f"{experiment}{os.sep}"], save=file)
+    axes = figure.axes[0]
+    axes.axhline(SOLVED, color="gray", linestyle="--")
+    axes.text(0, SOLVED, "solved ", ha="left", va="top", color="gray", fontsize=16)
+    figure.savefig(file, dpi=150)
+
+
+def shown(path):
+    """A path as one types it in a shell: relative where it lies below the current folder."""
+    relative = os.path.relpath(path)
+    return shlex.quote(str(path) if relative.startswith(os.pardir) else relative)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,390 @@
+"""The grammar of ``python -m spinup.run ppo --flag value ...``: words in, checked values out.
+
+Nothing here evaluates text: values are literals, names of classes in ``torch.nn``, or strings.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import inspect
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spinup.utils.serialization_utils import torch_nn_class
+
+# Short names for common long flags, in the order in which Spinning Up put them into names.
+SUBSTITUTIONS = {
+    "env": "env_name",
+    "hid": "ac_kwargs:hidden_sizes",
+    "act": "ac_kwargs:activation",
+    "cpu": "num_cpu",
+    "dt": "datestamp",
+}
+
+# What an algorithm takes and a command line doesn't give.
+NOT_FLAGS = ("env_fn", "actor_critic", "logger_kwargs")
+
+# --key, --key[shorthand], --key=value, --key[shorthand]=value
+FLAG = re.compile(
+    r"--(?P<key>[A-Za-z_][\w:.-]*)(\[(?P<shorthand>[^\]=]*)\])?(=(?P<value>.*))?", re.DOTALL
+)
+LONE_DASH = re.compile(r"-[A-Za-z_][\w-]*")
+
+
+class UsageError(ValueError):
+    """The command line can't be meant so. Its text is one line for the person who typed it."""
+
+
+@dataclass
+class Flag:
+    """A flag as it was typed: ``--hid[h] [32] [64,64]``.
+
+    Attributes:
+        typed: the name as typed, ``hid``.
+        key: the parameter that it stands for, ``ac_kwargs:hidden_sizes``.
+        shorthand: what is in brackets, if anything is.
+        values: the words that follow.
+    """
+
+    typed: str
+    key: str
+    shorthand: str | None
+    values: list[str]
+
+
+@dataclass
+class Parameter:
+    """A value that a flag can set.
+
+    Attributes:
+        key: its name, ``ac_kwargs:hidden_sizes``.
+        kinds: what it may be: names of `KINDS`; none of them means anything.
+        default: its default.
+        meaning: one paragraph about it.
+    """
+
+    key: str
+    kinds: tuple[str, ...]
+    default: Any = None
+    meaning: str = ""
+
+
+# Flags of the runner itself; each takes one value.
+RUN_FLAGS = {
+    flag.key: flag
+    for flag in (
+        Parameter("exp_name", ("str",), None, "name of the experiment; by default cmd_ALGORITHM"),
+        Parameter(
+            "data_dir", ("str",), None, "where results go; by default $SPINUP_DATA_DIR, or data/"
+        ),
+        Parameter("num_cpu", ("int", "str"), 1, "MPI ranks of each variant, or auto: all cores"),
+        Parameter("jobs", ("int",), 1, "how many variants run at once"),
+        Parameter("datestamp", ("bool",), False, "put date and time into the folders' names"),
+        Parameter("overwrite", ("bool",), False, "replace results that the folders hold"),
+        Parameter("tensorboard", ("bool",), False, "also log for TensorBoard"),
+    )
+}
+
+
+# --- Words to flags -------------------------------------------------------------------------------
+
+
+def split_flags(words: Sequence[str]) -> list[Flag]:
+    """Splits a command line into flags with their values.
+
+    Args:
+        words: what follows the algorithm's name.
+
+    Returns:
+        The flags, in the order in which Spinning Up puts parameters into a variant's name: those
+        without a shorthand in brackets first, those of `SUBSTITUTIONS` last.
+
+    Raises:
+        UsageError: a word is neither, or a flag is given twice.
+    """
+    flags: dict[str, Flag] = {}
+    current = None
+    for word in words:
+        if not word.startswith("--"):
+            current = _add_value(current, word)
+            continue
+        match = FLAG.fullmatch(word)
+        if match is None:
+            raise UsageError(f"{word!r} is not a flag: write --name, --name[short] or --name=value")
+        key = SUBSTITUTIONS.get(match["key"], match["key"])
+        if key in flags:
+            raise UsageError(f"--{match['key']} is given twice: put all its values after one flag")
+        values = [] if match["value"] is None else [match["value"]]
+        current = flags[key] = Flag(match["key"], key, match["shorthand"], values)
+    return sorted(flags.values(), key=_place_in_names)
+
+
+def _add_value(flag, word):
+    if LONE_DASH.fullmatch(word) and not _is_number(word):
+        raise UsageError(f"{word!r} is not a flag: flags begin with two dashes, -{word}")
+    if flag is None:
+        raise UsageError(f"{word!r} belongs to no flag: begin with one, such as --env CartPole-v1")
+    flag.values.append(word)
+    return flag
+
+
+def _is_number(word):
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _place_in_names(flag):
+    short = list(SUBSTITUTIONS)
+    place = short.index(flag.typed) if flag.typed in short else -1
+    return place, flag.shorthand is not None
+
+
+# --- What an algorithm takes ----------------------------------------------------------------------
+
+
+def parameters_of(algorithm: Callable) -> dict[str, Parameter]:
+    """Returns the parameters of an algorithm that flags can set, by name.
+
+    Args:
+        algorithm: its function. Kinds and defaults come from the signature, meanings from the
+            docstring; those of ``ac_kwargs`` from its default ``actor_critic``.
+    """
+    signature = inspect.signature(algorithm)
+    parameters = _parameters(algorithm, prefix="")
+    for name in NOT_FLAGS:
+        parameters.pop(name, None)
+    actor_critic = signature.parameters.get("actor_critic")
+    if actor_critic is not None and callable(actor_critic.default):
+        inner = _parameters(actor_critic.default, prefix="ac_kwargs:")
+        parameters |= {k: p for k, p in inner.items() if p.default is not inspect.Parameter.empty}
+    return parameters
+
+
+def _parameters(function, prefix):
+    meanings = read_docstring(function)[1]
+    return {
+        prefix + name: Parameter(
+            prefix + name, _kinds(parameter), parameter.default, meanings.get(name, "")
+        )
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def _kinds(parameter):
+    """Reads ``float | str`` and the like, or takes the type of the default."""
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        return (type(parameter.default).__name__,)
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    kinds = [part.strip().split("[")[0].split(".")[-1] for part in text.split("|")]
+    return tuple(sorted(kinds, key=lambda kind: kind == "str"))  # any word is a string: last
+
+
+def read_docstring(function: Callable) -> tuple[str, dict[str, str]]:
+    """Returns the first line of a docstring in Google's form, and the meaning of each argument."""
+    lines = (inspect.getdoc(function) or "").splitlines()
+    meanings: dict[str, str] = {}
+    name = None
+    for line in lines[lines.index("Args:") + 1 :] if "Args:" in lines else []:
+        if line and not line.startswith(" "):
+            break
+        begins = re.match(r" {4}(\w[\w, *]*?)(?: \(.*?\))?: (.*)", line)
+        if begins:
+            name = begins[1]
+            meanings[name] = begins[2]
+        elif name:
+            meanings[name] += " " + line.strip()
+    plain = {key: text.replace("`", "").strip().rstrip(".") for key, text in meanings.items()}
+    return (lines or [""])[0], plain
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Returns the valid name most like the given one, as a whole or after its last colon."""
+
+    def likeness(candidate):
+        pair = candidate, candidate.split(":")[-1]
+        return max(difflib.SequenceMatcher(None, name.lower(), c.lower()).ratio() for c in pair)
+
+    return max(valid, key=likeness)
+
+
+# --- Words to values ------------------------------------------------------------------------------
+
+
+def read_values(flag: Flag, parameter: Parameter) -> list[Any]:
+    """Returns the values after a flag, which alone stands for true.
+
+    Raises:
+        UsageError: a value is missing, or isn't of the parameter's kind.
+    """
+    if flag.values:
+        return [read_value(flag.typed, text, parameter.kinds) for text in flag.values]
+    if parameter.kinds and "bool" not in parameter.kinds:
+        kinds = _expected(parameter.kinds)
+        raise UsageError(f"--{flag.typed} needs a value" + (f": {kinds}" if kinds else ""))
+    return [True]
+
+
+def read_value(name: str, text: str, kinds: Sequence[str]) -> Any:
+    """Returns the value that a word stands for.
+
+    Args:
+        name: the flag, for messages.
+        text: the word.
+        kinds: what it may be; anything if there are none.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    literal = read_literal(text)
+    if not kinds:
+        return _read_anything(text, literal)
+    for kind in kinds:
+        accepted, value = KINDS[kind][1](text, literal) if kind in KINDS else (True, literal)
+        if accepted:
+            return value
+    hint = ""
+    if text[:1] in ("[", "(", "{") and text[-1] not in "])}":
+        hint = "; write it without spaces, or in quotes"
+    elif "type" in kinds:
+        hint = f"; did you mean {nearest(text.rpartition('.')[2], _activations())}?"
+    raise UsageError(f"--{name} expects {_expected(kinds)}, not {text!r}{hint}")
+
+
+def read_literal(text: str) -> Any:
+    """Returns the Python literal that a text is; the text itself if it is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's doubts about the syntax of what isn't code
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return text
+
+
+def _read_anything(text, literal):
+    if text in ("true", "false"):
+        return text == "true"
+    found = _find_activation(text) if text.startswith(("torch.nn.", "nn.")) else None
+    return literal if found is None else found
+
+
+def _as_int(text, literal):
+    if isinstance(literal, float) and math.isfinite(literal) and literal == int(literal):
+        return True, int(literal)
+    return type(literal) is int, literal
+
+
+def _as_float(text, literal):
+    return type(literal) in (int, float), literal
+
+
+def _as_bool(text, literal):
+    if text.lower() in ("true", "false"):
+        return True, text.lower() == "true"
+    return False, None
+
+
+def _as_str(text, literal):
+    return True, literal if isinstance(literal, str) else text
+
+
+def _as_none(text, literal):
+    return literal is None, None
+
+
+def _as_dict(text, literal):
+    return isinstance(literal, dict), literal
+
+
+def _as_sizes(text, literal):
+    is_list = isinstance(literal, (list, tuple))
+    return is_list and all(type(n) is int and n > 0 for n in literal), literal
+
+
+def _as_class(text, literal):
+    found = _find_activation(text)
+    return found is not None, found
+
+
+def _find_activation(text):
+    """Returns the class of torch.nn that ``tanh``, ``nn.Tanh`` or ``torch.nn.Tanh`` stands for."""
+    from torch import nn
+
+    prefix, _, name = text.rpartition(".")
+    same = [known for known in dir(nn) if known.lower() == name.lower()]
+    if prefix not in ("", "nn", "torch.nn") or not same:
+        return None
+    try:
+        found = torch_nn_class(name if name in same else same[0])
+        found()  # Linear and the like need arguments: networks can't use them as activations
+    except (ValueError, TypeError):
+        return None
+    return found
+
+
+def _activations():
+    from torch.nn.modules import activation
+
+    return [name.lower() for name in activation.__all__ if name != "MultiheadAttention"]
+
+
+# What a parameter may be: in words for messages, and the function that reads it.
+KINDS: dict[str, tuple[str, Callable[[str, Any], tuple[bool, Any]]]] = {
+    "int": ("a whole number", _as_int),
+    "float": ("a number", _as_float),
+    "bool": ("true or false", _as_bool),
+    "str": ("", _as_str),
+    "dict": ("a dict such as \"{'key': 1}\"", _as_dict),
+    "Sequence": ("a list of whole numbers such as [64,64]", _as_sizes),
+    "type": ("an activation of torch.nn such as tanh", _as_class),
+    "None": ("", _as_none),
+}
+
+
+def _expected(kinds):
+    return " or ".join(KINDS[kind][0] for kind in kinds if kind in KINDS and KINDS[kind][0])
+
+
+# --- Environments ---------------------------------------------------------------------------------
+
+
+def check_env_id(env_id: Any) -> None:
+    """Makes sure that Gymnasium knows an environment.
+
+    Args:
+        env_id: ``CartPole-v1``, or ``module:Name-v0`` of a module that registers it.
+
+    Raises:
+        UsageError: it doesn't; the message names the nearest that it knows.
+    """
+    import gymnasium
+
+    if not isinstance(env_id, str):
+        raise UsageError(f"--env expects an id such as CartPole-v1, not {env_id!r}")
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # somebody's module may fail in any way
+            reason = " ".join(str(error).split())
+            raise UsageError(f"--env {env_id}: can't import {module!r} ({reason})") from error
+    if name in gymnasium.registry:
+        return
+    known = list(gymnasium.registry)
+    # The newest version, where the name is right and the version is wrong or missing.
+    same = [k for k in known if k.lower().rpartition("-v")[0] == name.lower().partition("-v")[0]]
+    suggestion = same[-1] if same else nearest(name, known)
+    raise UsageError(
+        f"--env {name!r} is not registered with Gymnasium; the nearest is {suggestion} "
+        "(an environment of another package is module:Name-v0)"
+    )

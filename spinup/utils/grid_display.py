@@ -1,0 +1,409 @@
+"""What the terminal shows of a grid: its parameters and plan, live lines, and the closing table.
+
+On a terminal the running variants have one line each, kept up to date in place. Elsewhere (a file,
+a pipe, a notebook) a line is printed when an epoch has ended, at most every ten seconds a variant.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from spinup.utils.launch import Experiment, Outcome, Run
+
+REFRESH_SECONDS = 0.5
+PLAIN_SECONDS = 10.0  # between two lines of one variant where lines stay
+BAR_WIDTH = 16
+
+# Columns of `facts` that a narrow terminal does without.
+STEPS_COLUMN, SPEED_COLUMN = 1, 3
+
+STATE_STYLES = {"finished": "green", "failed": "red", "not run": "dim"}
+
+
+def console() -> Console:
+    """Returns a console on today's ``sys.stdout``; lines of a file or pipe are not cut."""
+    terminal = sys.stdout.isatty()
+    width = None if terminal else max(160, shutil.get_terminal_size().columns)
+    return Console(file=sys.stdout, force_jupyter=False, highlight=False, width=width)
+
+
+# --- Numbers and paths in words -------------------------------------------------------------------
+
+
+def clock(seconds: float | None) -> str:
+    """Returns a duration as ``m:ss`` or ``h:mm:ss``.
+
+    Example:
+        >>> clock(59.6), clock(3725)
+        ('1:00', '1:02:05')
+    """
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def count(number: float | None) -> str:
+    """Returns a whole number with commas; nothing for None."""
+    return "" if number is None else f"{number:,.0f}"
+
+
+def score(value: float | None) -> str:
+    """Returns a return to a tenth; nothing for None."""
+    return "" if value is None else f"{value:,.1f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Returns ``"1 rank"``, ``"2 ranks"``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def short_path(path: str | Path) -> str:
+    """Returns a path relative to the current directory if it lies below, else in full."""
+    full = os.path.abspath(path)
+    relative = os.path.relpath(full)
+    return full if relative.startswith(os.pardir) else relative
+
+
+def epochs(status: dict) -> str:
+    """Returns ``"3/50"``, the epochs that are over, or as much of that as the status tells."""
+    epoch, total = status.get("epoch"), status.get("epochs")
+    if epoch is None:
+        return ""
+    steps, total_steps = status.get("steps"), status.get("total_steps")
+    if not (total and total_steps and steps is not None):
+        return str(epoch)
+    # By the steps: some algorithms number their epochs from 0, others from 1.
+    return f"{steps * total // total_steps}/{total}"
+
+
+def time_left(status: dict) -> float | None:
+    """Returns the seconds that a run still needs at its speed so far, if it can be told."""
+    steps, total, speed = (status.get(k) for k in ("steps", "total_steps", "steps_per_second"))
+    if not (steps and total and speed):
+        return None
+    # The status is as old as the last epoch.
+    age = max(0.0, time.time() - status.get("updated", time.time()))
+    return max(0.0, (total - steps) / speed - age)
+
+
+# --- Before ---------------------------------------------------------------------------------------
+
+
+def print_parameters(name: str, rows: Sequence[tuple[str, str, str]], variants: int, seedless: int):
+    """Prints the parameters of a grid.
+
+    Args:
+        name: the grid's name.
+        rows: key, shorthand and values of each parameter.
+        variants: how many variants there are.
+        seedless: how many there are if variants that differ by seed alone count once.
+    """
+    out = console()
+    out.print(f"\n[bold green]Grid {escape(name)}[/]\n")
+    table = Table.grid(padding=(0, 2))
+    for key, shorthand, values in rows:
+        table.add_row("", Text(key, "cyan"), Text(shorthand, "dim"), Text(values))
+    out.print(table)
+    seeds = "" if seedless == variants else f" ({seedless} without counting seeds)"
+    out.print(f"\n{plural(variants, 'variant')}{seeds}\n")
+
+
+def print_plan(experiments: Sequence[Experiment], root: str, jobs: int, notes: Sequence[str]):
+    """Prints which variants are about to run, where, and how.
+
+    Args:
+        experiments: the variants.
+        root: the folder that all of theirs lie below.
+        jobs: how many run at once.
+        notes: remarks to show, such as a warning that there are too few cores.
+    """
+    out = console()
+    at_once = "one at a time" if jobs == 1 else f"{jobs} at a time"
+    parts = [plural(experiments[0].num_cpu, "rank") + (" each" if len(experiments) > 1 else "")]
+    if len(experiments) > 1:
+        parts.insert(0, at_once)
+    how = escape(f"{', '.join(parts)}, results below {short_path(root)}{os.sep}")
+    out.print(f"[bold green]Plan:[/] {how}\n", soft_wrap=True)
+    for experiment in experiments:
+        out.print(f"  {escape(os.path.relpath(experiment.folder, root))}", soft_wrap=True)
+    out.print()
+    for note in notes:
+        out.print(f"[yellow]Note:[/] {escape(note)}\n", soft_wrap=True)
+
+
+def count_down(seconds: float) -> None:
+    """Gives people on a terminal time to look the plan over."""
+    if seconds <= 0 or not sys.stdout.isatty():
+        return
+    left = seconds
+    while left > 0:
+        print(f"\rStarting in {left:.0f} s (Ctrl-C stops it)\x1b[K", end="", flush=True)
+        time.sleep(min(1.0, left))
+        left -= 1.0
+    print("\r\x1b[K", end="", flush=True)
+
+
+# --- While it runs --------------------------------------------------------------------------------
+
+
+class Display:
+    """Follows a grid as it runs.
+
+    Args:
+        total: how many variants there are.
+    """
+
+    def __init__(self, total: int):
+        self.total = total
+        self.began = time.monotonic()
+        self.ends = {"finished": 0, "failed": 0}
+        self.console = console()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def started(self, experiment: Experiment) -> None:
+        """Says that a variant has started."""
+
+    def refresh(self, running: Sequence[Run], waiting: int) -> None:
+        """Brings the lines of the running variants up to date."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Says how a variant ended."""
+        self.ends[outcome.state] += 1
+        label, style = escape(outcome.experiment.label), STATE_STYLES[outcome.state]
+        text = f"{label} [{style}]{outcome.state}[/] after {clock(outcome.seconds)}"
+        if outcome.state == "failed":
+            log = short_path(outcome.experiment.log)
+            text += escape(f": {outcome.reason} (log: {log})")
+        elif outcome.status.get("return") is not None:
+            text += f", last return {score(outcome.status['return'])}"
+        self.say(text)
+
+    def stopped(self, running: Sequence[Run], waiting: int) -> None:
+        """Says what an interruption has ended."""
+        labels = ", ".join(run.experiment.label for run in running)
+        text = f"stopped {plural(len(running), 'variant')}{f' ({labels})' if labels else ''}"
+        self.say(escape(text + (f"; {waiting} had not started" if waiting else "")))
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        self.console.print(text, soft_wrap=True)
+
+
+class PlainDisplay(Display):
+    """Prints lines that stay, for what is not a terminal."""
+
+    def __init__(self, total: int):
+        super().__init__(total)
+        self._shown: dict[Path, tuple[float, int]] = {}  # when, and at which epoch, by folder
+
+    def started(self, experiment):
+        self._shown[experiment.folder] = (-PLAIN_SECONDS, -1)
+        number = len(self._shown)
+        where = escape(short_path(experiment.log))
+        self.say(f"{escape(experiment.label)} started ({number} of {self.total}), log: {where}")
+
+    def refresh(self, running, waiting):
+        now = time.monotonic() - self.began
+        for run in running:
+            shown_at, shown_epoch = self._shown[run.experiment.folder]
+            if now - shown_at < PLAIN_SECONDS:
+                continue
+            status = run.status()
+            if (status.get("epoch") or -1) <= shown_epoch or status.get("epoch") is None:
+                continue
+            self._shown[run.experiment.folder] = (now, status["epoch"])
+            progress = ", ".join(filter(None, facts(status)))
+            self.say(escape(f"{run.experiment.label} {progress}"))
+
+    def say(self, text):
+        super().say(f"{escape(f'[{clock(time.monotonic() - self.began)}]')} {text}")
+        sys.stdout.flush()
+
+
+class LiveDisplay(Display):
+    """Keeps one line per running variant up to date, for a terminal."""
+
+    def __init__(self, total: int):
+        super().__init__(total)
+        self._refreshed = -REFRESH_SECONDS
+        # No thread refreshes it: a thread that has started processes mustn't end before they do.
+        self._live = Live(console=self.console, auto_refresh=False, transient=True)
+
+    def __enter__(self):
+        self._live.start()
+        return self
+
+    def __exit__(self, *_):
+        self._live.stop()
+
+    def refresh(self, running, waiting):
+        now = time.monotonic()
+        if now - self._refreshed < REFRESH_SECONDS:
+            return
+        self._refreshed = now
+        self._live.update(self._lines(running, waiting), refresh=True)
+
+    def _lines(self, running, waiting):
+        shown = running[: self.console.size.height - 3]  # lines beyond can't be brought up to date
+        hidden = len(running) - len(shown)
+        tally = self._tally(len(running), hidden, waiting)
+        return Group(live_table([run_line(run) for run in shown], self.console.width), tally)
+
+    def _tally(self, running, hidden, waiting):
+        parts = [f"{running} running"]
+        if hidden:
+            parts[0] += f" ({hidden} not shown)"
+        parts += [f"{number} {state}" for state, number in self.ends.items() if number]
+        parts += [f"{waiting} waiting"] if waiting else []
+        return Text(f"{', '.join(parts)}, {clock(time.monotonic() - self.began)} so far", "dim")
+
+
+def facts(status: dict) -> list[str]:
+    """Returns the phrases that tell how far a run is; empty where its status doesn't."""
+    phrases = [
+        ("epoch {}", epochs(status)),
+        ("{} steps", count(status.get("steps"))),
+        ("return {}", score(status.get("return"))),
+        ("{} steps/s", count(status.get("steps_per_second"))),
+        ("{} left", clock(time_left(status))),
+    ]
+    return [phrase.format(value) if value else "" for phrase, value in phrases]
+
+
+def run_line(run: Run) -> tuple[str, float | None, list[str]]:
+    """Returns a running variant's label, the fraction done (None before an epoch is) and facts."""
+    status = run.status()
+    label = run.experiment.label
+    if status.get("epoch") is None:
+        return label, None, ["starting", "", "", "", clock(run.seconds)]
+    steps, total = status.get("steps") or 0, status.get("total_steps")
+    return label, min(1.0, steps / total) if total else None, facts(status)
+
+
+def live_table(lines: Sequence[tuple[str, float | None, list[str]]], width: int) -> Table:
+    """Sets the lines of running variants in columns that fit a terminal.
+
+    Args:
+        lines: what `run_line` returns of each.
+        width: of the terminal. Where it is narrow, the bar, the steps and the speed give way, in
+            this order; then labels lose their middle, because seeds are at their end.
+    """
+    columns = list(zip(*(facts for _, _, facts in lines)))
+    kept, bar = list(range(len(columns))), True
+
+    def room():
+        taken = sum(max(map(len, columns[i])) + 2 for i in kept)
+        return width - taken - (BAR_WIDTH + 2 if bar else 0)
+
+    longest = max((len(label) for label, _, _ in lines), default=0)
+    if room() < longest:
+        bar = False
+    for column in (STEPS_COLUMN, SPEED_COLUMN):
+        if kept and room() < min(longest, 30):
+            kept.remove(column)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(1 + bar):
+        table.add_column(no_wrap=True)
+    for _ in kept:
+        table.add_column(no_wrap=True, justify="right")
+    for label, fraction, its_facts in lines:
+        bars = [ProgressBar(1.0, fraction or 0.0, width=BAR_WIDTH)] if bar else []
+        cells = [Text(its_facts[i]) for i in kept]
+        table.add_row(Text(shortened(label, max(8, room())), "cyan"), *bars, *cells)
+    return table
+
+
+def shortened(text: str, width: int) -> str:
+    """Returns a text without its middle where it is too long.
+
+    Example:
+        >>> shortened("demo_hid64-64_s10", 11)
+        'demo_…4_s10'
+    """
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return text[: width - 1 - end] + "…" + text[len(text) - end :]
+
+
+def make_display(total: int) -> Display:
+    """Returns the display that suits where ``sys.stdout`` goes."""
+    return LiveDisplay(total) if sys.stdout.isatty() else PlainDisplay(total)
+
+
+# --- After ----------------------------------------------------------------------------------------
+
+
+def print_outcomes(outcomes: Sequence[Outcome], root: str) -> None:
+    """Prints the closing table, and of each failure why, and where its log is.
+
+    Args:
+        outcomes: of all variants.
+        root: the folder that all of theirs lie below.
+    """
+    out = console()
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    tally = f"{len(outcomes) - len(failed)} of {plural(len(outcomes), 'run')} finished"
+    title = f"{tally}, results below {escape(short_path(root))}{os.sep}"
+    table = Table(title=title, title_style="bold", title_justify="left", box=None)
+    table.add_column("run", overflow="fold")
+    for heading in ("state", "epochs", "steps", "return", "time"):
+        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+    for outcome in outcomes:
+        status = outcome.status
+        table.add_row(
+            Text(os.path.relpath(outcome.experiment.folder, root)),
+            Text(outcome.state, STATE_STYLES[outcome.state]),
+            epochs(status),
+            count(status.get("steps")),
+            score(status.get("return")),
+            clock(outcome.seconds),
+        )
+    out.print()
+    out.print(table)
+    if failed:
+        out.print("\n[bold red]Failed[/]")
+    for outcome in failed:
+        label, reason = escape(outcome.experiment.label), escape(outcome.reason)
+        out.print(f"  {label}: {reason}", soft_wrap=True)
+        out.print(f"    [dim]log:[/] {escape(short_path(outcome.experiment.log))}", soft_wrap=True)
+
+
+def print_commands(plot: str | None, watch: str | None) -> None:
+    """Prints the commands that plot results and show the trained agent.
+
+    Args:
+        plot: what to plot, a folder or the beginning of the names of several.
+        watch: the run folder whose agent to watch.
+    """
+    out = console()
+    out.print()
+    for verb, command, target in (("Plot", "plot", plot), ("Watch", "test_policy", watch)):
+        if target is not None:
+            line = escape(f"python -m spinup.run {command} {quoted(target)}")
+            out.print(f"{verb + ':':7}[green]{line}[/]", soft_wrap=True)
+
+
+def quoted(path: str) -> str:
+    """Returns a path as a shell takes it."""
+    return shlex.quote(short_path(path))

@@ -1,0 +1,122 @@
+"""What ``python -m spinup.run help`` and ``ppo --help`` print."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+
+from spinup.utils.command_line import RUN_FLAGS, SUBSTITUTIONS, parameters_of, read_docstring
+
+# For networks whose own documentation doesn't repeat what all of them have in common.
+NETWORK_MEANINGS = {
+    "ac_kwargs:hidden_sizes": "units of each hidden layer",
+    "ac_kwargs:activation": "class of torch.nn after each hidden layer: tanh, relu, elu",
+}
+
+USAGE = """\
+Deep reinforcement learning you can read.
+
+  python -m spinup.run COMMAND [--flag value ...]        (or: spinup COMMAND ...)
+
+Train
+{algorithms}
+
+Look at results
+  plot DIR...         plot learning curves
+  test_policy DIR     watch a trained agent
+
+More
+  ALGORITHM --help    an algorithm's hyperparameters, with defaults and meanings
+  help, --version
+
+Examples
+  python -m spinup.run ppo --env CartPole-v1 --exp_name demo
+  python -m spinup.run ppo --env CartPole-v1 --seed 0 10 20 --hid[h] [32,32] [64,64] --jobs 2
+  python -m spinup.run plot data/demo --save demo.png
+
+Several values after a flag make a grid: every combination runs. --flag[x] calls it x in names,
+--a:b sets entry b of the dict a, and a flag alone is true. Short for long flags:
+{substitutions}
+"""
+
+
+def usage(algorithms: Iterable[str]) -> str:
+    """Returns what ``help`` prints.
+
+    Args:
+        algorithms: name and paper's title of each.
+    """
+    return USAGE.format(
+        algorithms="\n".join(f"  {line}" for line in algorithms),
+        substitutions="\n".join(f"  --{short:<5} --{key}" for short, key in SUBSTITUTIONS.items()),
+    )
+
+
+def algorithm_page(name: str, algorithm: Callable) -> str:
+    """Returns what ``ALGORITHM --help`` prints, from its signature and docstring.
+
+    Args:
+        name: its name on the command line.
+        algorithm: its function.
+    """
+    summary, meanings = read_docstring(algorithm)
+    parameters = parameters_of(algorithm)
+    parameters.pop("ac_kwargs", None)
+    actions = meanings.get("env_fn", "").partition(". ")[2]
+    example = "CartPole-v1" if "Discrete" in actions else "Pendulum-v1"
+    environment = [
+        ("env", "", f"id of a Gymnasium environment, or module:id. {actions} (env_name)"),
+        ("env_kwargs:NAME", "", "keyword argument NAME of the environment"),
+    ]
+    sections = {
+        "Environment": environment,
+        "Hyperparameters": _rows(p for p in parameters.values() if ":" not in p.key),
+        "Networks": _rows(p for p in parameters.values() if ":" in p.key),
+        "Running": _rows(RUN_FLAGS.values()),
+    }
+    return "\n\n".join(
+        [
+            f"{name}: {summary}",
+            f"  python -m spinup.run {name} --env {example} [--flag value ...]",
+            *(_section(title, rows) for title, rows in sections.items()),
+            "Several values after a flag make a grid: every combination runs.",
+        ]
+    )
+
+
+def _rows(parameters):
+    """Returns flag, default and meaning of each; the flag is the short one where there is one."""
+    short = {long: short for short, long in SUBSTITUTIONS.items()}
+    rows = []
+    for parameter in parameters:
+        key = parameter.key
+        meaning = parameter.meaning or NETWORK_MEANINGS.get(key, "")
+        meaning += f" ({key})" if key in short else ""
+        rows.append((short.get(key, key), _show(parameter.default), meaning))
+    return rows
+
+
+def _show(default):
+    if default is None or default is inspect.Parameter.empty:
+        return ""
+    if inspect.isclass(default):
+        return default.__name__.lower()
+    if isinstance(default, (tuple, list)):
+        return "[" + ",".join(map(str, default)) + "]"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _section(title, rows):
+    """Sets rows of flag, default and meaning in three columns."""
+    width = min(100, shutil.get_terminal_size().columns)
+    bold = ("\x1b[1m{}\x1b[0m" if sys.stdout.isatty() else "{}").format
+    lines = [bold(title)]
+    for key, default, meaning in rows:
+        head = f"  --{key:<20} {default:<9} "
+        lines += textwrap.wrap(
+            meaning, width, initial_indent=head, subsequent_indent=" " * len(head)
+        )
+    return "\n".join(lines)

@@ -1,0 +1,399 @@
+"""Experiments as processes: start them, follow them, say how they ended, stop them.
+
+Each experiment runs in a session of its own, so that Ctrl-C reaches only the launcher, which then
+ends all of them in order; and tethered to the launcher, so that none outlives it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spinup.utils import tether
+from spinup.utils.logx import read_status, write_json
+from spinup.utils.mpi_tools import launch_command
+from spinup.utils.run_entrypoint import PICKLE_SUFFIX
+from spinup.utils.serialization_utils import encode, importable_name
+
+LOG_FILE = "log.txt"
+STATUS_FILE = "status.json"
+SPEC_FILE = "experiment.json"
+
+# What follows the Python executable, before the file to run.
+ENTRYPOINT = ("-m", "spinup.utils.run_entrypoint")
+
+# Between asking processes to end and killing them.
+GRACE_SECONDS = 5.0
+POLL_SECONDS = 0.05
+
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has only the latter
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+ERROR_LINE = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b.*")
+MPIEXEC_BANNER = re.compile(r"^(=+$|=   |YOUR APPLICATION|This typically|Please see the FAQ)")
+MPIEXEC_SIGNAL = re.compile(r"EXIT STRING: .*\(signal (\d+)\)")
+
+
+@dataclass
+class Experiment:
+    """One call of a function, and where its results go.
+
+    Attributes:
+        name: the experiment's name, shared by its seeds.
+        thunk: the function.
+        kwargs: its keyword arguments, ``logger_kwargs`` with ``output_dir`` among them.
+        num_cpu: the number of MPI ranks.
+    """
+
+    name: str
+    thunk: Callable
+    kwargs: dict[str, Any]
+    num_cpu: int = 1
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.kwargs["logger_kwargs"]["output_dir"])
+
+    @property
+    def label(self) -> str:
+        """The name of its folder, which tells seeds apart."""
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        return self.folder / LOG_FILE
+
+
+@dataclass
+class Outcome:
+    """How an experiment ended.
+
+    Attributes:
+        experiment: the experiment.
+        state: ``"finished"`` or ``"failed"``.
+        reason: what went wrong, in one line; empty for a finished one.
+        seconds: its wall time.
+        status: the last content of its ``status.json``.
+    """
+
+    experiment: Experiment
+    state: str
+    reason: str = ""
+    seconds: float = 0.0
+    status: dict = field(default_factory=dict)
+
+
+class Run:
+    """An experiment that has been started.
+
+    Args:
+        experiment: what to run. Its folder is made if need be; its output goes to ``log.txt``.
+
+    Raises:
+        OSError: the folder can't be made, or the process can't be started.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.began = time.monotonic()
+        experiment.folder.mkdir(parents=True, exist_ok=True)
+        # What an earlier run said of itself mustn't be taken for this one's word.
+        (experiment.folder / STATUS_FILE).unlink(missing_ok=True)
+        self._private, spec = write_spec(experiment)
+        try:
+            with open(experiment.log, "wb") as log:
+                self.process = _spawn(experiment.num_cpu, spec, log)
+        except BaseException:
+            self._forget_private()
+            raise
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def status(self) -> dict:
+        """Returns what the run last said of itself; empty before it has."""
+        return read_status(self.experiment.folder)
+
+    def outcome(self) -> Outcome | None:
+        """Returns how it ended, or None while it runs."""
+        exit_status = self.process.poll()
+        if exit_status is None:
+            return None
+        self._end_group(KILL)  # what it has left behind, such as environments' workers
+        self._forget_private()
+        return judge(self.experiment, exit_status, self.seconds)
+
+    def ask_to_end(self) -> None:
+        """Asks its processes to end; ``mpiexec`` hands that on to its ranks."""
+        self._end_group(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it at once, and records that it was interrupted."""
+        self._end_group(KILL)
+        self.process.wait()
+        self._forget_private()
+        _record_failure(self.experiment.folder, "interrupted by its launcher")
+
+    def _end_group(self, number):
+        if not hasattr(os, "killpg"):  # Windows knows no groups, and no ranks either
+            self.process.kill()
+            return
+        try:
+            os.killpg(self.process.pid, number)
+        except (ProcessLookupError, PermissionError):  # macOS says the latter of a dead group
+            pass
+
+    def _forget_private(self):
+        if self._private is not None:
+            self._private.unlink(missing_ok=True)
+
+
+def _spawn(num_cpu, spec, log):
+    """Starts the process, or `mpiexec` and its ranks, that run the experiment in file `spec`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of too few cores: the plan has said so
+        argv, env = launch_command(num_cpu, [*ENTRYPOINT, str(spec)])
+    # The experiment finds the modules that its launcher finds: the folder of a script, for one.
+    env["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    env["PYTHONUNBUFFERED"] = "1"
+    if sys.platform.startswith("linux"):
+        argv = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *argv]
+    return subprocess.Popen(
+        argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def write_spec(experiment: Experiment) -> tuple[Path | None, Path]:
+    """Writes an experiment down for the process that is to run it, readable by this user only.
+
+    Args:
+        experiment: the experiment.
+
+    Returns:
+        The temporary file to delete afterwards, if there is one, and the file to run: a JSON spec
+        in the run folder if the function can be imported and its arguments are plain values, else
+        a pickle outside of it.
+    """
+    thunk = importable_name(experiment.thunk)
+    try:
+        if thunk is None:
+            raise TypeError("The function can't be imported by another process")
+        kwargs = encode(experiment.kwargs)
+    except TypeError:
+        private = _write_private_pickle(experiment)
+        return private, private
+    content = {"thunk": thunk, "kwargs": kwargs, "num_cpu": experiment.num_cpu}
+    spec = experiment.folder / SPEC_FILE
+    handle, temporary = tempfile.mkstemp(prefix=SPEC_FILE, dir=experiment.folder)  # mode 0600
+    with os.fdopen(handle, "w") as file:
+        json.dump(content, file, indent=4)
+    os.replace(temporary, spec)
+    return None, spec.absolute()
+
+
+def _write_private_pickle(experiment):
+    import cloudpickle
+
+    content = cloudpickle.dumps((experiment.thunk, experiment.kwargs), pickle.HIGHEST_PROTOCOL)
+    handle, name = tempfile.mkstemp(prefix="spinup-", suffix=PICKLE_SUFFIX)  # mode 0600
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    return Path(name)
+
+
+# --- How it ended ---------------------------------------------------------------------------------
+
+
+def judge(experiment: Experiment, exit_status: int, seconds: float) -> Outcome:
+    """Says how an experiment whose processes have ended did.
+
+    It has finished if its exit status is 0 and its ``status.json`` says so: a rank that calls
+    ``os._exit(0)`` ends the others with exit status 0, too.
+
+    Args:
+        experiment: the experiment.
+        exit_status: of its process, negative for a signal as ``subprocess`` has it.
+        seconds: how long it ran.
+
+    Returns:
+        The outcome. A failure is recorded in ``status.json`` if the run couldn't do that itself.
+    """
+    status = read_status(experiment.folder)
+    if exit_status == 0 and status.get("state") == "finished":
+        return Outcome(experiment, "finished", "", seconds, status)
+    reason = status.get("error") or explain_exit(exit_status, _log_tail(experiment.log))
+    _record_failure(experiment.folder, reason)
+    return Outcome(experiment, "failed", reason, seconds, status)
+
+
+def explain_exit(exit_status: int, log: str) -> str:
+    """Says in one line why processes ended that have not said so themselves.
+
+    Args:
+        exit_status: negative for a signal.
+        log: the end of what they printed.
+    """
+    by_mpiexec = MPIEXEC_SIGNAL.search(log)
+    number = int(by_mpiexec[1]) if by_mpiexec else -exit_status
+    lines = [line.strip() for line in log.splitlines() if not MPIEXEC_BANNER.match(line)]
+    errors = [line for line in lines if ERROR_LINE.fullmatch(line)]
+    if exit_status != 0 and errors:
+        return errors[-1]
+    if number > 0:
+        return f"killed by signal {number} ({_signal_name(number)})"
+    if exit_status == 0:
+        return "its process ended with exit status 0 before the run had finished"
+    last = next((line for line in reversed(lines) if line), "it printed nothing")
+    return f"exit status {exit_status}: {last}"
+
+
+def _signal_name(number):
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _log_tail(log, size=20_000):
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - size))
+            return ANSI.sub("", file.read().decode(errors="replace"))
+    except OSError:
+        return ""
+
+
+def _record_failure(folder, reason):
+    status = read_status(folder)
+    if status.get("state") == "failed":
+        return
+    try:
+        write_json(folder / STATUS_FILE, {**status, "state": "failed", "error": reason})
+    except OSError:  # such as a full disk: the caller says what happened all the same
+        pass
+
+
+# --- Following ------------------------------------------------------------------------------------
+
+
+class LogFollower:
+    """Hands on what a log file has gained, in whole lines, to ``sys.stdout``: a notebook's cell."""
+
+    def __init__(self, log: Path):
+        self._file = open(log, "rb")  # noqa: SIM115 (closed by `close`)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._rest = ""
+
+    def relay(self) -> None:
+        """Prints the lines completed since the last call."""
+        text = self._rest + self._decoder.decode(self._file.read())
+        complete, newline, self._rest = text.rpartition("\n")
+        if newline:
+            sys.stdout.write(complete + newline)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Prints what is left, and closes the file."""
+        self.relay()
+        if self._rest:
+            print(self._rest, flush=True)
+        self._file.close()
+
+
+def run_one(experiment: Experiment) -> Outcome:
+    """Runs an experiment to its end, its output going to ``sys.stdout`` as well as its log."""
+    run = Run(experiment)
+    follower = LogFollower(experiment.log)
+    try:
+        while (outcome := run.outcome()) is None:
+            follower.relay()
+            time.sleep(POLL_SECONDS)
+        return outcome
+    except BaseException:
+        stop([run])
+        raise
+    finally:
+        follower.close()
+
+
+def run_all(experiments: Iterable[Experiment], jobs: int, display) -> list[Outcome]:
+    """Runs experiments, some at once; none that fails keeps another from running.
+
+    Args:
+        experiments: the experiments, in the order in which to start them.
+        jobs: how many may run at once.
+        display: told what happens, see `spinup.utils.grid_display`.
+
+    Returns:
+        How each ended, in the order given.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, after every process has ended.
+    """
+    experiments = list(experiments)
+    waiting, running = deque(experiments), []  # type: deque[Experiment], list[Run]
+    outcomes: dict[int, Outcome] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                _start(waiting.popleft(), running, outcomes, display)
+            for run in list(running):
+                outcome = run.outcome()
+                if outcome is not None:
+                    running.remove(run)
+                    outcomes[id(run.experiment)] = outcome
+                    display.ended(outcome)
+            display.refresh(running, len(waiting))
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        stop(running)
+        display.stopped(running, len(waiting))
+        raise
+    return [outcomes[id(experiment)] for experiment in experiments]
+
+
+def _start(experiment, running, outcomes, display):
+    try:
+        running.append(Run(experiment))
+    except OSError as error:
+        outcome = Outcome(experiment, "failed", f"it could not be started: {error}")
+        outcomes[id(experiment)] = outcome
+        display.ended(outcome)
+    else:
+        display.started(experiment)
+
+
+def stop(runs: Sequence[Run], grace: float = GRACE_SECONDS) -> None:
+    """Ends runs with all their ranks: asks, waits, then kills. A second Ctrl-C cuts the wait.
+
+    Args:
+        runs: the runs.
+        grace: seconds to wait for them.
+    """
+    for run in runs:
+        run.ask_to_end()
+    deadline = time.monotonic() + grace
+    try:
+        while any(run.process.poll() is None for run in runs) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for run in runs:
+            run.kill()

@@ -1,0 +1,142 @@
+"""Updates on data that don't depend on the number of ranks.
+
+The algorithms run as they are, but for the data: each rank's buffer hands over its part of data
+that are the same whatever the number of ranks, and so does the noise of sampled actions.
+
+As a program, ``fixed_data.py FOLDER`` on any number of ranks trains with each algorithm on each
+size of data, and leaves the final parameters in ``FOLDER/<algorithm>-<size>.npz`` and the log in
+``FOLDER/<algorithm>-<size>``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from spinup.utils.buffers import ReplayBuffer, TrajectoryBuffer
+from spinup.utils.mpi_tools import num_procs, proc_id
+from tests.algos.envs import Clock
+from tests.algos.runs import train
+
+OBS_DIM = 2
+BOX = Box(np.array([-1, -3], np.float32), np.array([2, 0.5], np.float32))
+
+# Even for two ranks and three, and uneven for both.
+SIZES = {"ppo": (60, 61), "ppo-discrete": (61,), "sac": (30, 31), "td3": (30, 31)}
+
+KWARGS = {
+    "ppo": dict(epochs=3, train_pi_iters=15, train_v_iters=15, pi_lr=5e-3, vf_lr=1e-2),
+    "sac": dict(polyak=0.8, lr=3e-3, alpha="auto"),
+    "td3": dict(polyak=0.8, pi_lr=3e-3, q_lr=1e-2, target_noise=0.4),
+}
+# 25 updates on as many minibatches, between random steps whose transitions nothing reads.
+OFF_POLICY_KWARGS = dict(
+    steps_per_epoch=25,
+    epochs=1,
+    start_steps=25,
+    update_after=1,
+    update_every=5,
+    num_test_episodes=0,
+)
+
+
+def my_part(total: int) -> np.ndarray:
+    """Returns the indices of this rank's part of `total` items."""
+    return np.array_split(np.arange(total), num_procs())[proc_id()]
+
+
+def trajectories(size: int, discrete: bool = False) -> dict:
+    """Returns an epoch's steps, and its paths as ``{end: observation after it or None}``."""
+    rng = np.random.default_rng(0)
+    # Paths end where a rank's part may, so that no number of ranks cuts one in two.
+    ends = sorted({int(p[-1]) + 1 for n in (1, 2, 3) for p in np.array_split(np.arange(size), n)})
+    return dict(
+        obs=rng.normal(size=(size, OBS_DIM)),
+        act=rng.integers(3, size=size) if discrete else rng.normal(size=(size, 2)),
+        rew=rng.normal(size=size),
+        paths={end: None if end % 2 else rng.normal(size=OBS_DIM) for end in ends},
+    )
+
+
+def minibatch(size: int, number: int) -> dict[str, torch.Tensor]:
+    """Returns the minibatch of an update."""
+    rng = np.random.default_rng(number)
+    batch = dict(
+        obs=rng.normal(size=(size, OBS_DIM)),
+        next_obs=rng.normal(size=(size, OBS_DIM)),
+        act=rng.uniform(BOX.low, BOX.high, size=(size, 2)),
+        rew=3 * rng.normal(size=size),
+        terminated=rng.random(size) < 0.3,
+    )
+    return {k: torch.as_tensor(v, dtype=torch.float32) for k, v in batch.items()}
+
+
+class Noise:
+    """Stands in for ``torch.randn_like``: this rank's rows of noise drawn for all."""
+
+    def __init__(self, size: int):
+        self.size, self.rng = size, np.random.default_rng(1)
+
+    def __call__(self, like: torch.Tensor) -> torch.Tensor:
+        noise = self.rng.normal(size=(self.size, like.shape[1]))[my_part(self.size)]
+        assert noise.shape == tuple(like.shape)
+        return torch.as_tensor(noise, dtype=like.dtype)
+
+
+def train_on_fixed_data(name: str, size: int, folder: Path, **kwargs) -> torch.nn.Module:
+    """Trains with an algorithm of `SIZES` on fixed data of that size."""
+    algorithm, _, discrete = name.partition("-")
+    env = Clock(action_space=Discrete(3) if discrete else BOX)
+    kwargs = KWARGS[algorithm] | dict(logger_kwargs=dict(output_dir=folder)) | kwargs
+    with pytest.MonkeyPatch.context() as patch:
+        if algorithm == "ppo":
+            data = trajectories(size, bool(discrete))
+            patch.setattr("spinup.algos.ppo.TrajectoryBuffer", _fixed_trajectories(data))
+            return train(algorithm, lambda: env, folder, steps_per_epoch=size, **kwargs)
+        patch.setattr(f"spinup.algos.{algorithm}.ReplayBuffer", _fixed_replay(size))
+        patch.setattr("torch.randn_like", Noise(size))
+        return train(algorithm, lambda: env, folder, batch_size=size, **OFF_POLICY_KWARGS, **kwargs)
+
+
+def _fixed_trajectories(data):
+    class FixedTrajectories(TrajectoryBuffer):
+        def get(self, value, device="cpu"):
+            part = my_part(len(data["rew"]))
+            for key in ("obs", "act", "rew"):
+                getattr(self, key)[:] = data[key][part]
+            first, last = part[0], part[-1] + 1
+            self.path_ends = [
+                (end - first, last_obs)
+                for end, last_obs in data["paths"].items()
+                if first < end <= last
+            ]
+            return super().get(value, device)
+
+    return FixedTrajectories
+
+
+def _fixed_replay(size):
+    class FixedReplay(ReplayBuffer):
+        draws = 0
+
+        def sample_batch(self, batch_size, device="cpu"):
+            part = my_part(size)
+            assert len(part) == batch_size
+            self.draws += 1
+            return {k: v[part] for k, v in minibatch(size, self.draws - 1).items()}
+
+    return FixedReplay
+
+
+if __name__ == "__main__":
+    for name, sizes in SIZES.items():
+        for size in sizes:
+            folder = Path(sys.argv[1], f"{name}-{size}")
+            ac = train_on_fixed_data(name, size, folder)
+            if proc_id() == 0:
+                np.savez(f"{folder}.npz", **{k: v.numpy() for k, v in ac.state_dict().items()})

@@ -1,0 +1,172 @@
+"""Actor-critics as a user of Spinning Up writes them, of plain PyTorch.
+
+They start from the weights of the library's own, so that both can be trained side by side.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import Categorical, Normal
+
+from spinup.utils import nets
+
+
+def _plain(mlp, index=None):
+    """Returns an MLP, or one of a stack, as an ``nn.Sequential`` with copies of its weights."""
+    layers = []
+    for layer in mlp:
+        if isinstance(layer, nets.StackedLinear):
+            linear = nn.Linear(layer.weight.shape[2], layer.weight.shape[1])
+            linear.weight.data.copy_(layer.weight[index])
+            linear.bias.data.copy_(layer.bias[index].reshape(-1))
+            layers.append(linear)
+        else:
+            layers.append(copy.deepcopy(layer))
+    return nn.Sequential(*layers)
+
+
+class _Value(nn.Module):
+    def __init__(self, v_net):
+        super().__init__()
+        self.v_net = v_net
+
+    def forward(self, obs):
+        return self.v_net(obs).squeeze(-1)
+
+
+class _Actor(nn.Module):
+    def __init__(self, own):
+        super().__init__()
+        self.is_discrete = isinstance(own, nets.MLPCategoricalActor)
+        if self.is_discrete:
+            self.logits_net = _plain(own.logits_net)
+        else:
+            self.log_std = nn.Parameter(own.log_std.detach().clone())
+            self.mu_net = _plain(own.mu_net)
+
+    def forward(self, obs, act=None):
+        if self.is_discrete:
+            pi = Categorical(logits=self.logits_net(obs))
+            return pi, None if act is None else pi.log_prob(act)
+        pi = Normal(self.mu_net(obs), torch.exp(self.log_std))
+        return pi, None if act is None else pi.log_prob(act).sum(-1)
+
+
+class OnPolicy(nn.Module):
+    """The contract of PPO: ``pi``, ``v``, ``step`` and ``act``."""
+
+    library = nets.MLPActorCritic
+
+    def __init__(self, observation_space, action_space, hidden_sizes=(8,)):
+        super().__init__()
+        self.copy_from(self.library(observation_space, action_space, hidden_sizes))
+
+    def copy_from(self, own):
+        self.pi, self.v = _Actor(own.pi), _Value(_plain(own.v.v_net))
+        return self
+
+    def step(self, obs):
+        with torch.no_grad():
+            pi, _ = self.pi(obs)
+            act = pi.sample()
+            logp = pi.log_prob(act)
+            return act.numpy(), self.v(obs).numpy(), logp.numpy()
+
+    def act(self, obs):
+        return self.step(obs)[0]
+
+
+class _Critic(nn.Module):
+    def __init__(self, q_net):
+        super().__init__()
+        self.q_net = q_net
+
+    def forward(self, obs, act):
+        return self.q_net(torch.cat([obs, act], dim=-1)).squeeze(-1)
+
+
+class _BoxActor(nn.Module):
+    def __init__(self, own):
+        super().__init__()
+        self.mid, self.half_range = own.mid.clone(), own.half_range.clone()
+
+
+class _SquashedActor(_BoxActor):
+    def __init__(self, own):
+        super().__init__(own)
+        self.net = _plain(own.net)
+
+    def forward(self, obs, deterministic=False):
+        mu, log_std = self.net(obs).chunk(2, dim=-1)
+        std = torch.exp(torch.clamp(log_std, -20, 2))
+        u = mu if deterministic else mu + std * torch.randn_like(mu)
+        logp = Normal(mu, std).log_prob(u).sum(-1)
+        logp = logp - (2 * (math.log(2) - u - F.softplus(-2 * u))).sum(-1)
+        return self.mid + self.half_range * torch.tanh(u), logp
+
+
+class _DeterministicActor(_BoxActor):
+    def __init__(self, own):
+        super().__init__(own)
+        self.net = _plain(own.pi_net)
+
+    def forward(self, obs):
+        return self.mid + self.half_range * self.net(obs)
+
+
+class _OffPolicy(nn.Module):
+    def __init__(self, observation_space, action_space, hidden_sizes=(8,)):
+        super().__init__()
+        self.copy_from(self.library(observation_space, action_space, hidden_sizes))
+
+    def copy_from(self, own):
+        self.pi = self.actor(own.pi)
+        self.q1, self.q2 = (_Critic(_plain(own.q.q_net, index)) for index in (0, 1))
+        return self
+
+
+class Squashed(_OffPolicy):
+    """The contract of SAC: ``pi``, ``q1``, ``q2`` and ``act``."""
+
+    library, actor = nets.SquashedGaussianActorCritic, _SquashedActor
+
+    def act(self, obs, deterministic=False):
+        with torch.no_grad():
+            return self.pi(obs, deterministic)[0].numpy()
+
+
+class Deterministic(_OffPolicy):
+    """The contract of TD3: ``pi``, ``q1``, ``q2`` and ``act``."""
+
+    library, actor = nets.DeterministicActorCritic, _DeterministicActor
+
+    def act(self, obs):
+        with torch.no_grad():
+            return self.pi(obs).numpy()
+
+
+def critic_gradients(ac: nn.Module) -> torch.Tensor:
+    """Returns the gradients of both plain critics in the order of the library's stacked one."""
+    pairs = zip(*([p.grad for p in q.parameters()] for q in (ac.q1, ac.q2)))
+    return torch.cat([torch.stack(pair).flatten() for pair in pairs])
+
+
+ACTOR_CRITICS = {"ppo": OnPolicy, "sac": Squashed, "td3": Deterministic}
+
+
+def initial(algorithm: str, env, seed: int = 3) -> nn.Module:
+    """Returns the actor-critic that a run of that seed starts with."""
+    torch.manual_seed(seed)
+    return ACTOR_CRITICS[algorithm](env.observation_space, env.action_space)
+
+
+def as_plain(algorithm: str, ac: nn.Module) -> nn.Module:
+    """Returns a plain actor-critic with the weights of one of the library's."""
+    made = ACTOR_CRITICS[algorithm].__new__(ACTOR_CRITICS[algorithm])
+    nn.Module.__init__(made)
+    return made.copy_from(ac)

@@ -1,0 +1,55 @@
+"""Short runs of the algorithms, and what they leave in their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from spinup import ppo, sac, td3
+
+ON_POLICY = {"ppo": ppo}
+OFF_POLICY = {"sac": sac, "td3": td3}
+ALGORITHMS = ON_POLICY | OFF_POLICY
+
+_SHORT = dict(seed=3, steps_per_epoch=20, epochs=2, ac_kwargs=dict(hidden_sizes=(8,)))
+_SHORT_ON_POLICY = dict(train_pi_iters=3, train_v_iters=3)
+_SHORT_OFF_POLICY = dict(
+    replay_size=100,
+    batch_size=8,
+    start_steps=5,
+    update_after=5,
+    update_every=5,
+    num_test_episodes=1,
+    max_ep_len=10,
+)
+
+
+def train(algorithm: str, env_fn, folder: Path, **kwargs) -> torch.nn.Module:
+    """Runs an algorithm for two epochs of 20 steps, unless `kwargs` say otherwise."""
+    special = _SHORT_ON_POLICY if algorithm in ON_POLICY else _SHORT_OFF_POLICY
+    if "actor_critic" in kwargs:
+        kwargs = dict(ac_kwargs={}) | kwargs
+    kwargs = _SHORT | special | dict(logger_kwargs=dict(output_dir=folder)) | kwargs
+    return ALGORITHMS[algorithm](env_fn, **kwargs)
+
+
+def read_progress(folder: Path) -> dict[str, np.ndarray]:
+    """Returns the columns of a run's ``progress.txt``, in its order."""
+    header, *rows = (Path(folder) / "progress.txt").read_text().splitlines()
+    values = np.array([row.split("\t") for row in rows], dtype=np.float64)
+    return dict(zip(header.split("\t"), values.T, strict=True))
+
+
+def timeless_progress(folder: Path) -> str:
+    """Returns the text of a run's ``progress.txt`` without its column of times."""
+    rows = [row.split("\t") for row in (Path(folder) / "progress.txt").read_text().splitlines()]
+    keep = [i for i, name in enumerate(rows[0]) if name != "Time"]
+    return "\n".join("\t".join(row[i] for i in keep) for row in rows)
+
+
+def saved_model(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights that a run has saved."""
+    return load_file(Path(folder) / "pyt_save" / "model.safetensors")

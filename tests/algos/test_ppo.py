@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch.testing import assert_close
+
+from spinup import ppo
+from spinup.algos.ppo import policy_loss, value_loss
+from spinup.utils.buffers import TrajectoryBuffer
+from spinup.utils.nets import MLPActorCritic
+from tests.algos import plain
+from tests.algos.envs import Clock, Made
+from tests.algos.fixed_data import BOX, train_on_fixed_data, trajectories
+from tests.algos.runs import read_progress, train
+
+COLUMNS = (
+    "Epoch AverageEpRet StdEpRet MaxEpRet MinEpRet EpLen AverageVVals StdVVals MaxVVals "
+    "MinVVals TotalEnvInteracts LossPi LossV DeltaLossPi DeltaLossV Entropy KL ClipFrac "
+    "StopIter Time"
+)
+
+
+# --- Losses ---------------------------------------------------------------------------------------
+
+
+def test_policy_loss_by_hand():
+    ratio = torch.tensor([1.0, 1.5, 0.5, 1.5, 0.5])
+    adv = torch.tensor([2.0, 1.0, 1.0, -1.0, -1.0])
+    logp_old = torch.tensor([-1.0, -2.0, -1.0, -2.0, -1.0])
+    loss, info = policy_loss(logp_old + ratio.log(), logp_old, adv, clip_ratio=0.2)
+    # The terms: 2, clipped 1.2, 0.5, -1.5, clipped -0.8.
+    assert loss.item() == pytest.approx(-(2 + 1.2 + 0.5 - 1.5 - 0.8) / 5)
+    assert info["ClipFrac"].item() == pytest.approx(4 / 5)
+    assert info["KL"].item() == pytest.approx(-(2 * np.log(1.5) + 2 * np.log(0.5)) / 5)
+
+
+def test_policy_loss_has_no_gradient_where_the_clip_binds():
+    logp = torch.log(torch.tensor([1.5, 1.5, 0.5, 0.5])).requires_grad_()
+    adv = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    policy_loss(logp, torch.zeros(4), adv, clip_ratio=0.2)[0].backward()
+    # Where it doesn't, the gradient by logp is -ratio * adv / batch.
+    assert logp.grad.tolist() == pytest.approx([0, 0.375, -0.125, 0])
+
+
+def test_value_loss_by_hand():
+    loss = value_loss(torch.tensor([1.0, 2.0, -1.0]), torch.tensor([0.0, 4.0, -1.0]))
+    assert loss.item() == pytest.approx(5 / 3)
+
+
+# --- The update -----------------------------------------------------------------------------------
+
+
+def _reference_update(ac, data, gamma, lam, clip_ratio, pi_lr, vf_lr, iters, target_kl):
+    """Spinning Up's update, with GAE by its definition; returns what is logged of it."""
+    obs = torch.as_tensor(data["obs"], dtype=torch.float32)
+    act = torch.as_tensor(data["act"])
+    with torch.no_grad():
+        val, logp_old = ac.v(obs).double().numpy(), ac.pi(obs, act)[1]
+    adv, ret = np.zeros(len(val)), np.zeros(len(val))
+    start = 0
+    for end, last_obs in data["paths"].items():
+        last_val = 0.0
+        if last_obs is not None:
+            last_val = ac.v(torch.as_tensor(last_obs[None], dtype=torch.float32)).item()
+        vals = np.append(val[start:end], last_val)
+        rews = np.append(data["rew"][start:end], last_val)
+        deltas = rews[:-1] + gamma * vals[1:] - vals[:-1]
+        for t in range(end - start):
+            discounts = gamma ** np.arange(end - start - t + 1)
+            ret[start + t] = discounts @ rews[t:]
+            adv[start + t] = (discounts * lam ** np.arange(len(discounts)))[:-1] @ deltas[t:]
+        start = end
+    adv = torch.as_tensor((adv - adv.mean()) / adv.std(), dtype=torch.float32)
+    ret = torch.as_tensor(ret, dtype=torch.float32)
+
+    def losses():
+        pi, logp = ac.pi(obs, act)
+        ratio = torch.exp(logp - logp_old)
+        clipped = torch.clamp(ratio, 1 - clip_ratio, 1 + clip_ratio)
+        loss_pi = -torch.min(ratio * adv, clipped * adv).mean()
+        is_clipped = (ratio > 1 + clip_ratio) | (ratio < 1 - clip_ratio)
+        entropy = pi.entropy().sum(-1).mean() if act.dim() > 1 else pi.entropy().mean()
+        kl = (logp_old - logp).mean()
+        return loss_pi, ((ac.v(obs) - ret) ** 2).mean(), kl, is_clipped.float().mean(), entropy
+
+    pi_optimizer = torch.optim.Adam(ac.pi.parameters(), lr=pi_lr)
+    vf_optimizer = torch.optim.Adam(ac.v.parameters(), lr=vf_lr)
+    loss_pi_old, loss_v_old, _, _, entropy = (x.item() for x in losses())
+    stop_iter = iters
+    for i in range(iters):
+        loss_pi, _, kl, _, _ = losses()
+        if kl.item() > 1.5 * target_kl:
+            stop_iter = i
+            break
+        pi_optimizer.zero_grad()
+        loss_pi.backward()
+        pi_optimizer.step()
+    for _ in range(iters):
+        vf_optimizer.zero_grad()
+        losses()[1].backward()
+        vf_optimizer.step()
+    loss_pi, loss_v, kl, clip_frac, _ = (x.item() for x in losses())
+    return dict(
+        AverageVVals=val.mean(),
+        LossPi=loss_pi_old,
+        LossV=loss_v_old,
+        DeltaLossPi=loss_pi - loss_pi_old,
+        DeltaLossV=loss_v - loss_v_old,
+        Entropy=entropy,
+        KL=kl,
+        ClipFrac=clip_frac,
+        StopIter=stop_iter,
+    )
+
+
+@pytest.mark.parametrize("target_kl, stops_early", [(1e-3, True), (1.0, False)])
+@pytest.mark.parametrize("name", ["ppo", "ppo-discrete"])
+def test_update_is_the_textbooks_and_logs_its_end(tmp_path, name, target_kl, stops_early):
+    settings = dict(gamma=0.9, lam=0.8, clip_ratio=0.1, pi_lr=1e-2, vf_lr=1e-2, target_kl=target_kl)
+    iters = dict(train_pi_iters=12, train_v_iters=12)
+    ac = train_on_fixed_data(name, 61, tmp_path, epochs=1, **iters, **settings)
+
+    env = Clock(action_space=Discrete(3) if name == "ppo-discrete" else BOX)
+    expected = plain.initial("ppo", env)
+    data = trajectories(61, discrete=name == "ppo-discrete")
+    logged = _reference_update(expected, data, iters=12, **settings)
+    assert (logged["StopIter"] < 12) == stops_early
+    assert_close(
+        plain.as_plain("ppo", ac).state_dict(), expected.state_dict(), atol=1e-5, rtol=1e-5
+    )
+    progress = read_progress(tmp_path)
+    for key, value in logged.items():
+        assert progress[key][0] == pytest.approx(value, abs=1e-5), key
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo-discrete"])
+def test_a_plain_pytorch_actor_critic_trains_the_same(tmp_path, name):
+    own = train_on_fixed_data(name, 61, tmp_path / "own", actor_critic=plain.OnPolicy)
+    ac = train_on_fixed_data(name, 61, tmp_path / "library")
+    assert isinstance(own, plain.OnPolicy)
+    expected = plain.as_plain("ppo", ac).state_dict()
+    assert_close(own.state_dict(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_no_iterations_train_nothing(tmp_path):
+    env = Clock(length=5)
+    start = plain.initial("ppo", env).state_dict()
+
+    ac = train("ppo", lambda: env, tmp_path / "neither", train_pi_iters=0, train_v_iters=0)
+    assert_close(plain.as_plain("ppo", ac).state_dict(), start, atol=0, rtol=0)
+    progress = read_progress(tmp_path / "neither")
+    for key in ("KL", "DeltaLossPi", "DeltaLossV", "ClipFrac", "StopIter"):
+        assert progress[key].tolist() == [0, 0], key
+    assert np.isfinite(progress["LossV"]).all()
+
+    for iters, still in [("train_v_iters", "v."), ("train_pi_iters", "pi.")]:
+        ac = train("ppo", lambda: env, tmp_path / iters, **{iters: 0})
+        changed = {
+            key[: len(still)] == still: not torch.equal(value, start[key])
+            for key, value in plain.as_plain("ppo", ac).state_dict().items()
+        }
+        assert changed == {True: False, False: True}
+
+
+def test_equal_advantages_are_no_nan(tmp_path):
+    # One-step episodes with one reward, and values that are all zero: the deviation is zero.
+    ac = train("ppo", lambda: Clock(length=1), tmp_path, actor_critic=_known(0.0))
+    assert all(p.isfinite().all() for p in ac.parameters())
+    assert read_progress(tmp_path)["LossPi"].tolist() == [0, 0]
+
+
+# --- Trajectories ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def epochs(monkeypatch):
+    """What the buffer held and handed over at the end of each epoch."""
+    recorded = []
+
+    class Recorder(TrajectoryBuffer):
+        def get(self, value, device="cpu"):
+            data = super().get(value, device)
+            recorded.append({k: v.numpy().copy() for k, v in data.items()})
+            return data
+
+    monkeypatch.setattr("spinup.algos.ppo.TrajectoryBuffer", Recorder)
+    return recorded
+
+
+def _known(slope):
+    """Returns an actor-critic whose value is `slope` times the steps of the episode."""
+
+    class Known(MLPActorCritic):
+        def __init__(self, observation_space, action_space):
+            super().__init__(observation_space, action_space, hidden_sizes=(8,))
+            self.v = KnownValue()
+
+    class KnownValue(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = torch.nn.Parameter(torch.tensor([float(slope)]))
+
+        def forward(self, obs):
+            return self.slope * obs[:, 1]
+
+    return Known
+
+
+TERMINAL = [1.875, 1.75, 1.5, 1]
+BOOTSTRAPPED = [4.375, 6.75, 11.5, 21]  # from the value 40 of the observation after step 4
+
+
+@pytest.mark.parametrize(
+    "env, max_ep_len, returns",
+    [
+        (dict(length=4), 1000, TERMINAL),
+        (dict(length=4), 4, TERMINAL),
+        (dict(length=4, ends="terminated, truncated"), 4, TERMINAL),
+        (dict(length=4, ends="truncated"), 1000, BOOTSTRAPPED),
+        (dict(length=None), 4, BOOTSTRAPPED),
+        (dict(length=None), 1000, BOOTSTRAPPED),
+        (dict(length=2), 1000, [1.5, 1, 1.5, 1]),
+        (dict(length=2), 2, [1.5, 1, 1.5, 1]),
+        (dict(length=2, ends="truncated"), 1000, [6.5, 11, 6.5, 11]),
+        (dict(length=2, ends="truncated", in_place=True), 1000, [6.5, 11, 6.5, 11]),
+        (dict(length=3), 1000, [1.75, 1.5, 1, 6]),
+    ],
+    ids=str,
+)
+def test_only_a_terminal_state_cuts_the_bootstrap(tmp_path, epochs, env, max_ep_len, returns):
+    kwargs = dict(epochs=1, steps_per_epoch=4, gamma=0.5, lam=1.0, train_v_iters=0)
+    train("ppo", Made(**env), tmp_path, actor_critic=_known(10), max_ep_len=max_ep_len, **kwargs)
+    assert epochs[0]["ret"].tolist() == pytest.approx(returns)
+
+
+def test_an_episode_goes_on_after_the_epochs_end(tmp_path, epochs):
+    kwargs = dict(epochs=2, steps_per_epoch=4, gamma=0.5, lam=1.0, train_v_iters=0)
+    train("ppo", Made(length=6), tmp_path, actor_critic=_known(10), **kwargs)
+    assert epochs[0]["ret"].tolist() == pytest.approx(BOOTSTRAPPED)
+    # The fifth and sixth step, then two of the next episode.
+    assert epochs[1]["ret"].tolist() == pytest.approx([1.5, 1, 6.5, 11])
+    assert epochs[1]["obs"][:, 1].tolist() == [4, 5, 0, 1]
+    progress = read_progress(tmp_path)
+    assert progress["EpLen"].tolist() == pytest.approx([np.nan, 6], nan_ok=True)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_buffer_holds_the_observations_acted_on(tmp_path, epochs, in_place):
+    train("ppo", Made(length=3, in_place=in_place), tmp_path, epochs=1, steps_per_epoch=5)
+    assert epochs[0]["obs"].tolist() == [[0, 0], [1, 1], [2, 2], [3, 0], [4, 1]]
+
+
+def test_actions_are_clipped_for_the_environment_alone(tmp_path, epochs):
+    low, high = np.array([-0.5, 0.1], np.float32), np.array([0.2, 0.6], np.float32)
+    made = Made(action_space=Box(low, high))
+    train("ppo", made, tmp_path, epochs=1, steps_per_epoch=200)
+    held, taken = epochs[0]["act"], np.array(made.env.actions)
+    assert (held < low).any(axis=0).all() and (held > high).any(axis=0).all()
+    assert np.array_equal(taken, np.clip(held, low, high))
+
+
+def test_discrete_actions_count_from_their_start(tmp_path, epochs):
+    made = Made(action_space=Discrete(3, start=5))
+    train("ppo", made, tmp_path, epochs=1, steps_per_epoch=100)
+    assert set(epochs[0]["act"]) == {0, 1, 2}
+    assert np.array_equal(np.array(made.env.actions), epochs[0]["act"] + 5)
+
+
+# --- Logs -------------------------------------------------------------------------------
+
+
+def test_columns_are_spinning_ups(tmp_path):
+    train("ppo", Clock, tmp_path)
+    assert " ".join(read_progress(tmp_path)) == COLUMNS
+
+
+def test_returns_and_lengths_are_those_of_finished_episodes(tmp_path):
+    # Rewards are the steps since the start; episodes of 8: 36, then 100; the third isn't finished.
+    train("ppo", Made(length=8, rew=float), tmp_path, epochs=1)
+    progress = read_progress(tmp_path)
+    names = ("AverageEpRet", "StdEpRet", "MaxEpRet", "MinEpRet", "EpLen")
+    assert [progress[name][0] for name in names] == [68, 32, 100, 36, 8]
+
+
+# --- Learning -------------------------------------------------------------------------------------
+
+
+def _best_return(folder):
+    return np.nanmax(read_progress(folder)["AverageEpRet"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_solves_cartpole(tmp_path, seed):
+    ppo("CartPole-v1", seed=seed, logger_kwargs=dict(output_dir=tmp_path))
+    assert _best_return(tmp_path) >= 475
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_solves_cartpole_on_two_ranks(tmp_path, run_on_ranks, seed):
+    code = f"""
+        from spinup import ppo
+        ppo("CartPole-v1", seed={seed}, logger_kwargs=dict(output_dir={str(tmp_path / "run")!r}))
+    """
+    run_on_ranks(2, code, timeout=800)
+    assert _best_return(tmp_path / "run") >= 475

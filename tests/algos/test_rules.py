@@ -1,0 +1,549 @@
+"""Rules that every algorithm keeps, on one rank; `test_ranks.py` has those of several."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from torch.testing import assert_close
+
+from spinup.utils.buffers import ReplayBuffer
+from spinup.utils.envs import AdaptedEnv
+from spinup.utils.logx import Logger
+from tests.algos import plain
+from tests.algos.envs import Clock, Made
+from tests.algos.runs import (
+    ALGORITHMS,
+    OFF_POLICY,
+    read_progress,
+    saved_model,
+    timeless_progress,
+    train,
+)
+
+all_algorithms = pytest.mark.parametrize("algorithm", ALGORITHMS)
+off_policy = pytest.mark.parametrize("algorithm", OFF_POLICY)
+FIRST_LOSS = {"ppo": "LossV", "sac": "LossQ", "td3": "LossQ"}
+
+
+def _status(folder):
+    return json.loads((folder / "status.json").read_text())
+
+
+# --- Seeds ----------------------------------------------------------------------------------------
+
+
+@all_algorithms
+def test_same_seed_same_progress(tmp_path, algorithm):
+    def progress(name, seed):
+        kwargs = dict(seed=seed, steps_per_epoch=100, max_ep_len=30)
+        train(algorithm, "Pendulum-v1", tmp_path / name, **kwargs)
+        return timeless_progress(tmp_path / name)
+
+    first = progress("first", seed=5)
+    assert progress("again", seed=5) == first
+    assert progress("other", seed=6) != first
+
+
+@all_algorithms
+def test_seeds_environment_and_action_space_once(tmp_path, algorithm):
+    made = Made(length=6, action_space=Box(-1, 1, (3,)))
+    train(algorithm, made, tmp_path, seed=7)
+    for env in made.envs:
+        assert env.seeds[0] == 7
+        assert len(env.seeds) > 1 and set(env.seeds[1:]) == {None}
+    if algorithm in OFF_POLICY:
+        space = Box(-1, 1, (3,), seed=7)
+        expected = [space.sample() for _ in range(5)]
+        assert np.array_equal(made.env.actions[:5], expected)
+
+
+# --- Episodes and interactions --------------------------------------------------------------------
+
+
+@all_algorithms
+@pytest.mark.parametrize("steps_per_epoch", [7, 20])
+def test_interactions_are_exact(tmp_path, algorithm, steps_per_epoch):
+    made = Made(length=6)
+    train(algorithm, made, tmp_path, steps_per_epoch=steps_per_epoch, epochs=3)
+    expected = [steps_per_epoch, 2 * steps_per_epoch, 3 * steps_per_epoch]
+    progress = read_progress(tmp_path)
+    assert progress["TotalEnvInteracts"].tolist() == expected
+    assert progress["Epoch"].tolist() == [1, 2, 3]
+    assert made.env.total == 3 * steps_per_epoch
+
+
+@all_algorithms
+def test_an_epoch_without_a_finished_episode_logs_nan_and_goes_on(tmp_path, algorithm):
+    train(algorithm, Made(length=35), tmp_path, max_ep_len=1000, epochs=3)
+    progress = read_progress(tmp_path)
+    # The only episode that ends does so in the second epoch.
+    for name in ("AverageEpRet", "StdEpRet", "MaxEpRet", "MinEpRet", "EpLen"):
+        assert np.isnan(progress[name]).tolist() == [True, False, True], name
+    assert progress["AverageEpRet"][1] == progress["EpLen"][1] == 35
+
+
+@all_algorithms
+def test_episodes_are_cut_off_at_their_greatest_length(tmp_path, algorithm):
+    made = Made(length=None)
+    train(algorithm, made, tmp_path, max_ep_len=4)
+    assert read_progress(tmp_path)["EpLen"].tolist() == [4, 4]
+    assert made.env.total == 40 and len(made.env.seeds) == 1 + 10
+
+
+@off_policy
+def test_the_buffer_keeps_terminal_states_apart_from_cut_off_episodes(
+    tmp_path, algorithm, transitions
+):
+    terminal_every_5 = [0, 0, 0, 0, 1] * 4
+    for name, env, max_ep_len, expected in [
+        ("terminal", dict(length=5), 1000, terminal_every_5),  # on the epoch's last step, too
+        ("at_max_ep_len", dict(length=5), 5, terminal_every_5),
+        ("both", dict(length=5, ends="terminated, truncated"), 5, terminal_every_5),
+        ("time_limit", dict(length=5, ends="truncated"), 1000, [0] * 20),
+        ("max_ep_len", dict(length=None), 5, [0] * 20),
+        ("in_place", dict(length=5, in_place=True), 1000, terminal_every_5),
+    ]:
+        train(algorithm, Made(**env), tmp_path / name, epochs=1, max_ep_len=max_ep_len)
+        rows = transitions()
+        assert rows["terminated"].tolist() == expected, name
+        # Steps since the start, and of the episode; the last one's successor isn't the next reset.
+        count, step = np.arange(20), np.arange(20) % 5
+        assert rows["obs"].tolist() == np.stack([count, step], 1).tolist(), name
+        assert rows["next_obs"].tolist() == np.stack([count + 1, step + 1], 1).tolist(), name
+
+
+@pytest.fixture
+def transitions(monkeypatch):
+    """A function that returns what the last run's replay buffer holds."""
+    buffers = []
+
+    class Recorder(ReplayBuffer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            buffers.append(self)
+
+    def held():
+        parts = np.split(buffers[-1].rows[: buffers[-1].size], buffers[-1].columns, axis=1)
+        names = ("obs", "next_obs", "act", "rew", "terminated")
+        return {k: v.squeeze(1) if k in names[3:] else v for k, v in zip(names, parts)}
+
+    for algorithm in OFF_POLICY:
+        monkeypatch.setattr(f"spinup.algos.{algorithm}.ReplayBuffer", Recorder)
+    return held
+
+
+# --- Off-policy schedule --------------------------------------------------------------------------
+
+
+@off_policy
+@pytest.mark.parametrize(
+    "update_after, update_every, expected",
+    [
+        (7, 5, [10] * 5 + [15] * 5 + [20] * 5),
+        (10, 5, [10] * 5 + [15] * 5 + [20] * 5),
+        (11, 5, [15] * 5 + [20] * 5),
+        (0, 8, [8] * 8 + [16] * 8),
+        (18, 1, [18, 19, 20]),
+        (21, 1, []),
+    ],
+)
+def test_updates_come_when_and_as_often_as_asked(
+    tmp_path, monkeypatch, algorithm, update_after, update_every, expected
+):
+    made, updates = Made(length=6), []
+
+    class Recorder(ReplayBuffer):
+        def sample_batch(self, *args):
+            updates.append(made.env.total)
+            return super().sample_batch(*args)
+
+    monkeypatch.setattr(f"spinup.algos.{algorithm}.ReplayBuffer", Recorder)
+    kwargs = dict(update_after=update_after, update_every=update_every)
+    train(algorithm, made, tmp_path, epochs=1, **kwargs)
+    assert updates == expected
+
+
+@off_policy
+def test_epochs_before_the_first_update_log_nan(tmp_path, algorithm):
+    train(algorithm, Clock, tmp_path, epochs=3, update_after=21, update_every=20)
+    progress = read_progress(tmp_path)
+    for name in ("LossPi", "LossQ", "AverageQ1Vals", "StdQ2Vals"):
+        assert np.isnan(progress[name]).tolist() == [True, False, False], name
+
+
+@off_policy
+@pytest.mark.parametrize("start_steps", [0, 1, 13, 100])
+def test_first_steps_are_random(tmp_path, monkeypatch, algorithm, start_steps):
+    taken = []
+
+    def random_action(self):
+        taken.append(self.steps)
+        return self.action_space.sample()
+
+    monkeypatch.setattr(AdaptedEnv, "random_action", random_action)
+    train(algorithm, Clock, tmp_path, start_steps=start_steps)
+    assert taken == list(range(min(start_steps, 40)))
+
+
+@off_policy
+def test_test_episodes_are_apart_from_training(tmp_path, algorithm):
+    made = Made(length=7)
+    train(algorithm, made, tmp_path / "some", num_test_episodes=3, max_ep_len=1000)
+    assert made.test_env.total == 2 * 3 * 7 and made.env.total == 40
+    progress = read_progress(tmp_path / "some")
+    assert progress["TestEpLen"].tolist() == progress["MinTestEpRet"].tolist() == [7, 7]
+
+    train(algorithm, Made(length=None), tmp_path / "cut", max_ep_len=4)
+    assert read_progress(tmp_path / "cut")["TestEpLen"].tolist() == [4, 4]
+
+    train(algorithm, Clock, tmp_path / "none", num_test_episodes=0)
+    assert np.isnan(read_progress(tmp_path / "none")["AverageTestEpRet"]).all()
+
+
+# --- Actions --------------------------------------------------------------------------------------
+
+BOX = Box(np.array([-0.5, 2.0], np.float32), np.array([0.25, 30.0], np.float32))
+
+
+def _acting_at(algorithm, squashed):
+    """Returns the library's actor-critic, its policy's output biased to an end of the Box."""
+
+    class AtEnd(plain.ACTOR_CRITICS[algorithm].library):
+        def __init__(self, observation_space, action_space):
+            super().__init__(observation_space, action_space, hidden_sizes=(8,))
+            net = self.pi.net if algorithm == "sac" else self.pi.pi_net
+            net[-2].bias.data[: len(squashed)] = 20 * torch.tensor(squashed)
+
+    return AtEnd
+
+
+@off_policy
+@pytest.mark.parametrize(
+    "squashed, expected", [([-1.0, 1.0], [-0.5, 30.0]), ([1.0, -1.0], [0.25, 2.0])]
+)
+def test_the_policy_reaches_both_ends_of_each_dimension(tmp_path, algorithm, squashed, expected):
+    made = Made(action_space=BOX, length=5)
+    kwargs = dict(actor_critic=_acting_at(algorithm, squashed), update_after=1000, start_steps=0)
+    train(algorithm, made, tmp_path, **kwargs)
+    tested = np.array(made.test_env.actions)
+    assert_close(tested, np.tile(np.float32(expected), (len(tested), 1)))
+    assert all(BOX.contains(act) for act in made.env.actions + made.test_env.actions)
+
+
+@off_policy
+def test_actions_stay_in_bounds_in_the_environments_units(tmp_path, algorithm, transitions):
+    made = Made(action_space=BOX, length=5)
+    train(algorithm, made, tmp_path, steps_per_epoch=100, start_steps=100, replay_size=1000)
+    assert all(BOX.contains(act) for act in made.env.actions)
+    held = transitions()["act"]
+    assert_close(held, np.array(made.env.actions), atol=1e-5, rtol=1e-5)
+    random, scale = held[:100], BOX.high - BOX.low
+    assert (random.min(axis=0) < BOX.low + 0.1 * scale).all()
+    assert (random.max(axis=0) > BOX.high - 0.1 * scale).all()
+
+
+@all_algorithms
+def test_double_precision_actions_work(tmp_path, algorithm):
+    space = Box(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), dtype=np.float64)
+    made = Made(action_space=space, length=5)
+    train(algorithm, made, tmp_path)
+    assert made.env.actions[-1].dtype == np.float64
+    assert all(space.contains(act) for act in made.env.actions)
+
+
+@all_algorithms
+def test_actions_of_several_axes_work(tmp_path, algorithm):
+    made = Made(action_space=Box(-1, 1, (2, 3)), length=5)
+    train(algorithm, made, tmp_path)
+    assert made.env.actions[-1].shape == (2, 3)
+
+
+# --- Saving ---------------------------------------------------------------------------------------
+
+
+@all_algorithms
+def test_the_final_save_holds_the_returned_parameters(tmp_path, algorithm):
+    ac = train(algorithm, Clock, tmp_path, epochs=3, save_freq=2)
+    assert_close(saved_model(tmp_path), dict(ac.state_dict()), atol=0, rtol=0)
+
+
+@all_algorithms
+@pytest.mark.parametrize("save_freq, expected", [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
+def test_saves_come_as_often_as_asked(tmp_path, monkeypatch, algorithm, save_freq, expected):
+    saved, rows = [], []
+    monkeypatch.setattr(Logger, "save_state", lambda self: saved.append(len(rows) + 1))
+    dump = Logger.dump_tabular
+    monkeypatch.setattr(Logger, "dump_tabular", lambda self: rows.append(dump(self)))
+    train(algorithm, Clock, tmp_path, epochs=5, save_freq=save_freq)
+    assert saved == expected
+
+
+@all_algorithms
+def test_a_folder_with_results_is_refused(tmp_path, algorithm):
+    train(algorithm, Clock, tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(FileExistsError, match="overwrite=True") as refused:
+        train(algorithm, Clock, tmp_path, seed=4)
+    assert str(tmp_path) in str(refused.value)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+    train(
+        algorithm,
+        Clock,
+        tmp_path,
+        epochs=1,
+        logger_kwargs=dict(output_dir=tmp_path, overwrite=True),
+    )
+    assert len(read_progress(tmp_path)["Epoch"]) == 1
+    assert _status(tmp_path)["state"] == "finished"
+
+
+# --- NaN and infinity -----------------------------------------------------------------------------
+
+
+def _fails_after_one_good_epoch(folder, algorithm, env, message, good=None, **kwargs):
+    """Trains to an error in the second epoch; what the first one saved must be left."""
+    with pytest.raises(FloatingPointError, match=message) as failure:
+        train(algorithm, Made(**env), folder / "bad", save_freq=1, **kwargs)
+    status = _status(folder / "bad")
+    assert status["state"] == "failed" and status["epoch"] == 1
+    assert str(failure.value).splitlines()[0] in status["error"]
+    ac = train(algorithm, Made(length=6), folder / "good", epochs=1, **kwargs)
+    assert_close(saved_model(folder / "bad"), dict(ac.state_dict()), atol=0, rtol=0)
+    assert Logger.current is None
+
+
+@all_algorithms
+def test_nan_in_an_observation_stops_the_run(tmp_path, algorithm):
+    env = dict(length=6, broken_at=33)
+    message = "Clock .*NaN or infinity in the observation at step 33"
+    _fails_after_one_good_epoch(tmp_path, algorithm, env, message)
+
+
+@all_algorithms
+@pytest.mark.parametrize("rew", [math.nan, math.inf, -math.inf])
+def test_nan_in_a_reward_stops_the_run(tmp_path, algorithm, rew):
+    env = dict(length=6, rew=lambda t: rew if t == 27 else 1.0)
+    message = "Clock .*NaN or infinity in the reward at step 27"
+    _fails_after_one_good_epoch(tmp_path, algorithm, env, message)
+
+
+@all_algorithms
+def test_an_infinite_loss_stops_the_run(tmp_path, algorithm):
+    # The square of such a reward is beyond single precision.
+    env = dict(length=6, rew=lambda t: 1e25 if t > 20 else 1.0)
+    message = FIRST_LOSS[algorithm] + r" is NaN or infinite \(.*\) in Clock, epoch 2 \(step 40\)"
+    _fails_after_one_good_epoch(tmp_path, algorithm, env, message)
+
+
+@pytest.mark.parametrize(
+    "algorithm, rate, loss",
+    [
+        ("ppo", "pi_lr", "LossPi"),
+        ("ppo", "vf_lr", "LossV"),
+        ("sac", "lr", "LossPi"),
+        ("td3", "pi_lr", "Loss"),
+        ("td3", "q_lr", "LossPi"),
+    ],
+)
+def test_a_learning_rate_beyond_reason_stops_the_run(tmp_path, algorithm, rate, loss):
+    with pytest.raises(FloatingPointError, match=f"{loss}.* is NaN or infinite .*Clock, epoch 1"):
+        train(algorithm, Made(length=6), tmp_path, **{rate: 1e38})
+    assert _status(tmp_path)["state"] == "failed"
+    assert not (tmp_path / "pyt_save").exists()
+
+
+# --- Refusals -------------------------------------------------------------------------------------
+
+
+def _refuse(folder, algorithm, space, *words):
+    made = Made(action_space=space)
+    with pytest.raises(ValueError) as refused:
+        train(algorithm, made, folder)
+    for word in (algorithm, str(space), *words):
+        assert word in str(refused.value)
+    assert all(env.total == 0 for env in made.envs)
+    assert not (folder / "pyt_save").exists()
+    # Nothing was lost, so the folder takes the next run.
+    train(algorithm, Made(), folder)
+
+
+@off_policy
+@pytest.mark.parametrize(
+    "space",
+    [
+        Discrete(3),
+        Box(-np.inf, np.inf, (2,)),
+        Box(np.array([-1, 0], np.float32), np.array([1, np.inf], np.float32)),
+    ],
+    ids=["discrete", "unbounded", "half-bounded"],
+)
+def test_spaces_that_ppo_could_handle_are_refused(tmp_path, algorithm, space):
+    _refuse(tmp_path, algorithm, space, "use ppo")
+    train("ppo", Made(action_space=space), tmp_path / "ppo")
+
+
+@all_algorithms
+@pytest.mark.parametrize(
+    "space",
+    [
+        MultiDiscrete([2, 3]),
+        MultiBinary(4),
+        Dict(a=Discrete(2)),
+        Box(0, 9, (2,), np.int64),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+def test_spaces_that_nothing_handles_are_refused(tmp_path, algorithm, space):
+    _refuse(tmp_path, algorithm, space, "no other algorithm")
+
+
+BAD = {
+    "ppo": [
+        ("seed", -1),
+        ("steps_per_epoch", 0),
+        ("steps_per_epoch", 12.5),
+        ("steps_per_epoch", "many"),
+        ("epochs", 0),
+        ("epochs", math.inf),
+        ("epochs", True),
+        ("gamma", 1.01),
+        ("gamma", math.nan),
+        ("lam", -0.1),
+        ("clip_ratio", -0.2),
+        ("pi_lr", -1e-3),
+        ("vf_lr", None),
+        ("train_pi_iters", -1),
+        ("train_v_iters", 0.5),
+        ("max_ep_len", 0),
+        ("target_kl", -0.01),
+        ("save_freq", 0),
+    ],
+    "sac": [
+        ("replay_size", 0),
+        ("polyak", 1.5),
+        ("lr", -1.0),
+        ("batch_size", 0),
+        ("start_steps", -1),
+        ("update_after", -1),
+        ("update_every", 0),
+        ("num_test_episodes", -1),
+    ],
+    "td3": [
+        ("pi_lr", -1.0),
+        ("q_lr", "fast"),
+        ("act_noise", -0.1),
+        ("target_noise", -0.1),
+        ("noise_clip", math.nan),
+        ("policy_delay", 0),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "algorithm, name, value", [(a, *pair) for a, pairs in BAD.items() for pair in pairs]
+)
+def test_hyperparameters_out_of_range_are_refused(tmp_path, algorithm, name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be a .*, not {value!r}$"):
+        train(algorithm, Clock, tmp_path / "run", **{name: value})
+    assert not (tmp_path / "run").exists()
+
+
+@all_algorithms
+def test_whole_numbers_may_come_as_other_types(tmp_path, algorithm):
+    # As in `replay_size=1e6`, or `for seed in np.arange(3)`.
+    kwargs = dict(steps_per_epoch=2e1, epochs=np.int64(2), seed=np.int32(3))
+    if algorithm in OFF_POLICY:
+        kwargs |= dict(replay_size=1e2, batch_size=np.float64(8))
+    train(algorithm, Clock, tmp_path / "other", **kwargs)
+    train(algorithm, Clock, tmp_path / "int")
+    assert timeless_progress(tmp_path / "other") == timeless_progress(tmp_path / "int")
+
+
+@all_algorithms
+def test_an_unknown_device_is_refused(tmp_path, algorithm):
+    with pytest.raises(ValueError, match="device 'gpu' is unknown: use cpu, cuda"):
+        train(algorithm, Clock, tmp_path / "run", device="gpu")
+    assert not (tmp_path / "run").exists()
+
+
+# --- An actor-critic of the user's own ------------------------------------------------------------
+
+
+class _SharedTrunk(torch.nn.Module):
+    def __init__(self, observation_space, action_space):
+        super().__init__()
+        trunk = torch.nn.Linear(2, 4)
+        self.pi, self.v, self.q1, self.q2 = (
+            torch.nn.Sequential(trunk, torch.nn.Linear(4, 1)) for _ in range(4)
+        )
+
+
+@all_algorithms
+def test_a_shared_trunk_is_refused(tmp_path, algorithm):
+    with pytest.raises(ValueError, match=r"share parameters.* give each network .* of its own"):
+        train(algorithm, Clock, tmp_path, actor_critic=_SharedTrunk)
+    assert _status(tmp_path)["state"] == "failed"
+
+
+@all_algorithms
+def test_a_users_actor_critic_acts_itself(tmp_path, algorithm):
+    calls = []
+
+    class Recorder(plain.ACTOR_CRITICS[algorithm]):
+        def act(self, obs):
+            assert obs.shape == (2,) and obs.dtype == torch.float32
+            calls.append(False)
+            return super().act(obs)
+
+    class RecorderWithMode(plain.ACTOR_CRITICS[algorithm]):
+        def act(self, obs, deterministic=False):
+            calls.append(deterministic)
+            return super().act(obs, deterministic)
+
+    made = Made(length=5)
+    own = RecorderWithMode if algorithm == "sac" else Recorder
+    ac = train(algorithm, made, tmp_path, actor_critic=own)
+    start = plain.initial(algorithm, made.env).state_dict()
+    assert isinstance(ac, own)
+    assert not any(torch.equal(value, start[key]) for key, value in ac.state_dict().items())
+    assert_close(saved_model(tmp_path), dict(ac.state_dict()), atol=0, rtol=0)
+    # Two epochs of 20 steps, of which the first 5 are random off policy, and 5 steps of a test.
+    training, testing = ([20, 20], 0) if algorithm == "ppo" else ([15, 20], 5)
+    has_mode = algorithm == "sac"
+    assert calls == [mode for n in training for mode in [False] * n + [has_mode] * testing]
+
+
+@all_algorithms
+def test_ac_kwargs_reach_the_actor_critic(tmp_path, algorithm):
+    kwargs = dict(hidden_sizes=[5, 3], activation=torch.nn.Softplus)
+    ac = train(algorithm, Clock, tmp_path, ac_kwargs=kwargs)
+    widths = {p.shape[-1] for p in ac.pi.parameters() if p.dim() == 2}
+    assert widths == {2, 5, 3}
+    assert sum(isinstance(m, torch.nn.Softplus) for m in ac.pi.modules()) == 2
+
+
+# --- Observations ---------------------------------------------------------------------------------
+
+
+@all_algorithms
+def test_other_observations_are_flattened(tmp_path, algorithm):
+    class Halves(gym.ObservationWrapper):
+        def __init__(self):
+            super().__init__(Clock(length=5))
+            space = Box(-np.inf, np.inf, (1,), np.float64)
+            self.observation_space = Dict(count=space, step=Discrete(7))
+
+        def observation(self, obs):
+            return dict(count=obs[:1].astype(np.float64), step=int(obs[1]))
+
+    ac = train(algorithm, Halves, tmp_path)
+    first_layer = next(p for p in ac.pi.parameters() if p.dim() == 2)
+    assert first_layer.shape[1] == 1 + 7
+    assert _status(tmp_path)["state"] == "finished"

@@ -1,0 +1,92 @@
+"""What the tests share: processes and ranks of their own, one thread, and the `cuda` mark."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from spinup.utils.mpi_tools import launch_command
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "run_on_ranks" in item.fixturenames:
+            item.add_marker("mpi")
+        if "cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="PyTorch sees no CUDA device here"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """One thread, as a rank has: the numbers don't depend on the machine's number of cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Runs Python in a process of its own, in the test's folder: see `_run`."""
+
+    def run(args: Sequence[str], timeout: float = 60, **kwargs):
+        command, env = launch_command(1, args)
+        return _run(command, _clean_environment(env), timeout, **(dict(cwd=tmp_path) | kwargs))
+
+    return run
+
+
+@pytest.fixture
+def run_on_ranks(tmp_path):
+    """Runs Python on several ranks under a real mpiexec, in the test's folder.
+
+    Call it as ``run_on_ranks(n, code)``, with the path of a script or a piece of code, which may be
+    indented. More words follow in `args`. Returns a ``subprocess.CompletedProcess`` with
+    ``returncode``, ``stdout`` and ``stderr`` as text. With ``check=True``, the default, a status
+    other than zero fails the test and shows both.
+    """
+
+    def run(n, script, args: Sequence[str] = (), timeout: float = 60, check: bool = True, **kwargs):
+        if not isinstance(script, Path):
+            code = textwrap.dedent(script)
+            script = tmp_path / f"on_ranks_{len(list(tmp_path.glob('on_ranks_*')))}.py"
+            script.write_text(code)
+        command, env = launch_command(n, [str(script), *args])
+        kwargs = dict(cwd=tmp_path) | kwargs
+        result = _run(command, _clean_environment(env), timeout, **kwargs)
+        if check:
+            assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+        return result
+
+    return run
+
+
+def _clean_environment(env):
+    """Returns an environment in which ``spinup`` is this checkout's and output comes at once."""
+    path = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
+    return env | {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+
+
+def _run(command, base_env, timeout, env=None, **kwargs):
+    """Runs a command in a process group of its own, all of which a time-out ends.
+
+    `env` is added to the environment; other keyword arguments are as of ``subprocess.Popen``.
+    """
+    streams = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, env=base_env | (env or {}), text=True, start_new_session=True, **(streams | kwargs)
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        pytest.fail(f"{command} ran past {timeout} s:\n{stdout}\n{stderr}")
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)

@@ -1,0 +1,50 @@
+"""Functions for experiments of the tests: importable, so that they travel by name, and quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from spinup.utils.logx import EpochLogger
+from spinup.utils.mpi_tools import barrier, num_procs, proc_id
+
+
+def fake(env_fn=None, seed=0, ending="finish", epochs=2, ac_kwargs=None, logger_kwargs=None):
+    """Trains nothing, logs as an algorithm does, and ends as told in the second epoch."""
+    logger = EpochLogger(**(logger_kwargs or {}))
+    logger.save_config(dict(epochs=epochs, steps_per_epoch=100, env_fn=env_fn))
+    print(f"seed {seed} on {env_fn}", flush=True)
+    for epoch in range(epochs):
+        if epoch == 1:
+            barrier()  # rank 0 has written its status
+            end(ending)
+        logger.log_tabular("Epoch", epoch)
+        logger.log_tabular("AverageEpRet", 10.0 * epoch + seed)
+        logger.log_tabular("TotalEnvInteracts", (epoch + 1) * 100)
+        logger.dump_tabular()
+
+
+def end(ending):
+    """Ends a run in one of the ways in which runs end."""
+    if ending == "raise":
+        raise ValueError("the reward\nis NaN")
+    if ending == "exit":
+        os._exit(0)
+    if ending == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if ending == "raise on rank 1" and proc_id() == 1:
+        raise ValueError("not here")
+    if ending == "never":
+        time.sleep(600)
+    barrier()
+
+
+def note(path=None, seed=0, logger_kwargs=None, **kwargs):
+    """Writes down what it was called with, one file a rank, and makes no Logger."""
+    folder = Path(logger_kwargs["output_dir"])
+    types = {key: type(value).__name__ for key, value in kwargs.items()}
+    called = {"kwargs": repr(kwargs), "types": types, "seed": seed, "ranks": num_procs()}
+    (folder / f"rank{proc_id()}.json").write_text(json.dumps(called))

@@ -1,0 +1,284 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+
+from spinup.utils.acting import _module_policy, acting_policy
+from spinup.utils.flat import flatten
+from spinup.utils.nets import (
+    DeterministicActorCritic,
+    MLPActorCritic,
+    SquashedGaussianActorCritic,
+)
+
+OBS = Box(-np.inf, np.inf, (4,), np.float32)
+ACT = Box(np.float32([-1, 0]), np.float32([3, 0.5]))
+DISCRETE = Discrete(5, start=5)
+
+ON_POLICY = dict(discrete=(MLPActorCritic, DISCRETE), gaussian=(MLPActorCritic, ACT))
+OFF_POLICY = dict(
+    squashed=(SquashedGaussianActorCritic, ACT), deterministic=(DeterministicActorCritic, ACT)
+)
+POLICIES = pytest.mark.parametrize("kind", [*ON_POLICY, *OFF_POLICY])
+
+
+def make(kind, hidden_sizes=(8, 6), **kwargs):
+    torch.manual_seed(0)
+    actor_critic, space = (ON_POLICY | OFF_POLICY)[kind]
+    ac = actor_critic(OBS, space, hidden_sizes=hidden_sizes, **kwargs)
+    with torch.no_grad():  # away from the near-zero outputs of a new network
+        for p in ac.pi.parameters():
+            p.mul_(2)
+    return ac
+
+
+def modes(ac, obs):
+    """The deterministic actions, by the module's own forward."""
+    with torch.no_grad():
+        obs = torch.as_tensor(obs, dtype=torch.float32)
+        if isinstance(ac, MLPActorCritic):
+            pi = ac.pi.distribution(obs)
+            return pi.logits.argmax(-1).numpy() if hasattr(pi, "logits") else pi.mean.numpy()
+        out = ac.pi(obs, True) if isinstance(ac, SquashedGaussianActorCritic) else ac.pi(obs)
+        return (out[0] if isinstance(out, tuple) else out).numpy()
+
+
+@POLICIES
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Identity])
+@pytest.mark.parametrize("hidden_sizes", [(), (8, 6)])
+def test_numpy_acts_as_the_module_does(kind, activation, hidden_sizes):
+    ac = make(kind, hidden_sizes, activation=activation)
+    policy = acting_policy(ac, np.random.default_rng(0))
+    obs = np.random.default_rng(1).normal(size=(50, 4))  # in double precision, as MuJoCo's are
+    before = obs.copy()
+    acts = np.array([policy(o, True) for o in obs])
+    np.testing.assert_allclose(acts, modes(ac, obs), rtol=1e-4, atol=1e-5)
+    assert len(np.unique(acts, axis=0)) > 1
+    assert np.array_equal(obs, before)
+
+
+@POLICIES
+def test_actions_have_the_shape_that_stepping_takes(kind):
+    policy = acting_policy(make(kind), np.random.default_rng(0))
+    for deterministic in (True, False):
+        act = policy(np.zeros(4, np.float32), deterministic)
+        assert np.shape(act) == (() if kind == "discrete" else (2,))
+        if kind != "discrete":
+            assert act.dtype == np.float32
+
+
+@POLICIES
+def test_acting_leaves_no_trace_in_the_next_action(kind):
+    policy = acting_policy(make(kind), np.random.default_rng(0))
+    obs = np.float32([1, -1, 0.5, 2])
+    first = np.array(policy(obs, True))
+    kept = policy(obs, True)
+    policy(-obs, True)
+    assert np.array_equal(kept, first)
+    assert np.array_equal(policy(obs, True), first)
+
+
+def test_sampled_discrete_actions_have_the_networks_probabilities():
+    ac = make("discrete")
+    obs = np.float32([1, -1, 0.5, 2])
+    policy = acting_policy(ac, np.random.default_rng(0))
+    n = 20_000
+    chances = np.bincount([policy(obs) for _ in range(n)], minlength=5) / n
+    with torch.no_grad():
+        expected = ac.pi.distribution(torch.as_tensor(obs)).probs.numpy()
+    # Three standard errors of the likeliest; counted from 0 whatever the space starts at.
+    np.testing.assert_allclose(chances, expected, atol=3 * 0.5 / n**0.5)
+    assert len(chances) == 5
+
+
+@pytest.mark.parametrize("logits", [[800.0, 0, -800, 0, 0], [-1e4, -1e4, -1e4, -1e4, 0]])
+def test_extreme_logits_give_the_sure_action(logits):
+    ac = make("discrete")
+    last = ac.pi.logits_net[-2]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor(logits))
+    policy = acting_policy(ac, np.random.default_rng(0))
+    assert {int(policy(np.zeros(4))) for _ in range(100)} == {int(np.argmax(logits))}
+
+
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
+def test_the_ends_of_a_draw_are_valid_actions(draw):
+    class Generator:
+        def random(self):
+            return draw
+
+    policy = acting_policy(make("discrete"), Generator())
+    assert policy(np.zeros(4)) == (0 if draw == 0 else 4)
+
+
+def test_sampled_gaussian_actions_have_the_networks_mean_and_deviation():
+    ac = make("gaussian")
+    with torch.no_grad():
+        ac.pi.log_std.copy_(torch.tensor([-1.0, 0.7]))
+    obs = np.float32([1, -1, 0.5, 2])
+    policy = acting_policy(ac, np.random.default_rng(0))
+    n = 20_000
+    acts = np.array([policy(obs) for _ in range(n)])
+    std = np.exp([-1.0, 0.7])
+    np.testing.assert_allclose((acts.mean(0) - modes(ac, obs)) / std, 0, atol=4 / n**0.5)
+    np.testing.assert_allclose(acts.std(0) / std, 1, atol=4 / (2 * n) ** 0.5)
+    assert abs(np.corrcoef(acts.T)[0, 1]) < 4 / n**0.5
+
+
+def with_log_std(ac, log_std):
+    last = ac.pi.net[-2]
+    with torch.no_grad():
+        last.weight[2:] = 0
+        last.bias[2:] = log_std
+    return acting_policy(ac, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("log_std", [-0.5, 5.0])  # the second is clamped to 2
+def test_sampled_squashed_actions_have_the_modules_distribution(log_std):
+    ac = make("squashed")
+    policy = with_log_std(ac, log_std)
+    obs = np.float32([0.1, -0.1, 0.05, 0.2])
+    n = 20_000
+    acts = np.array([policy(obs) for _ in range(n)])
+    torch.manual_seed(0)
+    expected = ac.act(torch.as_tensor(obs).expand(n, -1))
+    for part in (0.1, 0.3, 0.5, 0.7, 0.9):
+        bound = ACT.low + part * (ACT.high - ACT.low)
+        below, expected_below = (acts < bound).mean(0), (expected < bound).mean(0)
+        np.testing.assert_allclose(below, expected_below, atol=4 * 0.5 * (2 / n) ** 0.5)
+    assert (acts >= ACT.low).all() and (acts <= ACT.high).all()
+
+
+def test_hardly_any_deviation_gives_the_mode():
+    ac = make("squashed")
+    policy = with_log_std(ac, -1000.0)
+    obs = np.float32([0.1, -0.1, 0.05, 0.2])
+    np.testing.assert_allclose(policy(obs), modes(ac, obs), rtol=1e-5)
+
+
+@POLICIES
+def test_the_same_generator_gives_the_same_actions(kind):
+    ac = make(kind)
+    obs = np.ones(4, np.float32)
+    first, again = (
+        [np.array(policy(obs)) for _ in range(20)]
+        for policy in (acting_policy(ac, np.random.default_rng(7)) for _ in range(2))
+    )
+    assert np.array_equal(first, again)
+    torch.manual_seed(1)  # it draws from its generator alone
+    other = acting_policy(ac, np.random.default_rng(8))
+    assert np.array_equal(first, [other(obs) for _ in range(20)]) == (kind == "deterministic")
+
+
+@POLICIES
+def test_a_policy_on_the_cpu_follows_training_without_a_copy(kind):
+    ac = make(kind)
+    vector = flatten(ac.pi)
+    policy = acting_policy(ac, np.random.default_rng(0))
+    obs = np.random.default_rng(1).normal(size=(50, 4))
+    before = np.array([policy(o, True) for o in obs])
+    with torch.no_grad():
+        vector.add_(torch.randn(len(vector)))
+    after = np.array([policy(o, True) for o in obs])
+    assert not np.array_equal(before, after)
+    np.testing.assert_allclose(after, modes(ac, obs), rtol=1e-4, atol=1e-5)
+
+
+@POLICIES
+@pytest.mark.cuda
+def test_a_policy_on_a_gpu_acts_by_its_copy_until_refreshed(kind):
+    ac = make(kind).to("cuda")
+    vector = flatten(ac.pi)
+    policy = acting_policy(ac, np.random.default_rng(0))
+    obs = np.random.default_rng(1).normal(size=(50, 4))
+    before = np.array([policy(o, True) for o in obs])
+    with torch.no_grad():
+        vector.add_(torch.randn(len(vector), device="cuda"))
+    assert np.array_equal([policy(o, True) for o in obs], before)
+    policy.refresh()
+    expected = modes(copy.deepcopy(ac).cpu(), obs)
+    np.testing.assert_allclose([policy(o, True) for o in obs], expected, rtol=1e-3, atol=1e-4)
+
+
+# --- A module of a user's own ---
+
+
+@POLICIES
+def test_another_activation_acts_through_the_module(kind):
+    ac = make(kind, activation=nn.ELU)
+    policy = acting_policy(ac, np.random.default_rng(0))
+    obs = np.random.default_rng(1).normal(size=(5, 4))
+    torch.manual_seed(3)
+    acts = [policy(o) for o in obs]
+    torch.manual_seed(3)
+    expected = [ac.act(torch.as_tensor(o, dtype=torch.float32)) for o in obs]
+    np.testing.assert_allclose(acts, expected)
+    if kind in OFF_POLICY:
+        np.testing.assert_allclose([policy(o, True) for o in obs], modes(ac, obs), rtol=1e-5)
+
+
+class OwnPolicy(nn.Module):
+    """Says how it was called, and that its weights are what they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.pi = nn.Linear(4, 1)
+        nn.init.ones_(self.pi.weight)
+        nn.init.zeros_(self.pi.bias)
+
+
+class WithMode(OwnPolicy):
+    def act(self, obs, deterministic=False):
+        assert not torch.is_grad_enabled()
+        return self.pi(obs).detach().numpy() + (100 if deterministic else 0)
+
+
+class WithoutMode(OwnPolicy):
+    def act(self, obs):
+        assert obs.dtype == torch.float32
+        return self.pi(obs).detach().numpy()
+
+
+def test_a_users_module_is_asked_to_be_deterministic_if_it_can():
+    obs = np.arange(4)  # of integers, as a flattened Discrete observation is
+    policy = acting_policy(WithMode(), np.random.default_rng(0))
+    assert (policy(obs).item(), policy(obs, True).item()) == (6, 106)
+    policy = acting_policy(WithoutMode(), np.random.default_rng(0))
+    assert (policy(obs).item(), policy(obs, True).item()) == (6, 6)
+
+
+def test_a_users_policy_beside_a_built_in_name_is_not_mistaken():
+    class Doubled(type(make("deterministic").pi)):
+        def forward(self, obs):
+            return 2 * super().forward(obs)
+
+    ac = make("deterministic")
+    plain = modes(ac, np.ones(4))
+    ac.pi.__class__ = Doubled
+    policy = acting_policy(ac, np.random.default_rng(0))
+    np.testing.assert_allclose(policy(np.ones(4), True), 2 * plain, rtol=1e-5)
+
+
+def test_a_users_module_on_the_cpu_follows_training():
+    ac = WithMode()
+    policy = _module_policy(ac)
+    with torch.no_grad():
+        ac.pi.bias.fill_(5)
+    assert policy(np.zeros(4)).item() == 5
+    policy.refresh()
+    assert policy(np.zeros(4)).item() == 5
+
+
+@pytest.mark.cuda
+def test_a_users_module_on_a_gpu_acts_by_its_copy_until_refreshed():
+    ac = WithMode().to("cuda")
+    policy = acting_policy(ac, np.random.default_rng(0))
+    with torch.no_grad():
+        ac.pi.bias.fill_(5)
+    assert policy(np.zeros(4)).item() == 0
+    policy.refresh()
+    assert policy(np.zeros(4)).item() == 5

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from spinup.utils import devices
+from spinup.utils.devices import choose_device
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Lets PyTorch see as many GPUs as it is told, on this rank of its host."""
+
+    def pretend(count, rank=0):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(devices, "proc_id", lambda: rank)
+        for name in devices._LOCAL_RANK:
+            monkeypatch.delenv(name, raising=False)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    "device, count, chosen",
+    [
+        ("cpu", 0, "cpu"),
+        ("cpu", 2, "cpu"),
+        (torch.device("cpu"), 2, "cpu"),
+        ("auto", 0, "cpu"),
+        ("auto", 1, "cuda:0"),
+        ("cuda", 1, "cuda:0"),
+        ("cuda:1", 2, "cuda:1"),
+        (torch.device("cuda", 1), 2, "cuda:1"),
+    ],
+)
+def test_devices_there_are(device, count, chosen, gpus):
+    gpus(count)
+    assert choose_device(device) == torch.device(chosen)
+
+
+@pytest.mark.parametrize(
+    "device, count, message",
+    [
+        ("cuda", 0, "device 'cuda': this PyTorch .* sees no CUDA GPU; use device cpu"),
+        ("cuda:1", 0, "device 'cuda:1': .* sees no CUDA GPU"),
+        ("cuda:2", 2, "device 'cuda:2': there are 2 GPUs, numbered from 0"),
+        ("gpu", 1, "device 'gpu' is unknown: use cpu, cuda, cuda:N or auto"),
+        ("", 1, "device '' is unknown"),
+        ("meta", 1, "device 'meta' is unknown"),
+        ("cuda:x", 1, "device 'cuda:x' is unknown"),
+        (None, 1, "device 'None' is unknown"),
+        (1.5, 1, "device '1.5' is unknown"),
+    ],
+)
+def test_devices_there_are_not(device, count, message, gpus):
+    gpus(count)
+    with pytest.raises(ValueError, match=message):
+        choose_device(device)
+
+
+def test_ranks_of_a_host_are_spread_over_its_gpus(gpus, monkeypatch):
+    def chosen(rank):
+        gpus(2, rank)
+        return choose_device("cuda").index
+
+    assert [chosen(rank) for rank in range(4)] == [0, 1, 0, 1]
+    gpus(2, rank=5)
+    # Rank 5 of the world is the first on its host.
+    monkeypatch.setenv("MPI_LOCALRANKID", "0")
+    assert choose_device("cuda").index == 0
+    assert choose_device("cuda:1").index == 1
+
+
+@pytest.mark.cuda
+def test_the_chosen_device_computes():
+    assert torch.ones(2, device=choose_device("auto")).sum().item() == 2

@@ -1,0 +1,73 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+
+from spinup.utils import mpi_tools
+from spinup.utils.envs import make_env
+from spinup.utils.evaluation import run_test_episodes
+
+
+class Countdown(gym.Env):
+    """Episode k ends after k steps, by termination or truncation in turn; its rewards are k."""
+
+    observation_space = Box(0, 99, (1,))
+    action_space = Box(-1, 1, (1,))
+    episode = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episode += 1
+        self.left = self.episode
+        return np.float32([self.left]), {}
+
+    def step(self, action):
+        self.left -= 1
+        ended = self.left == 0
+        by_time = self.episode % 2 == 0
+        return np.float32([self.left]), self.episode, ended and not by_time, ended and by_time, {}
+
+
+class Stored:
+    """A logger that keeps what it is given."""
+
+    def __init__(self):
+        self.rows = []
+
+    def store(self, **row):
+        self.rows.append(row)
+
+
+def evaluate(episodes, max_ep_len, policy=lambda obs, deterministic: np.zeros(1)):
+    logger = Stored()
+    run_test_episodes(policy, make_env(Countdown), episodes, max_ep_len, logger)
+    return [(row["TestEpRet"], row["TestEpLen"]) for row in logger.rows]
+
+
+def test_episodes_end_at_termination_and_at_truncation():
+    assert evaluate(3, 10) == [(1, 1), (4, 2), (9, 3)]
+
+
+def test_episodes_end_at_max_ep_len():
+    assert evaluate(4, 2) == [(1, 1), (4, 2), (6, 2), (8, 2)]
+
+
+def test_no_episodes_store_nothing():
+    assert evaluate(0, 10) == []
+
+
+def test_the_policy_is_deterministic_and_sees_each_observation():
+    seen = []
+
+    def policy(obs, deterministic):
+        seen.append((obs.item(), deterministic))
+        return np.zeros(1)
+
+    evaluate(2, 10, policy)
+    assert seen == [(1, True), (2, True), (1, True)]
+
+
+@pytest.mark.parametrize("rank, episodes", [(0, 3), (1, 2)])
+def test_episodes_are_split_over_ranks(rank, episodes, monkeypatch):
+    monkeypatch.setattr(mpi_tools, "num_procs", lambda: 2)
+    monkeypatch.setattr(mpi_tools, "proc_id", lambda: rank)
+    assert len(evaluate(5, 10)) == episodes

@@ -1,0 +1,564 @@
+import json
+import os
+import sys
+import textwrap
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spinup.utils import mpi_tools
+from spinup.utils.mpi_tools import (
+    allreduce,
+    barrier,
+    broadcast,
+    launch_command,
+    mpi_avg,
+    mpi_fork,
+    mpi_op,
+    mpi_statistics_scalar,
+    mpi_sum,
+    msg,
+    num_procs,
+    proc_id,
+    rank_share,
+    sum_in_place,
+    usable_cores,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Each rank leaves what it saw in a file: lines that ranks print at once get mixed.
+REPORT = """
+import json, os, sys
+from spinup.utils.mpi_tools import mpi_fork, num_procs, proc_id
+
+mpi_fork(2)
+seen = dict(
+    size=num_procs(),
+    argv=sys.argv[1:],
+    name=__name__,
+    package=__package__,
+    threads=os.environ["OMP_NUM_THREADS"],
+    warnoptions=sys.warnoptions,
+    dev_mode=sys.flags.dev_mode,
+    no_bytecode=sys.dont_write_bytecode,
+)
+with open(f"rank{proc_id()}.json", "w") as file:
+    json.dump(seen, file)
+"""
+
+
+@pytest.fixture
+def light(tmp_path):
+    """An environment in which `spinup` leaves PyTorch out, so that processes start at once."""
+    package = tmp_path / "light" / "spinup"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'spinup')!r}]\n")
+    return {"PYTHONPATH": str(package.parent)}
+
+
+def reports(folder):
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+
+
+# --- One process ---
+
+
+def test_one_process_is_rank_zero_of_one(capsys):
+    assert (proc_id(), num_procs(), rank_share(7)) == (0, 1, 7)
+    barrier()
+    msg("hello", "said")
+    assert capsys.readouterr().out == "Message from 0: said \t hello\n"
+
+
+def test_reductions_of_one_process_give_back_its_own():
+    x, received = np.array([1.0, -2.0]), np.zeros(2)
+    allreduce(x, received)
+    assert received.tolist() == [1, -2]
+    for in_place in (broadcast, sum_in_place):
+        in_place(x)
+        assert x.tolist() == [1, -2]
+    assert mpi_sum(3) == mpi_avg(3) == mpi_op(3, "MAX") == 3.0
+    assert mpi_avg(8.0, weight=0.25) == 2
+    assert mpi_op([[1, 2]], "MIN").tolist() == [[1, 2]]
+
+
+def test_a_reduction_of_one_process_is_a_copy():
+    x = np.array([1.0, 2.0])
+    mpi_sum(x)[0] = 7
+    assert x.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "samples", [[3.0], [1, 2, 4], np.arange(6.0).reshape(2, 3), [-1e8, 1e8, 1], np.float32([1, 5])]
+)
+def test_statistics_are_numpys(samples):
+    x = np.asarray(samples, dtype=np.float64)
+    expected = x.mean(), x.std(), x.min(), x.max()
+    assert mpi_statistics_scalar(samples, with_min_and_max=True) == pytest.approx(expected)
+    assert mpi_statistics_scalar(samples) == pytest.approx(expected[:2])
+
+
+def test_statistics_of_nothing_are_nan_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(mpi_statistics_scalar([])).tolist() == [True] * 2
+        assert np.isnan(mpi_statistics_scalar([], with_min_and_max=True)).tolist() == [True] * 4
+
+
+@pytest.mark.parametrize("total, size", [(0, 3), (1, 3), (7, 3), (4000, 7), (6, 3)])
+def test_shares_add_up_and_differ_by_one_at_most(total, size, monkeypatch):
+    monkeypatch.setattr(mpi_tools, "num_procs", lambda: size)
+    shares = []
+    for rank in range(size):
+        monkeypatch.setattr(mpi_tools, "proc_id", lambda rank=rank: rank)
+        shares.append(rank_share(total))
+    assert sum(shares) == total
+    assert max(shares) - min(shares) <= 1
+
+
+def test_importing_spinup_starts_no_mpi_touches_no_cuda_and_writes_no_file(run_python):
+    code = """
+import os, sys, spinup, torch
+assert "mpi4py" not in sys.modules and not torch.cuda.is_initialized()
+assert os.listdir() == []
+"""
+    result = run_python(["-c", code])
+    assert result.returncode == 0, result.stderr
+
+
+# --- Two ranks ---
+
+
+def test_two_ranks_reduce_as_numpy_does_on_all_samples(run_on_ranks, tmp_path, light):
+    samples = {
+        "uneven": [[1.0, 2.0, 4.0, -8.0], [100.0]],
+        "one empty": [[], [3.0, 5.0]],
+        "the other empty": [[2.0], []],
+        "both empty": [[], []],
+        "even": [[1.0, 2.0], [3.0, 4.0]],
+    }
+    run_on_ranks(
+        2,
+        """
+        import json, sys
+        import numpy as np
+        from mpi4py import MPI
+        from spinup.utils.mpi_tools import *
+        from spinup.utils.mpi_tools import barrier, rank_share, sum_in_place
+
+        rank = proc_id()
+        statistics = {
+            name: mpi_statistics_scalar(x[rank], True) + mpi_statistics_scalar(x[rank])
+            for name, x in json.loads(sys.argv[1]).items()
+        }
+        maximum, doubled = np.zeros(2), np.array([1.0, rank])
+        allreduce(np.array([rank, -rank], float), maximum, op=MPI.MAX)
+        allreduce(MPI.IN_PLACE, doubled)
+        roots = [np.full(2, rank), np.full(2, rank)]
+        broadcast(roots[0])
+        broadcast(roots[1], root=1)
+        summed = np.float32([1, rank])
+        sum_in_place(summed)
+        barrier()
+        seen = dict(
+            ranks=[rank, num_procs()],
+            statistics=statistics,
+            maximum=maximum.tolist(),
+            doubled=doubled.tolist(),
+            roots=[x.tolist() for x in roots],
+            summed=summed.tolist(),
+            sum=[mpi_sum(rank + 1), mpi_sum([[rank], [1]]).tolist()],
+            strided=mpi_sum((np.arange(6.0) * (rank + 1))[::2]).tolist(),
+            avg=[mpi_avg(rank), mpi_avg(4 * rank, weight=[0.75, 0.25][rank])],
+            op=[mpi_op(rank, "MIN"), mpi_op(rank, "MAX"), mpi_op(rank, MPI.MAX)],
+            shares=[rank_share(7), rank_share(1), rank_share(4)],
+        )
+        json.dump(seen, open(f"rank{rank}.json", "w"))
+        """,
+        args=[json.dumps(samples)],
+        env=light,
+    )
+    seen = reports(tmp_path)
+    assert [s.pop("ranks") for s in seen] == [[0, 2], [1, 2]]
+    assert [s.pop("shares") for s in seen] == [[4, 1, 2], [3, 0, 2]]
+    for name, (first, second) in samples.items():
+        x = np.array(first + second)
+        expected = [x.mean(), x.std(), x.min(), x.max()] if len(x) else [np.nan] * 4
+        for s in seen:
+            statistics = s["statistics"][name]
+            np.testing.assert_allclose(statistics, expected + expected[:2], rtol=1e-12)
+    for s in seen:
+        del s["statistics"]
+        assert s == dict(
+            maximum=[1, 0],
+            doubled=[2, 1],
+            roots=[[0, 0], [1, 1]],
+            summed=[2, 1],
+            sum=[3, [[1], [2]]],
+            strided=[0, 6, 12],
+            avg=[0.5, 1],
+            op=[0, 1, 1],
+        )
+
+
+# --- mpi_fork ---
+
+
+@pytest.mark.parametrize(
+    "words, seen",
+    [
+        (["script.py", "a", "b c", "-x"], dict(argv=["a", "b c", "-x"])),
+        (["-m", "pkg.mod", "--flag", "-m"], dict(argv=["--flag", "-m"], package="pkg")),
+        (["-c", REPORT, "a", "-c"], dict(argv=["a", "-c"])),
+        (
+            ["-u", "-W", "ignore", "-X", "dev", "script.py"],
+            dict(warnoptions=["default", "ignore"], dev_mode=True),
+        ),
+        (["-Bm", "pkg.mod", "a"], dict(argv=["a"], no_bytecode=True, package="pkg")),
+    ],
+    ids=["script", "module", "code", "options", "joined options"],
+)
+def test_fork_starts_again_what_was_started(words, seen, run_python, tmp_path, light):
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "__init__.py").touch()
+    (tmp_path / "pkg" / "other.py").write_text("imported = True\n")
+    (tmp_path / "pkg" / "mod.py").write_text("from .other import imported\n" + REPORT)
+    (tmp_path / "script.py").write_text(REPORT)
+    result = run_python(words, env=light)
+    assert result.returncode == 0, result.stderr
+    ranks = reports(tmp_path)
+    assert len(ranks) == 2
+    expected = dict(size=2, name="__main__", threads="1") | seen
+    for rank in ranks:
+        assert {key: rank[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("n", [1, 0])
+def test_fork_returns_where_one_rank_is_enough(n, monkeypatch):
+    monkeypatch.setattr(os, "execve", lambda *args: pytest.fail("started again"))
+    assert mpi_fork(n) is None
+
+
+def test_fork_is_refused_where_there_is_no_script(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda path, argv, env: started.append(argv))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "script.py"])
+    mpi_fork(2)
+    assert started[0][-1] == "script.py"
+    with monkeypatch.context() as notebook:
+        notebook.setitem(sys.modules, "ipykernel", object())
+        with pytest.raises(RuntimeError, match=r"notebook.*call_experiment\(\.\.\., num_cpu=n\)"):
+            mpi_fork(2)
+    with monkeypatch.context() as prompt:
+        prompt.setattr(sys, "ps1", ">>> ", raising=False)
+        with pytest.raises(RuntimeError, match="interactive session use call_experiment"):
+            mpi_fork(2)
+    monkeypatch.setattr(sys, "orig_argv", ["python"])
+    with pytest.raises(RuntimeError, match="what comes from a pipe can't be rerun"):
+        mpi_fork(2)
+    assert len(started) == 1
+
+
+def test_fork_under_an_outer_mpiexec_goes_on_with_its_ranks(run_on_ranks, tmp_path, light):
+    result = run_on_ranks(
+        2,
+        REPORT
+        + """
+try:
+    mpi_fork(3)
+except ValueError as error:
+    print(error)
+""",
+        # An mpiexec that the user typed says nothing about the number of ranks.
+        env=light | {"SPINUP_NUM_CPU": "1"},
+    )
+    assert [rank["size"] for rank in reports(tmp_path)] == [2, 2]
+    assert "3 ranks were asked for inside an MPI world of 2" in result.stdout
+    assert "mpiexec -n 3" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "failure, message",
+    [
+        ("raise ValueError('of rank one')", "ValueError: of rank one"),
+        ("sys.exit('ended early')", "ended early"),
+        ("os.kill(os.getpid(), 9)", ""),
+    ],
+)
+def test_a_rank_that_fails_ends_all(failure, message, run_python, tmp_path, light):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\nfrom spinup.utils.mpi_tools import *\nmpi_fork(2)\n"
+        f"if proc_id() == 1:\n    {failure}\nmpi_sum(1)\nprint('went on')\n"
+    )
+    start = time.monotonic()
+    result = run_python([str(script)], env=light, timeout=30)
+    assert time.monotonic() - start < 15
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "went on" not in result.stdout
+    if failure.startswith("raise"):
+        assert "Rank 1 of 2 failed:" in result.stderr
+
+
+def test_a_rank_that_fails_under_a_plain_mpiexec_ends_all(run_on_ranks, tmp_path, light):
+    # Without `python -m mpi4py` in front it's the exception hook that ends the other rank.
+    command, _ = launch_command(2, ["script.py"])
+    mpiexec = command[: command.index(sys.executable)]
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from spinup.utils.mpi_tools import *\n"
+        "if proc_id() == 1:\n    raise KeyError('here')\nmpi_sum(1)\n"
+    )
+    inner = json.dumps([*mpiexec, sys.executable, str(script)])
+    result = run_on_ranks(
+        1,
+        f"import os\ncommand = {inner}\nos.execv(command[0], command)\n",
+        check=False,
+        timeout=30,
+        env=light,
+    )
+    assert result.returncode != 0
+    assert "Rank 1 of 2 failed:" in result.stderr
+    assert "KeyError: 'here'" in result.stderr
+
+
+@pytest.mark.parametrize("n, world", [(1, 1), (2, 2)])
+def test_another_world_than_asked_for_is_an_error(n, world, run_on_ranks, light):
+    result = run_on_ranks(
+        n,
+        "from spinup.utils.mpi_tools import num_procs\nnum_procs()\n",
+        check=False,
+        env=light | {"SPINUP_NUM_CPU": "3"},
+    )
+    assert result.returncode != 0
+    assert f"3 ranks were asked for, but the MPI world has {world}" in result.stderr
+    assert "pip install --force-reinstall mpi4py mpich" in result.stderr
+
+
+def test_a_rank_starts_ranks_of_its_own(run_on_ranks, tmp_path, light):
+    (tmp_path / "inner.py").write_text(REPORT)
+    run_on_ranks(
+        2,
+        """
+        import subprocess
+        from spinup.utils.mpi_tools import barrier, launch_command, num_procs, proc_id
+
+        assert num_procs() == 2
+        if proc_id() == 0:
+            command, env = launch_command(2, ["inner.py"])
+            subprocess.run(command, env=env, check=True)
+        barrier()
+        """,
+        env=light,
+    )
+    assert [rank["size"] for rank in reports(tmp_path)] == [2, 2]
+
+
+# --- Without MPI ---
+
+
+@pytest.fixture
+def no_mpi4py(tmp_path, light):
+    """The environment of a Python that has no mpi4py."""
+    blocker = Path(light["PYTHONPATH"], "sitecustomize.py")
+    blocker.write_text("import sys\nsys.modules['mpi4py'] = None\n")
+    return light
+
+
+def test_one_process_needs_no_mpi4py(run_python, no_mpi4py):
+    code = """
+        import numpy as np
+        from spinup.utils.mpi_tools import *
+        from spinup.utils.mpi_tools import barrier, launch_command, sum_in_place
+
+        mpi_fork(1)
+        barrier()
+        x = np.ones(2)
+        broadcast(x)
+        sum_in_place(x)
+        allreduce(x, x)
+        assert (proc_id(), num_procs(), mpi_sum(2), mpi_avg(2)) == (0, 1, 2, 2)
+        assert mpi_statistics_scalar([1, 3], with_min_and_max=True) == (2, 1, 1, 3)
+        launch_command(1, ["script.py"])
+        for start in (mpi_fork, lambda n: launch_command(n, ["script.py"])):
+            try:
+                start(2)
+            except ValueError as error:
+                print(error)
+        """
+    result = run_python(["-c", textwrap.dedent(code)], env=no_mpi4py)
+    assert result.returncode == 0, result.stderr
+    message = (
+        "2 ranks need MPI, but mpi4py is not installed; install it with: pip install mpi4py mpich, "
+        "or use one rank"
+    )
+    # From a script (here -c) and for a script of another name.
+    assert result.stdout.splitlines() == [message, message]
+
+
+def test_a_rank_that_cannot_load_mpi4py_says_so(run_python, no_mpi4py):
+    code = "from spinup.utils.mpi_tools import num_procs; num_procs()"
+    result = run_python(["-c", code], env=no_mpi4py | {"PMI_RANK": "0"})
+    assert result.returncode == 1
+    assert "started as an MPI rank, but mpi4py does not load" in result.stderr
+
+
+def test_a_rank_whose_mpi_library_is_missing_says_so(run_python, tmp_path, light):
+    package = Path(light["PYTHONPATH"], "mpi4py")
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "MPI.py").write_text("raise RuntimeError('cannot load MPI library')\n")
+    code = "from spinup.utils.mpi_tools import num_procs; num_procs()"
+    result = run_python(["-c", code], env=light | {"PMI_RANK": "0"})
+    assert result.returncode == 1
+    assert "mpi4py does not load (cannot load MPI library); install it with" in result.stderr
+
+
+def test_no_mpiexec_is_an_error(monkeypatch):
+    launch_command(2, ["script.py"])
+    monkeypatch.setattr(mpi_tools.shutil, "which", lambda *args, **kwargs: None)
+    with pytest.raises(ValueError, match="2 ranks need MPI, but mpiexec is not installed"):
+        launch_command(2, ["script.py"])
+    assert launch_command(1, ["script.py"])[0] == [sys.executable, "script.py"]
+
+
+# --- The command ---
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["s.py", "-m", "a"], ["-m", "mpi4py", "s.py", "-m", "a"]),
+        (["-m", "pkg.mod", "a"], ["-m", "mpi4py", "-m", "pkg.mod", "a"]),
+        (["-mpkg.mod", "a"], ["-m", "mpi4py", "-m", "pkg.mod", "a"]),
+        (["-c", "print()", "a"], ["-m", "mpi4py", "-c", "print()", "a"]),
+        (["-Bum", "pkg"], ["-Bu", "-m", "mpi4py", "-m", "pkg"]),
+        (["-u", "-OO", "s.py"], ["-u", "-OO", "-m", "mpi4py", "s.py"]),
+        (["-W", "ignore", "s.py"], ["-W", "ignore", "-m", "mpi4py", "s.py"]),
+        (["-Wignore::m", "s.py"], ["-Wignore::m", "-m", "mpi4py", "s.py"]),
+        (["-uX", "dev", "s.py"], ["-uX", "dev", "-m", "mpi4py", "s.py"]),
+        (["-Xfaulthandler", "-m", "p"], ["-Xfaulthandler", "-m", "mpi4py", "-m", "p"]),
+        (
+            ["--check-hash-based-pycs", "always", "s.py"],
+            ["--check-hash-based-pycs", "always", "-m", "mpi4py", "s.py"],
+        ),
+    ],
+)
+def test_the_runner_that_ends_all_ranks_goes_before_what_is_run(words, expected):
+    command, env = launch_command(2, words)
+    assert command[command.index(sys.executable) + 1 :] == expected
+    assert env["SPINUP_NUM_CPU"] == "2"
+
+
+@pytest.mark.parametrize("words", [[], ["-"], ["-u"], ["-u", "-"]])
+def test_what_has_no_file_cannot_be_launched(words):
+    with pytest.raises(RuntimeError, match="needs a script in a file"):
+        launch_command(2, words)
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.0, "2", True, None])
+def test_the_number_of_ranks_is_a_positive_integer(n):
+    with pytest.raises(ValueError, match=f"must be a positive integer, not {n!r}"):
+        launch_command(n, ["script.py"])
+
+
+def test_mpich_is_told_to_fork_here_and_others_to_share_cores(monkeypatch):
+    def options(bind_to_core):
+        command = launch_command(2, ["s.py"], bind_to_core)[0]
+        return command[1 : command.index(sys.executable)]
+
+    monkeypatch.setattr(mpi_tools, "_is_hydra", lambda mpiexec: True)
+    assert options(False) == ["-launcher", "fork", "-n", "2"]
+    assert options(True) == ["-launcher", "fork", "-bind-to", "core", "-n", "2"]
+    monkeypatch.setattr(mpi_tools, "_is_hydra", lambda mpiexec: False)
+    assert options(False) == ["--oversubscribe", "-n", "2"]
+    assert options(True) == ["--oversubscribe", "--bind-to", "core", "-n", "2"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_an_outer_launcher_left_is_stripped(n, monkeypatch):
+    left = ["PMI_RANK", "PMI_FD", "PMIX_RANK", "HYDI_CONTROL_FD", "HYDRA_X", "MPI_LOCALRANKID"]
+    left += ["MPI_LOCALNRANKS", "OMPI_COMM_WORLD_RANK", "PRTE_X", "SPINUP_NUM_CPU"]
+    kept = ["MPI4PY_RC_THREADS", "SLURM_JOB_ID", "SPINUP_OTHER"]
+    for name in left + kept:
+        monkeypatch.setenv(name, "7")
+    env = launch_command(n, ["script.py"])[1]
+    assert {name for name in left if env.get(name) == "7"} == set()
+    assert {name for name in kept if env.get(name) == "7"} == set(kept)
+    assert env["PATH"] == os.environ["PATH"]
+
+
+# --- Cores ---
+
+
+def test_more_ranks_than_cores_warn_with_the_number(monkeypatch):
+    monkeypatch.setattr(mpi_tools, "usable_cores", lambda: 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        launch_command(2, ["script.py"])
+    with pytest.warns(UserWarning, match=r"3 ranks on 2 usable core\(s\)"):
+        launch_command(3, ["script.py"])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_affinity_limits_the_usable_cores():
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def test_a_quota_limits_the_usable_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(mpi_tools, "_cgroup_cores", lambda default: min(default, 3))
+    assert usable_cores() == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5})
+    assert usable_cores() == 2
+
+
+@pytest.mark.parametrize(
+    "membership, files, cores",
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 16),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "350000 100000\n"}, 3),
+        ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/a/b\n", {"a/cpu.max": "600000 100000", "a/b/cpu.max": "400000 100000"}, 4),
+        ("0::/a\n", {"b/cpu.max": "200000 100000"}, 16),  # another's
+        ("0::/a\n", {"cpu.max": "nonsense"}, 16),
+        ("0::/\n", {}, 16),
+        ("", {"cpu.max": "200000 100000"}, 16),
+        (
+            "9:memory:/m\n4:cpu,cpuacct:/docker/x\n1:name=systemd:/\n",
+            {"cpu/docker/x/cpu.cfs_quota_us": "300000", "cpu/docker/x/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        # A container sees its own group as the root, whatever its path outside.
+        (
+            "4:cpu,cpuacct:/docker/x\n",
+            {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "50000\n"},
+            5,
+        ),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16),
+        ("4:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 16),
+    ],
+)
+def test_the_tightest_quota_of_the_cgroups_counts(membership, files, cores, tmp_path):
+    (tmp_path / "membership").write_text(membership)
+    for name, text in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert mpi_tools._cgroup_cores(16, tmp_path / "root", tmp_path / "membership") == cores
+
+
+def test_a_system_without_cgroups_has_no_quota(tmp_path):
+    assert mpi_tools._cgroup_cores(16, tmp_path, tmp_path / "none") == 16

@@ -1,0 +1,411 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
+
+from spinup.utils.nets import (
+    DeterministicActorCritic,
+    MLPActorCritic,
+    MLPCritic,
+    MLPGaussianActor,
+    SquashedGaussianActorCritic,
+    TwinCritic,
+    count_vars,
+    mlp,
+    space_dim,
+    twin_critic,
+)
+
+OBS = Box(-np.inf, np.inf, (3,), np.float32)
+# Bounds that differ by dimension and are asymmetric.
+ACT = Box(np.float32([-1, 0]), np.float32([3, 0.5]))
+
+ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.Identity]
+
+
+def oracle(net, x):
+    """Evaluates an MLP layer by layer, stacked ones one network at a time, by autograd."""
+    if not hasattr(net[0], "in_features"):
+        return torch.stack([one(x if x.dim() < 3 else x[i]) for i, one in enumerate(unstack(net))])
+    for layer in net:
+        x = layer(x)
+    return x
+
+
+def unstack(net):
+    """Returns the networks of a stack as functions that share its parameters."""
+
+    def one(i):
+        def forward(x):
+            for layer in net:
+                if hasattr(layer, "weight"):
+                    x = x @ layer.weight[i].T + layer.bias[i].flatten()
+                else:
+                    x = layer(x)
+            return x
+
+        return forward
+
+    return [one(i) for i in range(len(net[0].weight))]
+
+
+def gradients(out, inputs):
+    weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape)
+    return torch.autograd.grad((out * weights).sum(), inputs, allow_unused=True)
+
+
+# --- MLP ---
+
+
+def test_an_mlp_by_hand():
+    net = mlp([2, 2, 1], nn.ReLU)
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, 2.0], [-1.0, 1.0]]))
+        net[0].bias.copy_(torch.tensor([0.5, -3.0]))
+        net[2].weight.copy_(torch.tensor([[2.0, 7.0]]))
+        net[2].bias.copy_(torch.tensor([0.25]))
+    # Hidden units: relu(1 + 4 + 0.5) = 5.5 and relu(-1 + 2 - 3) = 0.
+    out = net(torch.tensor([[1.0, 2.0]]))
+    assert out.tolist() == [[11.25]]
+    out.sum().backward()
+    assert net[0].weight.grad.tolist() == [[2, 4], [0, 0]]
+    assert net[0].bias.grad.tolist() == [2, 0]
+    assert net[2].weight.grad.tolist() == [[5.5, 0]]
+    assert net[2].bias.grad.tolist() == [1]
+
+
+@pytest.mark.parametrize("num_stacked", [None, 2])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("output_activation", [nn.Identity, nn.Tanh])
+@pytest.mark.parametrize("hidden", [(), (5,), (4, 6)])
+def test_closed_form_equals_autograd(num_stacked, activation, output_activation, hidden):
+    torch.manual_seed(0)
+    net = mlp([3, *hidden, 2], activation, output_activation, num_stacked).double()
+    x = torch.randn(7, 3, dtype=torch.double, requires_grad=True)
+    inputs = [x, *net.parameters()]
+    out, expected = net(x), oracle(net, x)
+    assert out.shape == ((7, 2) if num_stacked is None else (2, 7, 2))
+    torch.testing.assert_close(out, expected)
+    for grad, expected_grad in zip(gradients(out, inputs), gradients(expected, inputs)):
+        torch.testing.assert_close(grad, expected_grad)
+    assert torch.autograd.gradcheck(lambda *args: net(args[0]), inputs)
+
+
+@pytest.mark.parametrize(
+    "shape, num_stacked, out_shape",
+    [
+        ((3,), None, (2,)),  # one observation
+        ((3,), 2, (2, 2)),
+        ((1, 3), None, (1, 2)),
+        ((1, 3), 2, (2, 1, 2)),
+        ((2, 7, 3), 2, (2, 7, 2)),  # each network its own input
+        ((4, 7, 3), None, (4, 7, 2)),
+    ],
+)
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ELU])
+def test_shapes_of_input(shape, num_stacked, out_shape, activation):
+    torch.manual_seed(0)
+    net = mlp([3, 5, 2], activation, num_stacked=num_stacked).double()
+    x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+    out, expected = net(x), oracle(net, x)
+    assert out.shape == out_shape
+    inputs = [x, *net.parameters()]
+    torch.testing.assert_close(out, expected)
+    for grad, expected_grad in zip(gradients(out, inputs), gradients(expected, inputs)):
+        torch.testing.assert_close(grad, expected_grad)
+
+
+@pytest.mark.parametrize("num_stacked", [None, 2])
+@pytest.mark.parametrize(
+    "frozen_names",
+    [
+        ["0.weight", "0.bias"],
+        ["2.weight", "2.bias"],
+        ["0.weight"],
+        ["0.bias"],
+        ["0.weight", "0.bias", "2.weight", "2.bias"],
+    ],
+)
+def test_frozen_parameters_get_no_gradient_and_the_others_theirs(frozen_names, num_stacked):
+    torch.manual_seed(0)
+    net = mlp([3, 5, 2], nn.ReLU, num_stacked=num_stacked).double()
+    for name in frozen_names:
+        net.get_parameter(name).requires_grad_(False)
+    x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    expected = torch.autograd.grad(
+        oracle(net, x).square().sum(), [x, *(p for p in net.parameters() if p.requires_grad)]
+    )
+    net(x).square().sum().backward()
+    seen = [x.grad, *(p.grad for p in net.parameters() if p.requires_grad)]
+    for grad, expected_grad in zip(seen, expected, strict=True):
+        torch.testing.assert_close(grad, expected_grad)
+    assert all(net.get_parameter(name).grad is None for name in frozen_names)
+
+
+@pytest.mark.parametrize("num_stacked", [None, 2])
+def test_an_input_without_gradient_gets_none(num_stacked):
+    net = mlp([3, 5, 2], nn.Tanh, num_stacked=num_stacked)
+    x = torch.randn(4, 3)
+    net(x).sum().backward()
+    assert x.grad is None
+    assert all(p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_a_second_derivative_is_refused_not_wrong():
+    x = torch.randn(4, 3, requires_grad=True)
+    (grad,) = torch.autograd.grad(mlp([3, 5, 1], nn.Tanh)(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("activation", [nn.ELU, nn.GELU, nn.Softplus])
+@pytest.mark.parametrize("num_stacked", [None, 2])
+def test_other_activations_go_through_autograd(activation, num_stacked):
+    net = mlp([3, 5, 2], activation, num_stacked=num_stacked).double()
+    x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    torch.testing.assert_close(net(x), oracle(net, x))
+    assert torch.autograd.gradcheck(net, x)
+
+
+def test_an_mlp_does_not_write_over_its_input():
+    x = torch.randn(4, 3)
+    before = x.clone()
+    mlp([3, 5, 2], nn.ReLU)(x)
+    mlp([3, 3], nn.Tanh, nn.Tanh)(x)
+    assert torch.equal(x, before)
+
+
+def test_networks_of_a_stack_start_apart_each_like_a_linear_layer():
+    torch.manual_seed(0)
+    net = mlp([400, 300, 1], nn.ReLU, num_stacked=2)
+    weight = net[0].weight
+    assert not torch.equal(weight[0], weight[1])
+    bound = 1 / math.sqrt(400)  # of nn.Linear: uniform in ± 1 / sqrt(in_features)
+    for one in weight:
+        assert bound * 0.99 < one.abs().max().item() <= bound
+        assert one.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+
+
+def test_count_vars():
+    assert count_vars(mlp([3, 5, 2], nn.Tanh)) == 3 * 5 + 5 + 5 * 2 + 2
+    assert count_vars(mlp([3, 5, 2], nn.Tanh, num_stacked=2)) == 2 * 32
+
+
+@pytest.mark.parametrize(
+    "space, dim", [(OBS, 3), (Discrete(4, start=5), 4), (Box(0, 1, (2, 3)), 6)]
+)
+def test_space_dim(space, dim):
+    assert space_dim(space) == dim
+
+
+# --- On-policy ---
+
+
+def test_gaussian_log_probabilities_are_torchs():
+    torch.manual_seed(0)
+    actor = MLPGaussianActor(3, 2, (4,), nn.Tanh)
+    assert actor.log_std.tolist() == [-0.5, -0.5]
+    with torch.no_grad():
+        actor.log_std.copy_(torch.tensor([-1.5, 0.7]))
+    obs, act = torch.randn(6, 3), torch.randn(6, 2)
+    pi, logp = actor(obs, act)
+    expected = Normal(actor.mu_net(obs), actor.log_std.exp()).log_prob(act).sum(-1)
+    assert logp.shape == (6,)
+    torch.testing.assert_close(logp, expected)
+    torch.testing.assert_close(pi.log_prob(act), expected)
+    params = list(actor.parameters())
+    for grad, expected_grad in zip(gradients(logp, params), gradients(expected, params)):
+        torch.testing.assert_close(grad, expected_grad)
+    assert actor(obs)[1] is None
+
+
+def test_gaussian_density_by_hand():
+    actor = MLPGaussianActor(1, 2, (), nn.Tanh)
+    with torch.no_grad():
+        actor.mu_net[0].weight.zero_()
+        actor.mu_net[0].bias.copy_(torch.tensor([1.0, 0.0]))
+        actor.log_std.copy_(torch.tensor([0.0, math.log(2)]))
+    logp = actor(torch.zeros(1, 1), torch.tensor([[3.0, 2.0]]))[1]
+    # -(2^2 / 2) - (1^2 / 2) - log 2 - log(2 pi)
+    assert logp.item() == pytest.approx(-2.5 - math.log(2) - math.log(2 * math.pi))
+
+
+def test_categorical_log_probabilities_are_a_log_softmax():
+    torch.manual_seed(0)
+    ac = MLPActorCritic(OBS, Discrete(4, start=5), hidden_sizes=(6,))
+    obs, act = torch.randn(5, 3), torch.tensor([0, 3, 1, 2, 3])
+    pi, logp = ac.pi(obs, act)
+    expected = ac.pi.logits_net(obs).log_softmax(-1)[range(5), act]
+    assert logp.shape == (5,)
+    torch.testing.assert_close(logp, expected)
+    assert pi.probs.shape == (5, 4)
+
+
+@pytest.mark.parametrize("space, act_shape", [(ACT, (2,)), (Discrete(4), ())])
+def test_on_policy_step_as_spinning_ups(space, act_shape):
+    torch.manual_seed(0)
+    ac = MLPActorCritic(OBS, space)
+    hidden = [layer.out_features for layer in ac.v.v_net if hasattr(layer, "out_features")]
+    assert hidden == [64, 64, 1]
+    for obs, batch in [(torch.randn(3), ()), (torch.randn(8, 3), (8,))]:
+        act, val, logp = ac.step(obs)
+        assert (act.shape, val.shape, logp.shape) == (batch + act_shape, batch, batch)
+        with torch.no_grad():
+            np.testing.assert_allclose(val, ac.v(obs).numpy())
+            expected = ac.pi(obs, torch.as_tensor(act))[1]
+        np.testing.assert_allclose(logp, expected.numpy(), rtol=1e-5)
+        assert ac.act(obs).shape == batch + act_shape
+
+
+def test_values_have_no_last_dimension():
+    assert MLPCritic(3, (4,), nn.Tanh)(torch.randn(5, 3)).shape == (5,)
+    assert MLPCritic(3, (4,), nn.Tanh)(torch.randn(3)).shape == ()
+
+
+# --- Off-policy ---
+
+
+def with_net_output(ac, mu, log_std):
+    """Makes a squashed Gaussian policy return these whatever it sees."""
+    last = ac.pi.net[-2]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([*mu, *log_std]))
+    return ac
+
+
+@pytest.mark.parametrize("mu", [(0.3, -0.4), (8.0, -9.0), (40.0, -60.0), (1e4, -1e4)])
+@pytest.mark.parametrize("log_std", [(-2.0, 0.5), (-7.0, -4.0)])
+def test_squashed_log_probabilities_are_torchs(mu, log_std):
+    ac = with_net_output(SquashedGaussianActorCritic(OBS, ACT, (4,)).double(), mu, log_std)
+    obs = torch.zeros(64, 3, dtype=torch.double)
+    torch.manual_seed(1)
+    act, logp = ac.pi(obs)
+
+    torch.manual_seed(1)
+    mean, std = torch.tensor(mu).double().expand(64, 2), torch.tensor(log_std).double().exp()
+    u = mean + std * torch.randn(64, 2, dtype=torch.double)
+    # With its cache the transform needn't invert tanh, which is 1 in floating point from 20 on.
+    tanh = TanhTransform(cache_size=1)
+    squashed = TransformedDistribution(Normal(mean, std), tanh)
+    expected = squashed.log_prob(tanh(u)).sum(-1)
+    assert torch.isfinite(logp).all()
+    torch.testing.assert_close(logp, expected)
+    torch.testing.assert_close(act, torch.tensor([1.0, 0.25]) + torch.tensor([2, 0.25]) * u.tanh())
+
+
+@pytest.mark.parametrize("u", [0.0, 1.5, -3.0, 30.0, -200.0])
+def test_squashed_density_at_extremes_by_hand(u):
+    space = Box(-1, 1, (1,))
+    ac = with_net_output(SquashedGaussianActorCritic(OBS, space, (4,)), [u], [0.5])
+    logp = ac.pi(torch.zeros(1, 3), deterministic=True)[1].item()
+    # log(1 - tanh(u)^2) = -2 log cosh(u), and cosh(u) is nearly exp(|u|) / 2 where u is large.
+    log_cosh = math.log(math.cosh(u)) if abs(u) < 20 else abs(u) - math.log(2)
+    assert logp == pytest.approx(-0.5 - 0.5 * math.log(2 * math.pi) + 2 * log_cosh, rel=1e-5)
+
+
+def test_squashed_density_integrates_to_one():
+    ac = with_net_output(SquashedGaussianActorCritic(OBS, Box(-1, 1, (1,)), (4,)), [0.4], [-0.3])
+    torch.manual_seed(0)
+    act, logp = ac.pi(torch.zeros(200_000, 3))
+    # The mean of 1 / density over samples is the length of the support, here within ± 0.9.
+    within = act[:, 0].abs() < 0.9
+    length = (within * (-logp).exp()).mean().item()
+    assert length == pytest.approx(1.8, abs=0.02)
+
+
+@pytest.mark.parametrize("log_std, clamped", [(-50.0, -20.0), (9.0, 2.0), (1.0, 1.0)])
+def test_log_std_is_clamped(log_std, clamped):
+    ac = with_net_output(SquashedGaussianActorCritic(OBS, Box(-1, 1, (1,)), (4,)), [0], [log_std])
+    logp = ac.pi(torch.zeros(1, 3), deterministic=True)[1].item()
+    assert logp == pytest.approx(-clamped - 0.5 * math.log(2 * math.pi))
+
+
+def test_samples_carry_gradients_to_the_policy():
+    torch.manual_seed(0)
+    ac = SquashedGaussianActorCritic(OBS, ACT, (4,))
+    act, logp = ac.pi(torch.randn(5, 3))
+    (act.sum() + logp.sum()).backward()
+    assert all(p.grad.abs().sum() > 0 for p in ac.pi.parameters())
+
+
+@pytest.mark.parametrize("actor_critic", [SquashedGaussianActorCritic, DeterministicActorCritic])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_fill_the_box(actor_critic, dtype):
+    torch.manual_seed(0)
+    low, high = np.array([-1, 0], dtype), np.array([3, 0.5], dtype)
+    ac = actor_critic(OBS, Box(low, high, dtype=dtype), hidden_sizes=(16,))
+    obs = 1e4 * torch.randn(200, 3)
+    act = ac.act(obs)
+    assert act.shape == (200, 2)
+    assert act.dtype == np.float32
+    np.testing.assert_allclose(act.min(0), low, atol=1e-5)
+    np.testing.assert_allclose(act.max(0), high, atol=1e-5)
+    # The critics and the replay buffer are in single precision whatever the Box is in.
+    assert ac.q(obs, torch.as_tensor(act)).shape == (2, 200)
+    assert ac.act(obs[0]).shape == (2,)
+
+
+def test_the_deterministic_action_is_the_middle_of_the_samples():
+    torch.manual_seed(0)
+    ac = with_net_output(SquashedGaussianActorCritic(OBS, ACT, (4,)), [0.5, -1], [-1, -0.5])
+    obs = torch.zeros(20_000, 3)
+    expected = [1 + 2 * math.tanh(0.5), 0.25 + 0.25 * math.tanh(-1)]
+    np.testing.assert_allclose(ac.act(obs[:2], deterministic=True), [expected, expected], rtol=1e-5)
+    np.testing.assert_allclose(np.median(ac.act(obs), axis=0), expected, atol=0.02)
+
+
+def test_twin_critics_are_two_networks():
+    torch.manual_seed(0)
+    ac = SquashedGaussianActorCritic(OBS, ACT, (6, 5))
+    obs, act = torch.randn(7, 3), torch.randn(7, 2, requires_grad=True)
+    q = ac.q(obs, act)
+    for i, one in enumerate(unstack(ac.q.q_net)):
+        expected = one(torch.cat([obs, act], -1)).squeeze(-1)
+        torch.testing.assert_close(q[i], expected)
+        torch.testing.assert_close([ac.q1, ac.q2][i](obs, act), expected)
+    torch.testing.assert_close(ac.q.first(obs, act), q[0])
+    for grad, expected in zip(
+        gradients(ac.q.first(obs, act), [act]), gradients(ac.q(obs, act)[0], [act])
+    ):
+        torch.testing.assert_close(grad, expected)
+
+
+def test_critics_of_a_users_own_are_called_as_one():
+    class Critic(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(scale))
+
+        def forward(self, obs, act):
+            return self.scale * (obs.sum(-1) + act.sum(-1))
+
+    class ActorCritic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q1, self.q2 = Critic(1.0), Critic(10.0)
+
+    own = twin_critic(ActorCritic())
+    assert isinstance(own, TwinCritic)
+    obs, act = torch.ones(2, 3), torch.tensor([[1.0], [2.0]])
+    assert own(obs, act).tolist() == [[4, 5], [40, 50]]
+    assert own.first(obs, act).tolist() == [4, 5]
+    assert len(list(own.parameters())) == 2
+    ac = DeterministicActorCritic(OBS, ACT, (4,))
+    assert twin_critic(ac) is ac.q
+
+
+def test_off_policy_networks_are_256_by_256_with_relu():
+    ac = DeterministicActorCritic(OBS, ACT)
+    assert [type(layer) for layer in ac.pi.pi_net[1::2]] == [nn.ReLU, nn.ReLU, nn.Tanh]
+    assert [layer.weight.shape for layer in ac.pi.pi_net[::2]] == [(256, 3), (256, 256), (2, 256)]
+    assert [layer.weight.shape for layer in ac.q.q_net[::2]] == [
+        (2, 256, 5),
+        (2, 256, 256),
+        (2, 1, 256),
+    ]
+    assert not any("mid" in name or "half_range" in name for name in ac.state_dict())

@@ -1,0 +1,594 @@
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import spinup.run
+from spinup import user_config
+from spinup.utils import launch, run_utils
+from spinup.utils.command_line import RUN_FLAGS
+from spinup.utils.logx import read_status
+from spinup.utils.run_utils import (
+    ExperimentGrid,
+    call_experiment,
+    default_shorthand,
+    setup_logger_kwargs,
+    valid_str,
+)
+from tests.thunks import fake, note
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Everything happens in an empty folder, and private files in one of its own."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(user_config, "DEFAULT_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path
+
+
+def grid_of(name="", **params):
+    grid = ExperimentGrid(name)
+    for key, vals in params.items():
+        grid.add(key.replace("__", ":"), vals)
+    return grid
+
+
+def names(grid):
+    return [grid.variant_name(variant) for variant in grid.variants()]
+
+
+# --- Folders --------------------------------------------------------------------------------------
+
+
+def test_folders_without_datestamp():
+    assert setup_logger_kwargs("demo", data_dir="d") == {
+        "output_dir": os.path.join("d", "demo"),
+        "exp_name": "demo",
+    }
+    assert setup_logger_kwargs("demo", 10, "d", overwrite=True) == {
+        "output_dir": os.path.join("d", "demo", "demo_s10"),
+        "exp_name": "demo",
+        "overwrite": True,
+    }
+    assert setup_logger_kwargs("demo", 0)["output_dir"] == os.path.abspath("data/demo/demo_s0")
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_folders_with_datestamp(monkeypatch, forced):
+    monkeypatch.setattr(user_config, "FORCE_DATESTAMP", forced)
+    day, second = r"\d{4}-\d\d-\d\d_", r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-"
+    alone = setup_logger_kwargs("demo", data_dir="d", datestamp=not forced)
+    seeded = setup_logger_kwargs("demo", 3, data_dir="d", datestamp=not forced)
+    assert re.fullmatch(f"d/{day}demo", alone["output_dir"])
+    assert re.fullmatch(f"d/{day}demo/{second}demo_s3", seeded["output_dir"])
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "a b", ".hidden", "x;y", "$(touch PWNED)"])
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(ValueError, match="is not fit for a folder's name"):
+        setup_logger_kwargs(name)
+
+
+def test_default_data_dir(monkeypatch, tmp_path):
+    monkeypatch.delenv("SPINUP_DATA_DIR", raising=False)
+    checkout = Path(user_config.__file__).parents[1]
+    assert user_config.default_data_dir() == str(checkout / "data")
+    installed = tmp_path / "site-packages" / "spinup" / "user_config.py"
+    monkeypatch.setattr(user_config, "__file__", str(installed))
+    assert user_config.default_data_dir() == str(tmp_path / "data")
+    monkeypatch.setenv("SPINUP_DATA_DIR", "elsewhere")
+    assert user_config.default_data_dir() == str(tmp_path / "elsewhere")
+
+
+# --- Names: what Spinning Up's code calls them ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ((64, 64), "64-64"),
+        ([32], "32"),
+        (1e-3, "0-001"),
+        (1e-5, "1e-05"),
+        (-0.5, "-0-5"),
+        (True, "true"),
+        (None, "none"),
+        ("CartPole-v1", "cartpole-v1"),
+        ("a_b c/d", "a_b-c-d"),
+        (torch.nn.Tanh, "tanh"),
+        (torch.nn.LeakyReLU, "leakyrelu"),
+        ((torch.nn.ReLU, 2), "relu-2"),
+        (fake, "fake"),
+        (lambda: 0, "-lambda-"),
+        ({"a": 1}, "--a---1-"),
+    ],
+)
+def test_valid_str(value, text):
+    assert valid_str(value) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "shorthand"),
+    [
+        ("ac_kwargs:hidden_sizes", "ac-hid"),
+        ("ac_kwargs:activation", "ac-act"),
+        ("pi_lr", "pi"),
+        ("lr", "lr"),
+        ("steps_per_epoch", "ste"),
+        ("a:b_c:q1_x", "a-bc-q1"),
+    ],
+)
+def test_default_shorthand(key, shorthand):
+    assert default_shorthand(key) == shorthand
+
+
+def test_names_of_several_parameters():
+    grid = grid_of("bench", env_name=["CartPole-v1", "Pendulum-v1"], seed=[0, 10], epochs=10)
+    grid.add("ac_kwargs:hidden_sizes", [(32,), (64, 64)], "hid")
+    grid.add("ac_kwargs:activation", [torch.nn.Tanh, torch.nn.ReLU], "")
+    assert names(grid)[:5] == [
+        "bench_envcartpole-v1_hid32_tanh",
+        "bench_envcartpole-v1_hid32_relu",
+        "bench_envcartpole-v1_hid64-64_tanh",
+        "bench_envcartpole-v1_hid64-64_relu",
+        "bench_envcartpole-v1_hid32_tanh",  # the next seed
+    ]
+    assert len(names(grid)) == 16
+    assert names(grid)[-1] == "bench_envpendulum-v1_hid64-64_relu"
+
+
+def test_one_value_is_left_out_unless_asked_for():
+    grid = grid_of("x", gamma=0.99)
+    assert names(grid) == ["x"]
+    grid.add("clip_ratio", 0.2, in_name=True)
+    grid.add("seed", [1, 2], in_name=True)
+    assert names(grid) == ["x_cli0-2", "x_cli0-2"]
+
+
+def test_booleans_are_named_where_true():
+    grid = grid_of("x", normalize=[True, False])
+    grid.add("flag", [True], in_name=True)
+    grid.add("mixed", [True, 3])
+    assert names(grid) == ["x_nor_fla_mixtrue", "x_nor_fla_mix3", "x_fla_mixtrue", "x_fla_mix3"]
+
+
+def test_names_without_a_name_for_the_grid_or_shorthands(monkeypatch):
+    assert names(grid_of(gamma=[0.9, 1])) == ["gam0-9", "gam1"]
+    monkeypatch.setattr(user_config, "DEFAULT_SHORTHAND", False)
+    assert names(grid_of("x", a__b_c=[1, 2])) == ["x_a-b_c1", "x_a-b_c2"]
+
+
+def test_variants_are_nested_and_the_last_varies_fastest():
+    grid = ExperimentGrid()
+    grid.add("test:a", [1, 2], "ta", True)
+    grid.add("test:b:c", [3, 4])
+    grid.add("why", 5)
+    assert grid.variants() == [
+        {"test": {"a": 1, "b": {"c": 3}}, "why": 5},
+        {"test": {"a": 1, "b": {"c": 4}}, "why": 5},
+        {"test": {"a": 2, "b": {"c": 3}}, "why": 5},
+        {"test": {"a": 2, "b": {"c": 4}}, "why": 5},
+    ]
+    assert names(grid)[1] == "ta1_tes-b-c4"
+
+
+def test_a_dict_gains_entries_and_is_not_changed():
+    given = {"activation": torch.nn.ReLU}
+    grid = grid_of("x", ac_kwargs=given, ac_kwargs__hidden_sizes=[(8,), (9,)])
+    assert grid.variants()[1] == {"ac_kwargs": {"activation": torch.nn.ReLU, "hidden_sizes": (9,)}}
+    assert given == {"activation": torch.nn.ReLU}
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: grid_of("x", a=1).add("a", 2), "a was added twice"),
+        (lambda: grid_of("x", a=[]), "a has no values"),
+        (lambda: ExperimentGrid().add("a:", 1), "'a:' is not the name of a parameter"),
+        (lambda: ExperimentGrid().add("a", 1, shorthand=3), "shorthand of a must be a string"),
+        (lambda: ExperimentGrid("../x"), r"'\.\./x' is not fit for a folder's name"),
+        (lambda: grid_of("x", a=1, a__b=2).variants(), "a:b can't be set: a is given as 1"),
+        (lambda: grid_of("x", a__b=1, a=2).variants(), "a is given twice"),
+    ],
+)
+def test_what_a_grid_refuses(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_print_shows_parameters_and_counts(capsys):
+    grid = grid_of("x", seed=[0, 10, 20], gamma=[0.9, 0.99])
+    grid.add("ac_kwargs:activation", torch.nn.Tanh, "act")
+    grid.print()
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "gamma gam 0.9 0.99" in lines
+    assert "ac_kwargs:activation act torch.nn.modules.activation:Tanh" in lines
+    assert "6 variants (2 without counting seeds)" in lines
+
+
+# --- Refused before anything runs -----------------------------------------------------------------
+
+
+def finished_run(folder):
+    folder.mkdir(parents=True)
+    (folder / "progress.txt").write_text("Epoch\n0\n")
+
+
+def test_variants_that_would_share_a_folder_are_named():
+    grid = grid_of("x", gamma=[0.5, "0-5"])
+    message = r'would share the folder data/x_gam0-5/x_gam0-5_s0: gamma=0.5 and gamma="0-5"'
+    with pytest.raises(ValueError, match=message):
+        grid.run(fake)
+    with pytest.raises(ValueError, match="Two variants are the same and would share"):
+        grid_of("x", seed=[1, 2, 1]).run(fake)
+    assert not Path("data").exists()
+
+
+def test_folders_with_results_are_refused_and_unharmed(here):
+    finished_run(here / "data" / "x" / "x_s1")
+    message = r"^data/x/x_s1 already holds results: give --overwrite .* another --exp_name, or --dt"
+    with pytest.raises(ValueError, match=message):
+        grid_of("x", seed=[0, 1, 2]).run(fake)
+    with pytest.raises(ValueError, match="already holds results"):
+        call_experiment("x", fake, seed=1)
+    assert os.listdir("data/x") == ["x_s1"]
+    assert os.listdir("data/x/x_s1") == ["progress.txt"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(num_cpu=0), "num_cpu must be a positive integer or 'auto', not 0"),
+        (dict(num_cpu=2.5), "num_cpu must be a positive integer or 'auto', not 2.5"),
+        (dict(num_cpu="two"), "num_cpu must be a positive integer or 'auto', not 'two'"),
+        (dict(jobs=0), "jobs must be a positive integer, not 0"),
+        (dict(data_dir="file/x"), "Results can't go to file/x/x/x_s0: .*file is not a folder"),
+        (dict(thunk="algo"), "There is nothing to run: expected a function, not None"),
+    ],
+)
+def test_what_run_refuses(kwargs, message):
+    Path("file").touch()
+    with pytest.raises(ValueError, match=message):
+        grid_of("x", epochs=1).run(**{"thunk": fake, **kwargs})
+    assert not Path("data").exists()
+
+
+def test_a_grid_without_any_name_is_refused():
+    with pytest.raises(ValueError, match="The grid needs a name"):
+        grid_of(epochs=1).run(fake)
+
+
+def test_ranks_need_mpi(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="2 ranks need MPI, but mpi4py is not installed"):
+        grid_of("x", epochs=1).run(fake, num_cpu=2)
+
+
+# --- One experiment -------------------------------------------------------------------------------
+
+
+def test_call_experiment_relays_and_keeps_the_output(here, capsys):
+    kwargs = dict(env_name="CartPole-v1", ac_kwargs={"hidden_sizes": (8,), "act": torch.nn.Tanh})
+    folder = Path(call_experiment("demo", fake, seed=3, **kwargs))
+    printed = capsys.readouterr().out
+    log = (folder / "log.txt").read_text()
+    assert folder == here / "data" / "demo" / "demo_s3"
+    assert "seed 3 on CartPole-v1\n" in log
+    assert log in printed
+    assert "python -m spinup.run plot data/demo/demo_s3" in printed
+    assert "python -m spinup.run test_policy data/demo/demo_s3" in printed
+    assert read_status(folder)["state"] == "finished"
+    spec = folder / "experiment.json"
+    assert stat.S_IMODE(spec.stat().st_mode) == 0o600
+    assert json.loads(spec.read_text()) == {
+        "thunk": "tests.thunks:fake",
+        "num_cpu": 1,
+        "kwargs": {
+            "env_name": "CartPole-v1",
+            "ac_kwargs": {
+                "hidden_sizes": {"__tuple__": [8]},
+                "act": {"__torch.nn__": "Tanh"},
+            },
+            "seed": 3,
+            "logger_kwargs": {"output_dir": str(folder), "exp_name": "demo"},
+        },
+    }
+
+
+def test_what_has_no_name_travels_privately(here):
+    shift = 40
+
+    def thunk(seed, logger_kwargs, env_fn):
+        Path(logger_kwargs["output_dir"], "result").write_text(str(env_fn() + shift))
+        modes = [oct(p.stat().st_mode)[-3:] for p in here.glob("tmp/spinup-*.pkl")]
+        Path(logger_kwargs["output_dir"], "modes").write_text(" ".join(modes))
+
+    folder = Path(call_experiment("demo", thunk, env_fn=lambda: 2))
+    assert (folder / "result").read_text() == "42"
+    assert (folder / "modes").read_text() == "600"
+    assert read_status(folder)["state"] == "finished"
+    assert sorted(os.listdir(folder)) == ["log.txt", "modes", "result", "status.json"]
+    assert os.listdir(here / "tmp") == []
+
+
+def test_env_kwargs_make_a_function_and_types_are_kept(here):
+    call_experiment("demo", note, num_cpu=2, env_name="CartPole-v1", env_kwargs={"a": 1}, t=(1, 2))
+    called = [json.loads((here / f"data/demo/demo_s0/rank{r}.json").read_text()) for r in (0, 1)]
+    assert [c["ranks"] for c in called] == [2, 2]
+    assert called[0]["types"] == {"t": "tuple", "env_fn": "partial"}
+    assert "'CartPole-v1', a=1)" in called[0]["kwargs"]
+
+
+def test_a_failure_says_what_why_and_where(here, capsys):
+    message = (
+        r"Experiment demo_s0 failed: ValueError: the reward.* \(log: data/demo/demo_s0/log\.txt\)"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        call_experiment("demo", fake, ending="raise")
+    assert "Traceback" in capsys.readouterr().out
+    assert read_status("data/demo/demo_s0")["state"] == "failed"
+
+
+def test_a_failure_on_another_rank_ends_all():
+    with pytest.raises(RuntimeError, match="demo_s0 failed: rank 1: ValueError: not here"):
+        call_experiment("demo", fake, num_cpu=2, ending="raise on rank 1")
+
+
+@pytest.mark.parametrize(
+    ("exit_status", "log", "reason"),
+    [
+        (-9, "working\n", "killed by signal 9 (SIGKILL)"),
+        (0, "working\n", "its process ended with exit status 0 before the run had finished"),
+        (1, "Traceback:\n  x\na.b.SomeError: why\nbye\n", "a.b.SomeError: why"),
+        (3, "first\nlast\n\n", "exit status 3: last"),
+        (3, "", "exit status 3: it printed nothing"),
+        (
+            9,
+            f"go\n\n{'=' * 83}\n=   BAD TERMINATION OF ONE\n=   EXIT CODE: 9\n{'=' * 83}\n"
+            "YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)\n"
+            "This typically refers to a problem with your application.\n"
+            "Please see the FAQ page for debugging suggestions\n",
+            "killed by signal 9 (SIGKILL)",
+        ),
+    ],
+)
+def test_explains_an_exit(exit_status, log, reason):
+    assert launch.explain_exit(exit_status, log) == reason
+
+
+# --- Grids ----------------------------------------------------------------------------------------
+
+
+def test_a_variant_that_fails_does_not_stop_the_others(here, capsys):
+    grid = grid_of("g", ending=["finish", "raise", "exit", "kill"], epochs=2, seed=5)
+    with pytest.raises(RuntimeError, match="3 of 4 experiments failed: g_endraise_s5: ValueError"):
+        grid.run(fake, jobs=3)
+    printed = capsys.readouterr().out
+    table = printed[printed.index("1 of 4 runs finished") :]
+    rows = [" ".join(line.split()) for line in table.splitlines()]
+    assert re.search(
+        r"^g_endfinish/g_endfinish_s5 finished 2/2 200 15\.0 0:\d\d$", "\n".join(rows), re.M
+    )
+    for ending, reason in [
+        ("raise", "ValueError: the reward is NaN"),
+        ("exit", "its process ended with exit status 0 before the run had finished"),
+        ("kill", "killed by signal 9 (SIGKILL)"),
+    ]:
+        assert f"g_end{ending}/g_end{ending}_s5 failed 1/2 100 5.0" in "\n".join(rows)
+        assert f"g_end{ending}_s5: {reason}" in rows
+        assert f"log: data/g_end{ending}/g_end{ending}_s5/log.txt" in rows
+        status = read_status(f"data/g_end{ending}/g_end{ending}_s5")
+        assert (status["state"], status["error"]) == ("failed", reason)
+    assert "python -m spinup.run plot data/g" in rows[-2]
+    assert rows[-1].endswith("python -m spinup.run test_policy data/g_endfinish/g_endfinish_s5")
+
+
+def test_a_grid_over_functions_and_overwriting(here, capsys):
+    grid = grid_of("g", algo=[note, fake], seed=1)
+    grid.run("algo", jobs=2)
+    folders = grid.run("algo", jobs=2, overwrite=True)
+    assert [os.path.relpath(f, "data") for f in folders] == [
+        "g_algnote/g_algnote_s1",
+        "g_algfake/g_algfake_s1",
+    ]
+    assert read_status(folders[0])["state"] == "finished"  # though it makes no Logger
+    assert [p.parent.name for p in here.glob("data/*/*/progress.txt")] == ["g_algfake_s1"]
+    assert "Starting in" not in capsys.readouterr().out  # only a terminal counts down
+
+
+def test_a_folder_that_can_not_be_made_fails_its_variant_alone(here, monkeypatch, capsys):
+    real = launch.Run
+
+    def run(experiment):
+        if experiment.kwargs["seed"] == 0:
+            raise OSError(28, "No space left on device")
+        return real(experiment)
+
+    monkeypatch.setattr(launch, "Run", run)
+    with pytest.raises(RuntimeError, match="1 of 2 .* g_s0: it could not be started: .*No space"):
+        grid_of("g", seed=[0, 1]).run(note)
+    assert read_status("data/g/g_s1")["state"] == "finished"
+
+
+# --- Interruptions --------------------------------------------------------------------------------
+
+LAUNCHER = """
+from spinup.utils.run_utils import ExperimentGrid
+from tests.thunks import fake
+
+grid = ExperimentGrid("g")
+grid.add("ending", "never")
+grid.add("seed", [0, 1, 2])
+grid.run(fake, num_cpu={num_cpu}, jobs=2, data_dir={data_dir!r})
+"""
+
+
+def processes_of(folder):
+    """Returns the processes whose command line names something below a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except (OSError, ValueError):
+            continue
+        if str(folder) in words and "experiment.json" in words:
+            found.append(int(entry.name))
+    return found
+
+
+def wait_until(condition, seconds=40):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def launcher(here):
+    """Starts a grid of runs that never end, in a process of its own; returns it when two run."""
+    started = []
+
+    def start(num_cpu):
+        script = here / "grid.py"
+        script.write_text(LAUNCHER.format(num_cpu=num_cpu, data_dir=str(here / "data")))
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        process = subprocess.Popen(
+            [sys.executable, script],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        wait_until(lambda: len(list(here.glob("data/g/*/progress.txt"))) == 2)
+        assert len(processes_of(here)) >= 2 * num_cpu
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("num_cpu", [1, 2])
+def test_ctrl_c_leaves_no_process_behind(launcher, here, num_cpu):
+    process = launcher(num_cpu)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=30)[0]
+    assert "stopped 2 variants (g_s0, g_s1); 1 had not started" in printed
+    assert process.returncode != 0
+    assert processes_of(here) == []
+    for seed in (0, 1):
+        status = read_status(here / f"data/g/g_s{seed}")
+        assert (status["state"], status["error"]) == ("failed", "interrupted by its launcher")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can do it")
+@pytest.mark.parametrize("num_cpu", [1, 2])
+def test_a_launcher_that_is_killed_leaves_no_process_behind(launcher, here, num_cpu):
+    process = launcher(num_cpu)
+    process.kill()
+    process.wait()
+    wait_until(lambda: processes_of(here) == [], seconds=5)
+
+
+# --- In a world that an outer mpiexec has started -------------------------------------------------
+
+
+def test_a_world_runs_the_experiment_itself(run_on_ranks, here):
+    code = """
+        from spinup.utils.run_utils import ExperimentGrid, call_experiment
+        from tests.thunks import fake, note
+
+        call_experiment("one", note, data_dir="data", datestamp=True)
+        for num_cpu in (3, 4):
+            try:
+                call_experiment("two", note, num_cpu=num_cpu, data_dir="data")
+            except ValueError as error:
+                message = str(error)
+        assert message == (
+            "num_cpu is 4, but this process belongs to an MPI world of 2 ranks: "
+            "leave num_cpu out, or start 4 ranks"
+        ), message
+        grid = ExperimentGrid("g")
+        grid.add("seed", [0, 1])
+        try:
+            grid.run(fake, jobs=2, data_dir="data")
+        except ValueError as error:
+            assert "in an MPI world (2 ranks) variants run one after another" in str(error)
+        grid.run(fake, num_cpu=2, data_dir="data")
+    """
+    result = run_on_ranks(2, code)
+    (folder,) = here.glob("data/*_one/*-one_s0")
+    assert json.loads((folder / "rank1.json").read_text())["ranks"] == 2
+    assert sorted(os.listdir("data/g")) == ["g_s0", "g_s1"]
+    assert all(read_status(f"data/g/g_s{seed}")["state"] == "finished" for seed in (0, 1))
+    assert result.stdout.count("g_s1 (2 of 2)") == 1
+    assert result.stdout.count("python -m spinup.run plot") == 2
+
+
+def test_a_failure_in_a_world_ends_it(run_on_ranks, here):
+    code = """
+        from spinup.utils.run_utils import call_experiment
+        from tests.thunks import fake
+
+        call_experiment("one", fake, data_dir="data", ending="raise on rank 1")
+    """
+    result = run_on_ranks(2, code, check=False, timeout=30)
+    assert result.returncode != 0
+    assert "ValueError: not here" in result.stderr
+    assert read_status("data/one/one_s0")["error"] == "rank 1: ValueError: not here"
+
+
+# --- The page and the example ---------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "running_experiments.md"
+
+
+def test_the_code_of_the_page_runs(monkeypatch):
+    called = []
+    monkeypatch.setattr(ExperimentGrid, "launch", lambda grid, plan: called.append(plan))
+    monkeypatch.setattr(run_utils, "call_experiment", lambda *args, **kwargs: called.append(kwargs))
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, str(PAGE), "exec"), {})  # noqa: S102
+    plan, kwargs = called
+    first = os.path.relpath(plan.experiments[0].folder)
+    assert f"`{first}`" in PAGE.read_text(encoding="utf-8")
+    assert (plan.root, plan.jobs, len(plan.experiments)) == (os.path.abspath("data"), 2, 12)
+    assert kwargs["env_name"] == "CartPole-v1"
+
+
+def test_the_commands_of_the_page_are_understood():
+    page = PAGE.read_text(encoding="utf-8")
+    commands = re.findall(r"^python -m spinup\.run ppo (.*)$", page, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        grid, options = spinup.run.build_grid("ppo", spinup.ppo, command.split())
+        assert grid.plan(spinup.ppo, **options).experiments
+    assert set(RUN_FLAGS) <= set(re.findall(r"--(\w+)", page))
+
+
+def test_the_example_runs(run_python, here):
+    script = "spinup.examples.bench_ppo_cartpole"
+    arguments = "--num_runs 1 --epochs 1 --steps 100".split()
+    result = run_python(["-m", script, *arguments], env={"SPINUP_DATA_DIR": str(here / "data")})
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in here.glob("data/*/*")) == [
+        "ppo-pyt-bench_cartpole-v1_hid32_relu_s0",
+        "ppo-pyt-bench_cartpole-v1_hid32_tanh_s0",
+        "ppo-pyt-bench_cartpole-v1_hid64-64_relu_s0",
+        "ppo-pyt-bench_cartpole-v1_hid64-64_tanh_s0",
+    ]
