@@ -45,8 +45,8 @@ setup(
         # An MPI of its own comes with mpich. It has no wheel for Windows, where spinup runs on one
         # process.
         "mpi4py>=4.1; sys_platform != 'win32'",
-        "mpich>=4.3; sys_platform != 'win32'",
-        "numpy>=1.24",
+        "mpich>=4.3.1; sys_platform != 'win32'",
+        "numpy>=1.25",
         "pandas>=2.0",
         "rich>=13.0",
         "safetensors>=0.4",

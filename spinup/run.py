@@ -27,7 +27,7 @@ from spinup.utils.command_line import (
     read_values,
     split_flags,
 )
-from spinup.utils.mpi_tools import num_procs, proc_id
+from spinup.utils.mpi_tools import num_procs, proc_id, usable_cores
 from spinup.version import __version__
 
 ALGORITHMS = {
@@ -161,7 +161,7 @@ def build_grid(command: str, algorithm: Callable, words: Sequence[str]):
         grid = ExperimentGrid(options.pop("exp_name"))
         for key, values, shorthand in chosen:
             grid.add(key, values, shorthand)
-        _check_variants(grid.variants())
+        _check_variants(grid.variants(), options.get("num_cpu", 1))
     except ValueError as error:
         raise UsageError(str(error)) from error
     _check_options(options)
@@ -189,7 +189,7 @@ def _one_value(flag):
     return values[0]
 
 
-def _check_variants(variants):
+def _check_variants(variants, num_cpu):
     from spinup.utils.devices import choose_device
     from spinup.utils.training import check_hyperparameters
 
@@ -200,7 +200,7 @@ def _check_variants(variants):
     for device in {variant.get("device", "cpu") for variant in variants}:
         choose_device(device)
     for variant in variants:
-        check_hyperparameters(variant)
+        check_hyperparameters(variant, usable_cores() if num_cpu == "auto" else num_cpu)
 
 
 def _check_options(options):

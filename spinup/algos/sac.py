@@ -15,8 +15,10 @@ equations, with a, a2 ~ pi and d = 1 where s2 is terminal:
 
 Names: backup is y in the papers, q_targ is Q_targ (s2, .), polyak is 1 - tau.
 
+The density is that of the action scaled to [-1, 1], whatever the units of the Box.
+
 Differs from the first paper: no separate state-value function. Differs from Spinning Up: actions
-are scaled to each dimension's own bounds; the density is that of the action scaled to [-1, 1].
+are scaled to each dimension's own bounds.
 """
 
 from __future__ import annotations
@@ -149,7 +151,7 @@ def sac(
     """
     config = dict(algo="spinup.sac", **locals())
     check_hyperparameters(config)
-    if alpha != "auto" and not (isinstance(alpha, (int, float)) and alpha >= 0):
+    if alpha != "auto" and not (isinstance(alpha, (int, float)) and 0 <= alpha < float("inf")):
         raise ValueError(f'alpha must be a number of at least 0, or "auto", not {alpha!r}')
     torch_device = choose_device(device)
 
@@ -168,7 +170,7 @@ def sac(
     rng = seed_everything(seed)
 
     # Environments
-    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed)
+    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed + 5000)
     check_action_space(env.action_space, "sac", discrete=False, bounded=True)
     logger.save_config(describe_env(env))
 

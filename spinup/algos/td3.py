@@ -162,7 +162,7 @@ def td3(
     rng = seed_everything(seed)
 
     # Environments
-    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed)
+    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed + 5000)
     check_action_space(env.action_space, "td3", discrete=False, bounded=True)
     logger.save_config(describe_env(env))
 

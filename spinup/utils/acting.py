@@ -37,12 +37,14 @@ def acting_policy(ac: nn.Module, rng: np.random.Generator) -> ActingPolicy:
     """Makes the acting policy of an actor-critic.
 
     Args:
-        ac: the actor-critic; ``ac.pi`` decides how it acts. One of a user's own needs a method
-            ``act(obs)``, and ``act(obs, deterministic)`` if it is to be deterministic in tests.
+        ac: the actor-critic. One of a user's own needs a method ``act(obs)``, and ``act(obs,
+            deterministic)`` if it is to be deterministic in tests.
         rng: generator of the actions' noise (a user's own module draws from torch's).
     """
     make = _NUMPY_POLICIES.get(type(ac.pi))
     net = next((m for m in ac.pi.children() if isinstance(m, nets.MLP)), None)
+    if getattr(type(ac), "act", None) not in _LIBRARY_ACTS:
+        return _module_policy(ac)
     if make is None or net is None or not all(type(a) in _ACTIVATIONS for a in list(net)[1::2]):
         return _module_policy(ac)
     mirror = _NumpyMirror(ac.pi)
@@ -95,9 +97,10 @@ def _categorical(mirror, rng):
         logits = net(obs)
         if deterministic:
             return logits.argmax()
-        chances = np.exp(logits - logits.max()).cumsum()
-        # The draw lies below the last sum, so that rounding can't give an index past the end.
-        return min(chances.searchsorted(rng.random() * chances[-1], "right"), len(chances) - 1)
+        # In double precision the draw stays below the last sum: in single it may round up to it,
+        # and pick an action of no probability.
+        chances = np.exp(logits - logits.max()).cumsum(dtype=np.float64)
+        return chances.searchsorted(rng.random() * chances[-1], "right")
 
     return act
 
@@ -138,6 +141,14 @@ _NUMPY_POLICIES = {
     nets.MLPGaussianActor: _gaussian,
     nets.SquashedGaussianActor: _squashed_gaussian,
     nets.DeterministicActor: _deterministic,
+}
+
+
+# A class that overrides one of these acts in a way of its own.
+_LIBRARY_ACTS = {
+    nets.MLPActorCritic.act,
+    nets.DeterministicActorCritic.act,
+    nets.SquashedGaussianActorCritic.act,
 }
 
 

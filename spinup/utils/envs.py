@@ -51,6 +51,11 @@ class AdaptedEnv(gym.Wrapper):
     def step(self, action):
         """Steps the environment; see ``gymnasium.Env.step``."""
         if self._is_box:
+            if math.isnan(action.sum()) and np.isnan(action).any():
+                raise FloatingPointError(
+                    f"the policy chose NaN in the action {action} at step {self.steps} of "
+                    f"{self.name}: its parameters are NaN, as after a step of a large learning rate"
+                )
             action = np.minimum(np.maximum(action, self._low), self._high)
             action = action.astype(self._dtype, copy=False).reshape(self._shape)
         else:
@@ -88,8 +93,13 @@ def make_env(env_fn: EnvFn, seed: int | None = None) -> AdaptedEnv:
 
     Raises:
         ValueError: its spaces can't be handled.
-        TypeError: `env_fn` returns no Gymnasium environment.
+        TypeError: `env_fn` is neither, or returns no Gymnasium environment.
     """
+    if isinstance(env_fn, gym.Env) or not (isinstance(env_fn, str) or callable(env_fn)):
+        raise TypeError(
+            f"env_fn must be an environment's id, or a function that returns a new environment, "
+            f"not {env_fn!r}; such as lambda: gym.make('CartPole-v1')"
+        )
     env = gym.make(env_fn) if isinstance(env_fn, str) else env_fn()
     if not isinstance(env, gym.Env):
         raise TypeError(
@@ -129,7 +139,7 @@ def check_action_space(space: Space, algorithm: str, discrete: bool, bounded: bo
         if bounded and not space.is_bounded():
             raise ValueError(
                 f"{algorithm} needs a Box of finite bounds, not {space}; use ppo, or bound the "
-                "actions with gymnasium.wrappers.RescaleAction"
+                "actions with gymnasium.wrappers.TransformAction"
             )
         return
     if not isinstance(space, Discrete):
@@ -141,7 +151,7 @@ def check_action_space(space: Space, algorithm: str, discrete: bool, bounded: bo
 
 
 def seed_everything(seed: int) -> np.random.Generator:
-    """Seeds torch, NumPy and Python, and returns a generator for the policy's and buffer's draws."""
+    """Seeds torch, NumPy and Python; returns a generator for the policy's and buffer's draws."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -152,7 +162,8 @@ def describe_env(env: gym.Env) -> dict[str, Any]:
     """Returns what is needed to make an environment again, for ``config.json``.
 
     Returns:
-        ``env`` (id, kwargs, time limit, and wrappers beyond the id's; None where there is no id), ``observation_space`` and ``action_space``.
+        ``env`` (id, kwargs, time limit, and wrappers beyond the id's; None where there is no id),
+        ``observation_space`` and ``action_space``.
     """
     spec = env.unwrapped.spec
     spaces = {

@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import warnings
@@ -168,14 +169,22 @@ def _spawn(num_cpu, spec, log):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of too few cores: the plan has said so
         argv, env = launch_command(num_cpu, [*ENTRYPOINT, str(spec)])
-    # The experiment finds the modules that its launcher finds: the folder of a script, for one.
-    env["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    env["PYTHONPATH"] = os.pathsep.join(_own_module_folders())
     env["PYTHONUNBUFFERED"] = "1"
     if sys.platform.startswith("linux"):
         argv = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *argv]
     return subprocess.Popen(
         argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
+
+
+def _own_module_folders():
+    """Lists where this process finds modules, so that an experiment finds the same: the folder of a
+    script, for one. Python's own folders are left out, which another version must not be given."""
+    paths = sysconfig.get_paths()
+    of_python = Path(paths["stdlib"]).parent, Path(paths["purelib"]), Path(paths["platlib"])
+    folders = [Path(os.path.abspath(entry)) for entry in sys.path]
+    return [str(f) for f in folders if not any(f.is_relative_to(own) for own in of_python)]
 
 
 def write_spec(experiment: Experiment) -> tuple[Path | None, Path]:
@@ -257,7 +266,7 @@ def explain_exit(exit_status: int, log: str) -> str:
     if number > 0:
         return f"killed by signal {number} ({_signal_name(number)})"
     if exit_status == 0:
-        return "its process ended with exit status 0 before the run had finished"
+        return "exit status 0 before the run had finished"
     last = next((line for line in reversed(lines) if line), "it printed nothing")
     return f"exit status {exit_status}: {last}"
 

@@ -380,7 +380,9 @@ def one_line(error: BaseException) -> str:
 
 
 def _make_run_env(config, folder, env_fn, seed, render_mode):
-    if render_mode is not None and render_mode != "human":
+    if render_mode is not None:
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    if render_mode not in (None, "human"):
         _render_without_display()
     kwargs = {} if render_mode is None else {"render_mode": render_mode}
     if env_fn is None:

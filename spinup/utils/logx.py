@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from spinup.utils.mpi_tools import barrier, mpi_statistics_scalar, mpi_sum, num_procs, proc_id
 from spinup.utils.serialization_utils import convert_json
 
-_COLORS = dict(gray=30, red=31, green=32, yellow=33, blue=34, magenta=35, cyan=36, white=37, crimson=38)
+_COLORS = dict(
+    gray=30, red=31, green=32, yellow=33, blue=34, magenta=35, cyan=36, white=37, crimson=38
+)
 
 # What a run writes into its folder; `overwrite` removes these and nothing else.
 _RESULTS = ("progress.txt", "config.json", "status.json", "pyt_save", "checkpoint", "tensorboard")
@@ -113,7 +115,7 @@ class Logger:
             self.output_dir = Path(output_dir or tempfile.mkdtemp(prefix="spinup-"))
             self._status_file = self.output_dir / "status.json"
             _prepare_folder(self.output_dir, overwrite)
-            self.output_file = open(self.output_dir / output_fname, "w")
+            self.output_file = (self.output_dir / output_fname).open("w")
             self._board = _open_tensorboard(self.output_dir) if tensorboard else None
             self._write_status("running")
             self.log(f"Logging to {self.output_dir / output_fname}")

@@ -49,7 +49,9 @@ def sync_params(module: torch.nn.Module | torch.nn.Parameter) -> None:
         p.data.copy_(host)
 
 
-def mpi_avg_grads(module: torch.nn.Module | torch.nn.Parameter, weight: float | None = None) -> None:
+def mpi_avg_grads(
+    module: torch.nn.Module | torch.nn.Parameter, weight: float | None = None
+) -> None:
     """Averages gradients over ranks.
 
     Args:

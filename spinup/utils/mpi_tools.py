@@ -256,9 +256,8 @@ def launch_command(
             f"than {usable_cores()}",
             stacklevel=3,
         )
-    env.update(
-        {_ASKED: str(n), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    )
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    env.update({_ASKED: str(n), **dict.fromkeys(threads, "1")})
     # `python -m mpi4py` ends all ranks when one of them fails.
     python = [sys.executable, *_with_mpi4py(args)]
     if _is_hydra(mpiexec):
@@ -360,7 +359,8 @@ def _with_mpi4py(args):
             flags, target = option[:position], option[position + 1 :]
             flags = [flags] if flags != "-" else []
             target = [target] if target else []
-            return [*args[:i], *flags, "-m", "mpi4py", f"-{option[position]}", *target, *args[i + 1 :]]
+            target = [f"-{option[position]}", *target, *args[i + 1 :]]
+            return [*args[:i], *flags, "-m", "mpi4py", *target]
     if i == len(args) or args[i] == "-":
-        raise RuntimeError("mpi_fork needs a script in a file: what comes from a pipe can't be rerun")
+        raise RuntimeError("mpi_fork needs a script in a file: one from a pipe can't be rerun")
     return [*args[:i], "-m", "mpi4py", *args[i:]]

@@ -44,7 +44,7 @@ class StackedLinear(nn.Module):
         return _affine(x, self.weight, self.bias)
 
     def first(self, x: Tensor) -> Tensor:
-        """Evaluates the first layer alone, ``(batch, in_features)`` to ``(batch, out_features)``."""
+        """Evaluates the first layer: ``(batch, in_features)`` to ``(batch, out_features)``."""
         return torch.addmm(self.bias[0], x, self.weight[0].t())
 
 
@@ -173,7 +173,7 @@ class Actor(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, pi: Distribution, act: Tensor) -> Tensor:
-        """Returns the log-probabilities ``(batch,)`` of actions under a distribution of this kind."""
+        """Returns the log-probabilities ``(batch,)`` of actions under such a distribution."""
         return pi.log_prob(act)
 
     def forward(self, obs: Tensor, act: Tensor | None = None) -> tuple[Distribution, Tensor | None]:
@@ -262,7 +262,7 @@ class MLPActorCritic(nn.Module):
 
 
 class _BoxActor(nn.Module):
-    """A policy whose actions, squashed by tanh, fill a bounded Box: ``mid + half_range * tanh(u)``."""
+    """A policy whose actions, squashed by tanh, fill a Box: ``mid + half_range * tanh(u)``."""
 
     mid: Tensor
     half_range: Tensor
@@ -316,8 +316,8 @@ class SquashedGaussianActor(_BoxActor):
             units of the Box.
         """
         out = self.net(obs)
-        eps = torch.randn_like(out[..., : len(self.mid)])
-        squashed, logp = _SquashedGaussian.apply(out, torch.zeros_like(eps) if deterministic else eps)
+        draw = torch.zeros_like if deterministic else torch.randn_like
+        squashed, logp = _SquashedGaussian.apply(out, draw(out[..., : len(self.mid)]))
         return self.to_box(squashed), logp if with_logprob else None
 
 

@@ -259,7 +259,6 @@ def _iteration(word):
 
 
 def _watch(args):
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     get_action = load_policy(args.fpath, args.itr, args.deterministic, seed=args.seed)
     env: gym.Env = load_env(args.fpath, None, "rgb_array" if args.video else None, args.seed)
     if args.video:

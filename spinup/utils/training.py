@@ -66,16 +66,18 @@ def _as_int(name, value):
     return int(value) if must_be and is_number and value % 1 == 0 else value
 
 
-def check_hyperparameters(config: dict[str, Any]) -> None:
+def check_hyperparameters(config: dict[str, Any], num_ranks: int | None = None) -> None:
     """Refuses hyperparameters that can't be meant, before anything runs.
 
     Args:
         config: values by name; names that it doesn't know are left alone.
+        num_ranks: ranks that will share the work; those that there are now if None.
 
     Raises:
         ValueError: one is out of its range, naming it, its value and the range.
     """
-    limits = _VALID | dict.fromkeys(_SPLIT, (True, num_procs(), math.inf))
+    num_ranks = num_ranks or num_procs()
+    limits = _VALID | dict.fromkeys(_SPLIT, (True, num_ranks, math.inf))
     for name in config.keys() & limits.keys():
         whole, least, greatest = limits[name]
         value = config[name]
@@ -83,5 +85,5 @@ def check_hyperparameters(config: dict[str, Any]) -> None:
         if not (is_number and least <= value <= greatest):
             kind = "a whole number" if whole else "a number"
             bounds = f"of at least {least}" if greatest == math.inf else f"in [{least}, {greatest}]"
-            ranks = f" (one a rank, of {num_procs()} ranks)" if name in _SPLIT else ""
+            ranks = f" (one a rank, of {num_ranks} ranks)" if name in _SPLIT else ""
             raise ValueError(f"{name} must be {kind} {bounds}{ranks}, not {value!r}")

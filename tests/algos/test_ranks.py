@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from tests.algos import fixed_data, two_ranks
 from tests.algos.runs import ALGORITHMS, OFF_POLICY, read_progress, timeless_progress
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:.* ranks on .* core")]
 
 
 # --- The same update, however many ranks ----------------------------------------------------------

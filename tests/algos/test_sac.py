@@ -68,7 +68,7 @@ def test_temperature_loss_by_hand():
 
 
 def _reference_updates(ac, size, updates, alpha, lr, polyak, gamma=0.99):
-    """Spinning Up's updates, parameter by parameter; returns the targets and the last losses."""
+    """Spinning Up's updates, parameter by parameter; returns the targets and what is logged."""
     ac_targ = copy.deepcopy(ac)
     q_params = [*ac.q1.parameters(), *ac.q2.parameters()]
     pi_optimizer = torch.optim.Adam(ac.pi.parameters(), lr=lr)
@@ -117,10 +117,13 @@ def _reference_updates(ac, size, updates, alpha, lr, polyak, gamma=0.99):
 
 @pytest.mark.parametrize("alpha", [0.3, "auto"])
 def test_update_is_the_textbooks(tmp_path, monkeypatch, alpha):
-    copies = []
-    monkeypatch.setattr(
-        "spinup.algos.sac.deepcopy", lambda x: copies.append(x2 := copy.deepcopy(x)) or x2
-    )
+    copies = []  # the targets
+
+    def copy_and_keep(module):
+        copies.append(copy.deepcopy(module))
+        return copies[-1]
+
+    monkeypatch.setattr("spinup.algos.sac.deepcopy", copy_and_keep)
     settings = dict(alpha=alpha, lr=1e-2, polyak=0.8)
     ac = train_on_fixed_data("sac", 31, tmp_path, **settings)
 
@@ -133,9 +136,9 @@ def test_update_is_the_textbooks(tmp_path, monkeypatch, alpha):
     # The policy's step left no trace in the critics' gradients.
     assert_close(q_grads, plain.critic_gradients(expected), **close)
     ac.q = copies[0]
-    for q in ("q1", "q2"):
-        target = getattr(plain.as_plain("sac", ac), q)
-        assert_close(target.state_dict(), getattr(targ, q).state_dict(), **close)
+    reached = plain.as_plain("sac", ac)
+    assert_close(reached.q1.state_dict(), targ.q1.state_dict(), **close)
+    assert_close(reached.q2.state_dict(), targ.q2.state_dict(), **close)
     progress = read_progress(tmp_path)
     for key in progress.keys() & logged.keys():
         assert progress[key][0] == pytest.approx(logged[key], abs=1e-4), key

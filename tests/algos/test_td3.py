@@ -94,10 +94,13 @@ def _reference_updates(
 # 25 updates in blocks of 5: with a delay of 5 the last one is of the policy too.
 @pytest.mark.parametrize("policy_delay", [1, 2, 5])
 def test_update_is_the_textbooks(tmp_path, monkeypatch, policy_delay):
-    copies = []
-    monkeypatch.setattr(
-        "spinup.algos.td3.deepcopy", lambda x: copies.append(x2 := copy.deepcopy(x)) or x2
-    )
+    copies = []  # the targets
+
+    def copy_and_keep(module):
+        copies.append(copy.deepcopy(module))
+        return copies[-1]
+
+    monkeypatch.setattr("spinup.algos.td3.deepcopy", copy_and_keep)
     settings = dict(pi_lr=3e-3, q_lr=1e-2, polyak=0.8, target_noise=0.4, noise_clip=0.5)
     ac = train_on_fixed_data("td3", 31, tmp_path, policy_delay=policy_delay, **settings)
 

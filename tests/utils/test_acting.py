@@ -94,25 +94,28 @@ def test_sampled_discrete_actions_have_the_networks_probabilities():
     assert len(chances) == 5
 
 
-@pytest.mark.parametrize("logits", [[800.0, 0, -800, 0, 0], [-1e4, -1e4, -1e4, -1e4, 0]])
-def test_extreme_logits_give_the_sure_action(logits):
-    ac = make("discrete")
+def with_logits(ac, logits):
     last = ac.pi.logits_net[-2]
     with torch.no_grad():
         last.weight.zero_()
         last.bias.copy_(torch.tensor(logits))
-    policy = acting_policy(ac, np.random.default_rng(0))
+    return ac
+
+
+@pytest.mark.parametrize("logits", [[800.0, 0, -800, 0, 0], [-1e4, -1e4, -1e4, -1e4, 0]])
+def test_extreme_logits_give_the_sure_action(logits):
+    policy = acting_policy(with_logits(make("discrete"), logits), np.random.default_rng(0))
     assert {int(policy(np.zeros(4))) for _ in range(100)} == {int(np.argmax(logits))}
 
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
-def test_the_ends_of_a_draw_are_valid_actions(draw):
+def test_the_ends_of_a_draw_are_actions_of_some_probability(draw):
     class Generator:
         def random(self):
             return draw
 
-    policy = acting_policy(make("discrete"), Generator())
-    assert policy(np.zeros(4)) == (0 if draw == 0 else 4)
+    ac = with_logits(make("discrete"), [-1e4, 0.0, 0.0, 0.0, -1e4])
+    assert acting_policy(ac, Generator())(np.zeros(4)) == (1 if draw == 0 else 3)
 
 
 def test_sampled_gaussian_actions_have_the_networks_mean_and_deviation():

@@ -227,7 +227,7 @@ def test_spaces_that_can_be_handled_pass(space, discrete, bounded):
     "space, discrete, bounded, message",
     [
         (Discrete(3), False, True, r"sac needs continuous actions .* not Discrete\(3\); use ppo"),
-        (UNBOUNDED, False, True, r"Box of finite bounds, not Box\(-1.0, inf.*RescaleAction"),
+        (UNBOUNDED, False, True, r"Box of finite bounds, not Box\(-1.0, inf.*TransformAction"),
         (Box(0, 9, (2,), np.int64), True, False, r"floating-point numbers or Discrete, not Box"),
         (Box(0, 9, (2,), np.int64), False, True, r"floating-point numbers, not Box"),
         (MultiDiscrete([2, 2]), True, False, r"sac handles .*, not MultiDiscrete\(\[2 2\]\)"),
@@ -263,6 +263,19 @@ def test_bad_numbers_stop_the_run_with_environment_step_and_quantity(bad):
         FloatingPointError, match=r"NaN or infinity in the reward at step 2: -?(nan|inf)"
     ):
         env.step(np.zeros(1))
+
+
+def test_a_bad_action_is_not_blamed_on_the_environment():
+    _, env = recorder()
+    env.reset()
+    with pytest.raises(FloatingPointError, match="policy chose NaN .* at step 0 of Recorder"):
+        env.step(np.array([np.nan]))
+
+
+@pytest.mark.parametrize("env_fn", [None, 3, Recorder()])
+def test_an_environment_instead_of_a_function_is_refused(env_fn):
+    with pytest.raises(TypeError, match="env_fn must be an environment's id, or a function"):
+        make_env(env_fn)
 
 
 def test_both_infinities_do_not_hide_each_other():

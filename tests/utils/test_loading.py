@@ -514,7 +514,7 @@ def test_pickles_are_not_read(run, trap, name):
     "name",
     [
         "os:system", "subprocess:Popen", "builtins:exec", "antigravity:geohash", "pip.__main__:x",
-        "__main__:__builtins__", "..os:system", ":system", "os:", "evil:Net", "__import__('os'):x",
+        "__main__:__builtins__", "spinup.utils.logx:Logger", "..os:system", ":system", "os:", "evil:Net", "__import__('os'):x",
     ],
 )  # fmt: skip
 def test_only_network_classes_are_called(run, trap, monkeypatch, name):
@@ -527,7 +527,7 @@ def test_only_network_classes_are_called(run, trap, monkeypatch, name):
     assert "antigravity" not in sys.modules
 
 
-@pytest.mark.parametrize("name", ["os:system", "builtins:eval", "torch:load", "torch.hub:load"])
+@pytest.mark.parametrize("name", ["os:system", "builtins:eval", "torch.hub:load", "mine:Tanh"])
 @pytest.mark.parametrize("is_partial", [False, True])
 def test_only_torch_classes_are_activations(run, trap, name, is_partial):
     value = {"partial": name, "args": [f"touch {trap}"], "kwargs": {}} if is_partial else name

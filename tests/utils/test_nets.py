@@ -325,12 +325,47 @@ def test_log_std_is_clamped(log_std, clamped):
     assert logp == pytest.approx(-clamped - 0.5 * math.log(2 * math.pi))
 
 
-def test_samples_carry_gradients_to_the_policy():
+@pytest.mark.parametrize("spread", [0.5, 5.0])  # the second reaches both ends of the clamp
+@pytest.mark.parametrize("of_act, of_logp", [(1, 0), (0, 1), (1, 1)])
+def test_gradients_through_samples_are_autograds(of_act, of_logp, spread):
     torch.manual_seed(0)
-    ac = SquashedGaussianActorCritic(OBS, ACT, (4,))
-    act, logp = ac.pi(torch.randn(5, 3))
+    ac = SquashedGaussianActorCritic(OBS, ACT, (8,)).double()
+    with torch.no_grad():
+        ac.pi.net[-2].weight.mul_(4 * spread)
+    obs = spread * torch.randn(32, 3, dtype=torch.double)
+    params = list(ac.pi.parameters())
+    mu, log_std = ac.pi.net(obs).chunk(2, -1)
+    clamped = log_std.clamp(-20, 2)
+    assert (log_std > 2).any() == (log_std < -20).any() == (spread > 1)
+
+    torch.manual_seed(1)
+    act, logp = ac.pi(obs, with_logprob=of_logp > 0)
+    assert (logp is None) == (not of_logp)
+    objective = of_act * (act * act).sum() + (logp.square().sum() if of_logp else 0)
+
+    torch.manual_seed(1)
+    u = mu + clamped.exp() * torch.randn_like(mu)
+    tanh = TanhTransform(cache_size=1)
+    squashed = tanh(u)
+    expected_act = torch.tensor([1.0, 0.25]) + torch.tensor([2, 0.25]) * squashed
+    expected_logp = TransformedDistribution(Normal(mu, clamped.exp()), tanh).log_prob(squashed)
+    expected = of_act * expected_act.square().sum()
+    expected = expected + of_logp * expected_logp.sum(-1).square().sum()
+    torch.testing.assert_close(objective, expected)
+    for grad, expected_grad in zip(
+        torch.autograd.grad(objective, params), torch.autograd.grad(expected, params), strict=True
+    ):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("mu", [60.0, -1e6])
+@pytest.mark.parametrize("log_std", [-300.0, 300.0])
+def test_gradients_at_extremes_are_finite(mu, log_std):
+    ac = with_net_output(SquashedGaussianActorCritic(OBS, ACT, (4,)), [mu, -mu], [log_std] * 2)
+    act, logp = ac.pi(torch.ones(5, 3))
     (act.sum() + logp.sum()).backward()
-    assert all(p.grad.abs().sum() > 0 for p in ac.pi.parameters())
+    assert torch.isfinite(act).all() and torch.isfinite(logp).all()
+    assert all(torch.isfinite(p.grad).all() for p in ac.pi.parameters())
 
 
 @pytest.mark.parametrize("actor_critic", [SquashedGaussianActorCritic, DeterministicActorCritic])

@@ -1,11 +1,8 @@
 import json
 import os
 import re
-import signal
 import stat
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 
 import spinup.run
 from spinup import user_config
+from spinup.examples import bench_ppo_cartpole
 from spinup.utils import launch, run_utils
 from spinup.utils.command_line import RUN_FLAGS
 from spinup.utils.logx import read_status
@@ -344,28 +342,6 @@ def test_a_failure_on_another_rank_ends_all():
         call_experiment("demo", fake, num_cpu=2, ending="raise on rank 1")
 
 
-@pytest.mark.parametrize(
-    ("exit_status", "log", "reason"),
-    [
-        (-9, "working\n", "killed by signal 9 (SIGKILL)"),
-        (0, "working\n", "its process ended with exit status 0 before the run had finished"),
-        (1, "Traceback:\n  x\na.b.SomeError: why\nbye\n", "a.b.SomeError: why"),
-        (3, "first\nlast\n\n", "exit status 3: last"),
-        (3, "", "exit status 3: it printed nothing"),
-        (
-            9,
-            f"go\n\n{'=' * 83}\n=   BAD TERMINATION OF ONE\n=   EXIT CODE: 9\n{'=' * 83}\n"
-            "YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)\n"
-            "This typically refers to a problem with your application.\n"
-            "Please see the FAQ page for debugging suggestions\n",
-            "killed by signal 9 (SIGKILL)",
-        ),
-    ],
-)
-def test_explains_an_exit(exit_status, log, reason):
-    assert launch.explain_exit(exit_status, log) == reason
-
-
 # --- Grids ----------------------------------------------------------------------------------------
 
 
@@ -381,7 +357,7 @@ def test_a_variant_that_fails_does_not_stop_the_others(here, capsys):
     )
     for ending, reason in [
         ("raise", "ValueError: the reward is NaN"),
-        ("exit", "its process ended with exit status 0 before the run had finished"),
+        ("exit", "exit status 0 before the run had finished"),
         ("kill", "killed by signal 9 (SIGKILL)"),
     ]:
         assert f"g_end{ending}/g_end{ending}_s5 failed 1/2 100 5.0" in "\n".join(rows)
@@ -415,93 +391,9 @@ def test_a_folder_that_can_not_be_made_fails_its_variant_alone(here, monkeypatch
         return real(experiment)
 
     monkeypatch.setattr(launch, "Run", run)
-    with pytest.raises(RuntimeError, match="1 of 2 .* g_s0: it could not be started: .*No space"):
+    with pytest.raises(RuntimeError, match=r"1 of 2 .* g_s0: it could not be started: .*No space"):
         grid_of("g", seed=[0, 1]).run(note)
     assert read_status("data/g/g_s1")["state"] == "finished"
-
-
-# --- Interruptions --------------------------------------------------------------------------------
-
-LAUNCHER = """
-from spinup.utils.run_utils import ExperimentGrid
-from tests.thunks import fake
-
-grid = ExperimentGrid("g")
-grid.add("ending", "never")
-grid.add("seed", [0, 1, 2])
-grid.run(fake, num_cpu={num_cpu}, jobs=2, data_dir={data_dir!r})
-"""
-
-
-def processes_of(folder):
-    """Returns the processes whose command line names something below a folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace")
-        except (OSError, ValueError):
-            continue
-        if str(folder) in words and "experiment.json" in words:
-            found.append(int(entry.name))
-    return found
-
-
-def wait_until(condition, seconds=40):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
-@pytest.fixture
-def launcher(here):
-    """Starts a grid of runs that never end, in a process of its own; returns it when two run."""
-    started = []
-
-    def start(num_cpu):
-        script = here / "grid.py"
-        script.write_text(LAUNCHER.format(num_cpu=num_cpu, data_dir=str(here / "data")))
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        process = subprocess.Popen(
-            [sys.executable, script],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(process)
-        wait_until(lambda: len(list(here.glob("data/g/*/progress.txt"))) == 2)
-        assert len(processes_of(here)) >= 2 * num_cpu
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("num_cpu", [1, 2])
-def test_ctrl_c_leaves_no_process_behind(launcher, here, num_cpu):
-    process = launcher(num_cpu)
-    process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=30)[0]
-    assert "stopped 2 variants (g_s0, g_s1); 1 had not started" in printed
-    assert process.returncode != 0
-    assert processes_of(here) == []
-    for seed in (0, 1):
-        status = read_status(here / f"data/g/g_s{seed}")
-        assert (status["state"], status["error"]) == ("failed", "interrupted by its launcher")
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can do it")
-@pytest.mark.parametrize("num_cpu", [1, 2])
-def test_a_launcher_that_is_killed_leaves_no_process_behind(launcher, here, num_cpu):
-    process = launcher(num_cpu)
-    process.kill()
-    process.wait()
-    wait_until(lambda: processes_of(here) == [], seconds=5)
 
 
 # --- In a world that an outer mpiexec has started -------------------------------------------------
@@ -530,7 +422,7 @@ def test_a_world_runs_the_experiment_itself(run_on_ranks, here):
             assert "in an MPI world (2 ranks) variants run one after another" in str(error)
         grid.run(fake, num_cpu=2, data_dir="data")
     """
-    result = run_on_ranks(2, code)
+    result = run_on_ranks(2, code, timeout=150)
     (folder,) = here.glob("data/*_one/*-one_s0")
     assert json.loads((folder / "rank1.json").read_text())["ranks"] == 2
     assert sorted(os.listdir("data/g")) == ["g_s0", "g_s1"]
@@ -546,7 +438,7 @@ def test_a_failure_in_a_world_ends_it(run_on_ranks, here):
 
         call_experiment("one", fake, data_dir="data", ending="raise on rank 1")
     """
-    result = run_on_ranks(2, code, check=False, timeout=30)
+    result = run_on_ranks(2, code, check=False)
     assert result.returncode != 0
     assert "ValueError: not here" in result.stderr
     assert read_status("data/one/one_s0")["error"] == "rank 1: ValueError: not here"
@@ -581,14 +473,23 @@ def test_the_commands_of_the_page_are_understood():
     assert set(RUN_FLAGS) <= set(re.findall(r"--(\w+)", page))
 
 
-def test_the_example_runs(run_python, here):
-    script = "spinup.examples.bench_ppo_cartpole"
-    arguments = "--num_runs 1 --epochs 1 --steps 100".split()
-    result = run_python(["-m", script, *arguments], env={"SPINUP_DATA_DIR": str(here / "data")})
-    assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in here.glob("data/*/*")) == [
-        "ppo-pyt-bench_cartpole-v1_hid32_relu_s0",
+def test_the_grid_of_the_example(monkeypatch):
+    planned = []
+    monkeypatch.setattr(ExperimentGrid, "launch", lambda grid, plan: planned.append(plan))
+    monkeypatch.setattr(sys, "argv", ["bench", "--num_runs", "2", "--cpu", "2"])
+    bench_ppo_cartpole.main()
+    assert [e.label for e in planned[0].experiments][:3] == [
         "ppo-pyt-bench_cartpole-v1_hid32_tanh_s0",
-        "ppo-pyt-bench_cartpole-v1_hid64-64_relu_s0",
+        "ppo-pyt-bench_cartpole-v1_hid32_relu_s0",
         "ppo-pyt-bench_cartpole-v1_hid64-64_tanh_s0",
     ]
+    assert len(planned[0].experiments) == 8
+    assert {e.num_cpu for e in planned[0].experiments} == {2}
+
+
+@pytest.mark.slow
+def test_the_example_runs(run_python, here):
+    words = "-m spinup.examples.bench_ppo_cartpole --num_runs 1 --epochs 1 --steps 100".split()
+    result = run_python(words, env={"SPINUP_DATA_DIR": str(here / "data")}, timeout=250)
+    assert result.returncode == 0, result.stderr
+    assert len(list(here.glob("data/*/*/progress.txt"))) == 4
