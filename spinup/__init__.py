@@ -1,12 +1,18 @@
 """Deep reinforcement learning you can read in one sitting and still run at full speed."""
 
-from spinup.algos.ppo import ppo
-from spinup.algos.sac import sac
-from spinup.algos.td3 import td3
-from spinup.utils.logx import EpochLogger, Logger
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from spinup.version import __version__
 
-ppo_pytorch, sac_pytorch, td3_pytorch = ppo, sac, td3
+if TYPE_CHECKING:
+    from spinup.algos.ppo import ppo
+    from spinup.algos.ppo import ppo as ppo_pytorch
+    from spinup.algos.sac import sac
+    from spinup.algos.sac import sac as sac_pytorch
+    from spinup.algos.td3 import td3
+    from spinup.algos.td3 import td3 as td3_pytorch
+    from spinup.utils.logx import EpochLogger, Logger
 
 __all__ = [
     "EpochLogger",
@@ -19,3 +25,18 @@ __all__ = [
     "td3",
     "td3_pytorch",
 ]
+
+_LOGGERS = ("EpochLogger", "Logger")
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first used: the command line's help needs no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'spinup' has no attribute {name!r}")
+    algorithm = name.removesuffix("_pytorch")
+    module = "spinup.utils.logx" if name in _LOGGERS else f"spinup.algos.{algorithm}"
+    return getattr(import_module(module), name if name in _LOGGERS else algorithm)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

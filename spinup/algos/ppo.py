@@ -72,7 +72,7 @@ def value_loss(val: Tensor, ret: Tensor) -> Tensor:
 @training_run
 def ppo(
     env_fn: EnvFn,
-    actor_critic: Callable[..., torch.nn.Module] = MLPActorCritic,
+    actor_critic: Callable[..., Any] = MLPActorCritic,
     ac_kwargs: dict[str, Any] | None = None,
     seed: int = 0,
     steps_per_epoch: int = 4000,

@@ -87,7 +87,7 @@ def temperature_loss(log_alpha: Tensor, logp: Tensor, target_entropy: float) -> 
 @training_run
 def sac(
     env_fn: EnvFn,
-    actor_critic: Callable[..., torch.nn.Module] = SquashedGaussianActorCritic,
+    actor_critic: Callable[..., Any] = SquashedGaussianActorCritic,
     ac_kwargs: dict[str, Any] | None = None,
     seed: int = 0,
     steps_per_epoch: int = 4000,

@@ -34,7 +34,14 @@ from torch.optim import Adam
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.devices import choose_device
-from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
+from spinup.utils.envs import (
+    EnvFn,
+    box_bounds,
+    check_action_space,
+    describe_env,
+    make_env,
+    seed_everything,
+)
 from spinup.utils.evaluation import run_test_episodes
 from spinup.utils.flat import flatten_each, frozen
 from spinup.utils.logx import EpochLogger
@@ -72,7 +79,7 @@ def policy_loss(q1_pi: Tensor) -> Tensor:
 @training_run
 def td3(
     env_fn: EnvFn,
-    actor_critic: Callable[..., torch.nn.Module] = DeterministicActorCritic,
+    actor_critic: Callable[..., Any] = DeterministicActorCritic,
     ac_kwargs: dict[str, Any] | None = None,
     seed: int = 0,
     steps_per_epoch: int = 4000,
@@ -188,8 +195,7 @@ def td3(
     q_optimizer = Adam([q_params], lr=q_lr, fused=True)
 
     # Bounds, and the noise's unit
-    bounds = env.action_space.low, env.action_space.high
-    low, high = (x.reshape(-1).astype(np.float32) for x in bounds)
+    low, high = box_bounds(env.action_space)
     half_range = (high - low) / 2
     act_low, act_high, unit = (torch.as_tensor(x).to(torch_device) for x in (low, high, half_range))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class ActingPolicy:
         return self._act(obs, deterministic)
 
 
-def acting_policy(ac: nn.Module, rng: np.random.Generator) -> ActingPolicy:
+def acting_policy(ac: Any, rng: np.random.Generator) -> ActingPolicy:
     """Makes the acting policy of an actor-critic.
 
     Args:

@@ -121,6 +121,12 @@ def _has_flat_form(space):
         return False
 
 
+def box_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a Box's lower and upper bounds, each as a float32 array ``(act_dim,)``."""
+    assert isinstance(space, Box), space
+    return space.low.reshape(-1).astype(np.float32), space.high.reshape(-1).astype(np.float32)
+
+
 def check_action_space(space: Space, algorithm: str, discrete: bool, bounded: bool) -> None:
     """Refuses an action space that an algorithm can't handle.
 
@@ -165,7 +171,7 @@ def describe_env(env: gym.Env) -> dict[str, Any]:
         ``env`` (id, kwargs, time limit, and wrappers beyond the id's; None where there is no id),
         ``observation_space`` and ``action_space``.
     """
-    spec = env.unwrapped.spec
+    spec = env.spec
     spaces = {
         "observation_space": describe_space(env.observation_space),
         "action_space": describe_space(env.action_space),
@@ -173,7 +179,7 @@ def describe_env(env: gym.Env) -> dict[str, Any]:
     if spec is None:
         return {"env": None, **spaces}
     made = {"id": spec.id, "kwargs": dict(spec.kwargs), "wrappers": _own_wrappers(env)}
-    return {"env": made | {"max_episode_steps": env.spec.max_episode_steps}, **spaces}
+    return {"env": made | {"max_episode_steps": spec.max_episode_steps}, **spaces}
 
 
 def _own_wrappers(env):

@@ -35,6 +35,6 @@ def run_test_episodes(
         while not ended and ep_len < max_ep_len:
             obs, rew, terminated, truncated, _ = test_env.step(policy(obs, True))
             ended = terminated or truncated
-            ep_ret += rew
+            ep_ret += float(rew)
             ep_len += 1
         logger.store(TestEpRet=ep_ret, TestEpLen=ep_len)

@@ -265,7 +265,7 @@ class EpochLogger(Logger):
         for key, val in kwargs.items():
             self.epoch_dict[key].append(val.detach() if isinstance(val, torch.Tensor) else val)
 
-    def log_tabular(  # type: ignore[override]
+    def log_tabular(
         self,
         key: str,
         val: Any = None,

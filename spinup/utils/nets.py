@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,11 +85,11 @@ def mlp(
     """
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        stacked = num_stacked is not None
-        layers += [
-            StackedLinear(num_stacked, n_in, n_out) if stacked else nn.Linear(n_in, n_out),
-            activation() if i < len(sizes) - 2 else output_activation(),
-        ]
+        if num_stacked is None:
+            layers.append(nn.Linear(n_in, n_out))
+        else:
+            layers.append(StackedLinear(num_stacked, n_in, n_out))
+        layers.append(activation() if i < len(sizes) - 2 else output_activation())
     return MLP(*layers)
 
 
@@ -386,7 +387,7 @@ class TwinCritic(nn.Module):
         return self.q1(obs, act)
 
 
-def twin_critic(ac: nn.Module) -> nn.Module:
+def twin_critic(ac: Any) -> nn.Module:
     """Returns an actor-critic's two critics as one module: its ``q``, or its ``q1`` and ``q2``."""
     return ac.q if hasattr(ac, "q") else TwinCritic(ac.q1, ac.q2)
 

@@ -65,7 +65,7 @@ def recorder(*args, **kwargs):
         ([-9, 9], [-1, 0.5]),
         ([9, -9], [3, 0]),
         ([-1, 0.5], [-1, 0.5]),
-        ([np.inf, -np.inf], [3, 0]),
+        ([np.inf, -9], [3, 0]),
     ],
 )
 def test_actions_are_clipped_to_bounds_that_differ_and_are_asymmetric(action, taken):
@@ -268,7 +268,7 @@ def test_bad_numbers_stop_the_run_with_environment_step_and_quantity(bad):
 def test_a_bad_action_is_not_blamed_on_the_environment():
     _, env = recorder()
     env.reset()
-    with pytest.raises(FloatingPointError, match="policy chose NaN .* at step 0 of Recorder"):
+    with pytest.raises(FloatingPointError, match=r"policy chose NaN .* at step 0 of Recorder"):
         env.step(np.array([np.nan]))
 
 

@@ -514,7 +514,8 @@ def test_pickles_are_not_read(run, trap, name):
     "name",
     [
         "os:system", "subprocess:Popen", "builtins:exec", "antigravity:geohash", "pip.__main__:x",
-        "__main__:__builtins__", "spinup.utils.logx:Logger", "..os:system", ":system", "os:", "evil:Net", "__import__('os'):x",
+        "__main__:__builtins__", "spinup.utils.logx:Logger", "..os:system", ":system", "os:",
+        "evil:Net", "__import__('os'):x",
     ],
 )  # fmt: skip
 def test_only_network_classes_are_called(run, trap, monkeypatch, name):

@@ -186,3 +186,6 @@ def test_each_rank_needs_a_step_and_a_sample(monkeypatch):
         message = rf"{name} must be .* of at least 4 \(one a rank, of 4 ranks\), not 3"
         with pytest.raises(ValueError, match=message):
             check_hyperparameters({name: 3})
+        check_hyperparameters({name: 3}, num_ranks=3)  # of a world that isn't there yet
+        with pytest.raises(ValueError, match="of 5 ranks"):
+            check_hyperparameters({name: 4}, num_ranks=5)

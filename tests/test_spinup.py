@@ -1,0 +1,38 @@
+"""The package's front door."""
+
+import subprocess
+import sys
+
+import pytest
+
+import spinup
+
+
+def test_every_public_name_is_there_and_is_what_it_says():
+    from spinup.algos.ppo import ppo
+    from spinup.algos.td3 import td3
+    from spinup.utils.logx import EpochLogger
+
+    assert spinup.ppo is spinup.ppo_pytorch is ppo
+    assert spinup.td3_pytorch is td3
+    assert spinup.EpochLogger is EpochLogger
+    assert all(getattr(spinup, name) is not None for name in spinup.__all__)
+    assert set(spinup.__all__) <= set(dir(spinup))
+
+
+def test_other_names_are_not():
+    with pytest.raises(AttributeError, match="module 'spinup' has no attribute 'dqn'"):
+        spinup.dqn  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'dqn'"):
+        from spinup import dqn  # noqa: F401
+
+
+def test_importing_starts_no_mpi_and_writes_nothing(tmp_path):
+    code = (
+        "import sys, torch, spinup\n"
+        "from spinup import ppo, sac, td3\n"
+        "assert 'mpi4py.MPI' not in sys.modules\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    assert list(tmp_path.iterdir()) == []
