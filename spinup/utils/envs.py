@@ -41,7 +41,9 @@ class AdaptedEnv(gym.Wrapper):
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode; the first one with the seed, unless another is given."""
-        seed = kwargs.pop("seed", self._seed)
+        seed = kwargs.pop("seed", None)
+        if seed is None:  # as a wrapper around this one passes it on
+            seed = self._seed
         self._seed = None
         obs, info = self.env.reset(seed=seed, **kwargs)
         obs = np.array(obs)  # a copy: some environments go on to change theirs in place

@@ -20,7 +20,7 @@ def setup_pytorch_for_mpi() -> None:
     number of cores. Adam's moments of dead units decay into denormal numbers, on which arithmetic
     is several times slower.
     """
-    threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
+    threads = int((os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0])  # one per level
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     threadpoolctl.threadpool_limits(threads, user_api="blas")  # NumPy's own
@@ -62,6 +62,8 @@ def mpi_avg_grads(
     if num_procs() == 1:
         return
     for p in _parameters(module):
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
         grad = p.grad.cpu().contiguous()  # the gradient itself where it lies on the CPU
         grad.mul_(1 / num_procs() if weight is None else weight)
         sum_in_place(grad.numpy())

@@ -22,6 +22,8 @@ import numpy as np
 # What launchers tell their processes: MPICH and Slurm's pmi2, PMIx, Open MPI.
 _LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
+_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+
 # What an outer launcher leaves behind and would make an inner one believe it is a rank already.
 _INHERITED_PREFIXES = ("PMI_", "PMIX_", "HYDI_", "HYDRA_", "MPI_LOCAL", "OMPI_COMM_", "PRTE_")
 
@@ -37,6 +39,7 @@ def _world():
     """Returns the communicator of all ranks, or None in a process on its own."""
     launched = any(name in os.environ for name in _LAUNCHER_VARIABLES)
     asked = int(os.environ.get(_ASKED, "1"))
+    started = [os.environ[name] for name in _SIZE_VARIABLES if name in os.environ]
     if not launched and asked == 1 and "mpi4py.MPI" not in sys.modules:
         return None
     try:
@@ -47,9 +50,10 @@ def _world():
             "install it with: pip install mpi4py mpich"
         ) from None
     size = MPI.COMM_WORLD.Get_size()
-    if asked not in (1, size):
+    wanted = asked if asked > 1 else int(started[0]) if started else size
+    if wanted != size:
         raise RuntimeError(
-            f"{asked} ranks were asked for, but the MPI world has {size}: mpiexec and the MPI "
+            f"{wanted} ranks were asked for, but the MPI world has {size}: mpiexec and the MPI "
             "library that mpi4py loads belong to different installations; install both with: "
             "pip install --force-reinstall mpi4py mpich"
         )

@@ -138,8 +138,8 @@ class _MLPFunction(torch.autograd.Function):
         return outputs[-1]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        _refuse_second_derivatives()
         n = len(ctx.activations)
         outputs, weights = ctx.saved_tensors[: n + 1], ctx.saved_tensors[n + 1 :]
         needs_x, needs_params = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
@@ -156,6 +156,15 @@ class _MLPFunction(torch.autograd.Function):
             return None, None, *grads
         seen_by_all = grad.dim() > outputs[0].dim()  # one input, seen by a stack of networks
         return grad.sum(0) if seen_by_all else grad, None, *grads
+
+
+def _refuse_second_derivatives():
+    """Raises in a backward pass with ``create_graph=True``, which would leave terms out."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "The library's networks have first derivatives only; for second ones (a gradient "
+            "penalty, say) build the network from nn.Sequential"
+        )
 
 
 def count_vars(module: nn.Module) -> int:
@@ -254,9 +263,11 @@ class MLPActorCritic(nn.Module):
         act = pi.sample()
         return act.cpu().numpy(), self.v(obs).cpu().numpy(), pi.log_prob(act).cpu().numpy()
 
-    def act(self, obs: Tensor) -> np.ndarray:
-        """Samples actions."""
-        return self.step(obs)[0]
+    @torch.no_grad()
+    def act(self, obs: Tensor, deterministic: bool = False) -> np.ndarray:
+        """Samples actions, or returns the most likely ones."""
+        pi = self.pi.distribution(obs)
+        return (pi.mode if deterministic else pi.sample()).cpu().numpy()
 
 
 # --- Off-policy -----------------------------------------------------------------------------------
@@ -343,8 +354,8 @@ class _SquashedGaussian(torch.autograd.Function):
         return squashed, -(gaussian + squashing).sum(-1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_squashed, grad_logp):
+        _refuse_second_derivatives()
         squashed, noise, inside = ctx.saved_tensors
         grad_logp = grad_logp.unsqueeze(-1)
         grad_mu = grad_squashed * (1 - squashed.square()) + 2 * grad_logp * squashed

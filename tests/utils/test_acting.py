@@ -285,3 +285,22 @@ def test_a_users_module_on_a_gpu_acts_by_its_copy_until_refreshed():
     assert policy(np.zeros(4)).item() == 0
     policy.refresh()
     assert policy(np.zeros(4)).item() == 5
+
+
+@pytest.mark.parametrize("space", [Discrete(3), Box(-1, 1, (2,))])
+def test_the_mode_of_networks_that_numpy_does_not_mirror(space):
+    ac = MLPActorCritic(Box(-1, 1, (4,)), space, activation=nn.ELU)
+    policy, obs = acting_policy(ac, np.random.default_rng(0)), np.ones(4, np.float32)
+    expected = ac.pi.distribution(torch.as_tensor(obs)).mode
+    assert all(np.array_equal(policy(obs, True), expected.detach()) for _ in range(5))
+
+
+def test_an_act_of_ones_own_is_called_though_the_policy_is_the_librarys():
+    class Half(DeterministicActorCritic):
+        def act(self, obs):
+            return super().act(obs) / 2
+
+    torch.manual_seed(0)
+    ac, obs = Half(Box(-1, 1, (4,)), Box(-1, 1, (2,))), np.ones(4, np.float32)
+    policy = acting_policy(ac, np.random.default_rng(0))
+    np.testing.assert_allclose(policy(obs), ac.pi(torch.as_tensor(obs)).detach() / 2, rtol=1e-6)

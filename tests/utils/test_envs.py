@@ -412,3 +412,10 @@ def test_an_environment_without_an_id_is_described_by_its_spaces():
     described = describe_env(make_env(lambda: Recorder(observation_space=Discrete(3))))
     assert described["env"] is None
     assert described["observation_space"]["shape"] == [3]
+
+
+def test_a_wrapper_around_it_keeps_the_first_seed():
+    inner = make_env("CartPole-v1", seed=3)
+    obs, _ = gym.Wrapper(inner).reset()
+    expected, _ = gym.make("CartPole-v1").reset(seed=3)
+    assert np.array_equal(obs, expected)

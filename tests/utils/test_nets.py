@@ -157,9 +157,8 @@ def test_an_input_without_gradient_gets_none(num_stacked):
 
 def test_a_second_derivative_is_refused_not_wrong():
     x = torch.randn(4, 3, requires_grad=True)
-    (grad,) = torch.autograd.grad(mlp([3, 5, 1], nn.Tanh)(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(mlp([3, 5, 1], nn.Tanh)(x).sum(), x, create_graph=True)
 
 
 @pytest.mark.parametrize("activation", [nn.ELU, nn.GELU, nn.Softplus])
