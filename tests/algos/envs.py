@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import gymnasium as gym
@@ -33,7 +34,8 @@ class Clock(gym.Env):
         in_place: bool = False,
     ):
         self.observation_space = Box(-np.inf, np.inf, (2,), np.float32)
-        self.action_space = Box(-1, 1, (1,), np.float32) if action_space is None else action_space
+        # A copy, so that two environments don't draw from one generator.
+        self.action_space = copy.deepcopy(action_space) or Box(-1, 1, (1,), np.float32)
         self.length, self.ends, self.rew = length, ends, rew
         self.broken_at, self.in_place = broken_at, in_place
         self.total, self.ep_len = 0, 0

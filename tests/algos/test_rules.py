@@ -54,8 +54,9 @@ def test_same_seed_same_progress(tmp_path, algorithm):
 def test_seeds_environment_and_action_space_once(tmp_path, algorithm):
     made = Made(length=6, action_space=Box(-1, 1, (3,)))
     train(algorithm, made, tmp_path, seed=7)
-    for env in made.envs:
-        assert env.seeds[0] == 7
+    # The test environment has a seed of its own.
+    for env, seed in zip(made.envs, (7, 5007)):
+        assert env.seeds[0] == seed
         assert len(env.seeds) > 1 and set(env.seeds[1:]) == {None}
     if algorithm in OFF_POLICY:
         space = Box(-1, 1, (3,), seed=7)
@@ -354,9 +355,21 @@ def test_an_infinite_loss_stops_the_run(tmp_path, algorithm):
 )
 def test_a_learning_rate_beyond_reason_stops_the_run(tmp_path, algorithm, rate, loss):
     with pytest.raises(FloatingPointError, match=f"{loss}.* is NaN or infinite .*Clock, epoch 1"):
-        train(algorithm, Made(length=6), tmp_path, **{rate: 1e38})
+        # Nothing asks the policy for an action before the losses are looked at.
+        random = {} if algorithm == "ppo" else dict(start_steps=100, num_test_episodes=0)
+        train(algorithm, Made(length=6), tmp_path, **{rate: 1e38}, **random)
     assert _status(tmp_path)["state"] == "failed"
     assert not (tmp_path / "pyt_save").exists()
+
+
+@off_policy
+def test_nan_in_an_action_stops_the_run(tmp_path, algorithm):
+    message = r"the policy chose NaN in the action \[nan\] at step 5 of Clock"
+    with pytest.raises(FloatingPointError, match=message):
+        train(
+            algorithm, Made(length=6), tmp_path, **{"lr" if algorithm == "sac" else "pi_lr": 1e38}
+        )
+    assert _status(tmp_path)["state"] == "failed"
 
 
 # --- Refusals -------------------------------------------------------------------------------------
