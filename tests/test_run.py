@@ -248,7 +248,7 @@ def test_a_grid_of_ppo(run_python, here):
         assert read_status(folder)["state"] == "finished"
         assert (folder / "progress.txt").read_text().count("\n") == 3
         assert "AverageEpRet" in (folder / "log.txt").read_text()
-    assert result.stdout.splitlines()[-2] == "Plot:  python -m spinup.run plot data/demo"
+    assert result.stdout.splitlines()[-2].endswith("python -m spinup.run plot data/demo")
 
 
 def test_a_variant_that_fails_gives_status_1(capsys):

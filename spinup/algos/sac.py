@@ -29,6 +29,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Adam
 
@@ -71,7 +72,7 @@ def soft_backup(
 
 def critic_loss(q: Tensor, backup: Tensor) -> Tensor:
     """Sums the mean squared errors of both critics ``(2, batch)`` against targets ``(batch,)``."""
-    return (q - backup).square().mean(1).sum()
+    return F.mse_loss(q, backup.expand_as(q), reduction="sum") / len(backup)
 
 
 def policy_loss(logp: Tensor, q_pi: Tensor, alpha: Tensor | float) -> Tensor:

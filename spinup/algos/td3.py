@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Adam
 
@@ -68,7 +69,7 @@ def clipped_double_backup(rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma
 
 def critic_loss(q: Tensor, backup: Tensor) -> Tensor:
     """Sums the mean squared errors of both critics ``(2, batch)`` against targets ``(batch,)``."""
-    return (q - backup).square().mean(1).sum()
+    return F.mse_loss(q, backup.expand_as(q), reduction="sum") / len(backup)
 
 
 def policy_loss(q1_pi: Tensor) -> Tensor:

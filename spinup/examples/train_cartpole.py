@@ -6,17 +6,17 @@ This is what `make train` runs.
 """
 
 import os
-import shlex
 import sys
 from pathlib import Path
 
 import pandas as pd
 
 from spinup import ppo, user_config
+from spinup.utils.grid_display import print_commands, quoted
 from spinup.utils.plot import make_plots
 from spinup.utils.run_utils import ExperimentGrid
 
-SOLVED = 475  # average return at which CartPole-v1 counts as solved; 500 is the most there is
+SOLVED, MOST = 475, 500  # returns: one per step that the pole stands
 RANKS = 2
 EPOCHS = 30
 
@@ -36,12 +36,11 @@ def main():
     last = pd.read_table(Path(run, "progress.txt")).tail(5)
     average = last["AverageEpRet"].mean()
     verdict = "Solved" if average >= SOLVED else "Not solved"
-    print(f"\n{verdict}: the average return of the last {len(last)} epochs is {average:.0f}")
-    print(f"({SOLVED} solves CartPole-v1).\n")
-    print(f"Run:    {shown(run)}")
-    print(f"Curve:  {shown(curve)}")
-    print(f"Plot:   {shown(sys.executable)} -m spinup.run plot {shown(experiment)}")
-    print(f"Watch:  {shown(sys.executable)} -m spinup.run test_policy {shown(run)}")
+    print(f"\n{verdict}: an average return of {average:.0f} over the last {len(last)} epochs;")
+    print(f"CartPole-v1 counts as solved from {SOLVED}, and {MOST} is the most there is.\n")
+    print(f"Run:    {quoted(run)}")
+    print(f"Curve:  {quoted(str(curve))}")
+    print_commands(str(experiment), str(run))
     return 0 if average >= SOLVED else 1
 
 
@@ -52,12 +51,6 @@ def draw(experiment, file):
     axes.axhline(SOLVED, color="gray", linestyle="--")
     axes.text(0, SOLVED, "solved ", ha="left", va="top", color="gray", fontsize=16)
     figure.savefig(file, dpi=150)
-
-
-def shown(path):
-    """A path as one types it in a shell: relative where it lies below the current folder."""
-    relative = os.path.relpath(path)
-    return shlex.quote(str(path) if relative.startswith(os.pardir) else relative)
 
 
 if __name__ == "__main__":

@@ -400,8 +400,15 @@ def print_commands(plot: str | None, watch: str | None) -> None:
     out.print()
     for verb, command, target in (("Plot", "plot", plot), ("Watch", "test_policy", watch)):
         if target is not None:
-            line = escape(f"python -m spinup.run {command} {quoted(target)}")
+            line = escape(f"{_python()} -m spinup.run {command} {quoted(target)}")
             out.print(f"{verb + ':':7}[green]{line}[/]", soft_wrap=True)
+
+
+def _python():
+    """Returns the running interpreter as a shell takes it."""
+    found = shutil.which("python")
+    is_first = found and os.path.dirname(found) == os.path.dirname(sys.executable)
+    return "python" if is_first else quoted(sys.executable)
 
 
 def quoted(path: str) -> str:

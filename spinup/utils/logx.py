@@ -258,12 +258,12 @@ class EpochLogger(Logger):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.epoch_dict: dict[str, list] = defaultdict(list)
+        self.epoch_dict: dict[str, _Samples] = defaultdict(_Samples)
 
     def store(self, **kwargs: Any) -> None:
         """Keeps values: scalars, arrays or tensors of any shape."""
         for key, val in kwargs.items():
-            self.epoch_dict[key].append(val.detach() if isinstance(val, torch.Tensor) else val)
+            self.epoch_dict[key].add(val)
 
     def log_tabular(
         self,
@@ -286,18 +286,20 @@ class EpochLogger(Logger):
         if val is not None:
             super().log_tabular(key, val)
             return
-        mean, std, *extremes = mpi_statistics_scalar(self._values(key), with_min_and_max)
+        mean, std, *extremes = mpi_statistics_scalar(
+            self.epoch_dict[key].values(), with_min_and_max
+        )
         super().log_tabular(key if average_only else "Average" + key, mean)
         if not average_only:
             super().log_tabular("Std" + key, std)
         if with_min_and_max:
             super().log_tabular("Max" + key, extremes[1])
             super().log_tabular("Min" + key, extremes[0])
-        self.epoch_dict[key] = []
+        self.epoch_dict[key].clear()
 
     def get_stats(self, key: str) -> tuple[float, ...]:
         """Returns mean, standard deviation, minimum and maximum of what is stored."""
-        return mpi_statistics_scalar(self._values(key), with_min_and_max=True)
+        return mpi_statistics_scalar(self.epoch_dict[key].values(), with_min_and_max=True)
 
     def check_finite(self, *keys: str, where: str) -> None:
         """Stops all ranks if a value stored since the last row is NaN or infinite.
@@ -309,7 +311,7 @@ class EpochLogger(Logger):
         Raises:
             FloatingPointError: one is, on any rank.
         """
-        bad = [int((~np.isfinite(self._values(key))).sum()) for key in keys]
+        bad = [int((~np.isfinite(self.epoch_dict[key].values())).sum()) for key in keys]
         for key, count in zip(keys, mpi_sum(np.array(bad)), strict=True):
             if count:
                 raise FloatingPointError(
@@ -317,15 +319,45 @@ class EpochLogger(Logger):
                     "epoch is saved. Lower the learning rate, or look at the rewards' scale"
                 )
 
-    def _values(self, key):
-        """Returns what is stored under a key as one flat array."""
-        stored = self.epoch_dict[key]
-        if not stored:
-            return np.zeros(0)
-        if all(isinstance(x, torch.Tensor) for x in stored):  # fetched from a GPU at once
-            return torch.cat([x.reshape(-1) for x in stored]).double().cpu().numpy()
-        stored = [x.double().cpu() if isinstance(x, torch.Tensor) else x for x in stored]
-        return np.concatenate([np.asarray(x, dtype=np.float64).reshape(-1) for x in stored])
+
+class _Samples:
+    """Numbers gathered under one name.
+
+    Those on the CPU are copied into one growing array: kept as thousands of small tensors, they
+    would lie scattered among what an update allocates and frees, and grow the process. Those on a
+    GPU are kept as they are, and fetched at once when they are looked at.
+    """
+
+    def __init__(self):
+        self._array, self._size = np.empty(64), 0
+        self._on_gpu: list[torch.Tensor] = []
+
+    def add(self, val):
+        """Appends a scalar, or all elements of an array or a tensor."""
+        if isinstance(val, torch.Tensor):
+            val = val.detach()
+            if val.device.type != "cpu":
+                self._on_gpu.append(val.reshape(-1))
+                return
+            val = val.float().numpy() if val.dtype is torch.bfloat16 else val.numpy()
+        end = self._size + np.size(val)
+        if end > len(self._array):
+            self._array = np.resize(self._array, 2 * end)
+        self._array[self._size : end] = np.ravel(val)
+        self._size = end
+
+    def values(self):
+        """Returns all of them as one array."""
+        if self._on_gpu:
+            fetched = torch.cat(self._on_gpu).double().cpu()
+            self._on_gpu.clear()
+            self.add(fetched)
+        return self._array[: self._size]
+
+    def clear(self):
+        """Forgets them."""
+        self._size = 0
+        self._on_gpu.clear()
 
 
 def _prepare_folder(folder, overwrite):

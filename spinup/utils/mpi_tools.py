@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -65,10 +66,11 @@ def _world():
 
 def _end_all_ranks(kind, error, trace):
     """Ends every rank after an exception in this one: the others would wait for it for ever."""
-    print(f"Rank {proc_id()} of {num_procs()} failed:", file=sys.stderr)
-    traceback.print_exception(kind, error, trace)
+    lines = traceback.format_exception(kind, error, trace)
     sys.stdout.flush()
+    sys.stderr.write("".join([f"Rank {proc_id()} of {num_procs()} failed:\n", *lines]))
     sys.stderr.flush()
+    time.sleep(0.2)  # mpiexec hands on what ranks print, but not once it is told to abort
     _world().Abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
 

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from spinup.utils.logx import Logger
 from spinup.utils.mpi_pytorch import one_thread_per_rank
 from spinup.utils.mpi_tools import num_procs
+from spinup.utils.nets import gradients_in_place
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,7 +30,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
         Logger.current = None
         kwargs.update({name: _as_int(name, value) for name, value in kwargs.items()})
         try:
-            with one_thread_per_rank():
+            with one_thread_per_rank(), gradients_in_place():
                 result = algorithm(*args, **kwargs)
         except BaseException as error:
             if Logger.current is not None:

@@ -157,10 +157,13 @@ def test_values_of_any_kind_are_stored(stored, logger):
     assert logger.get_stats("X") == pytest.approx((3, math.sqrt(14 / 3), 1, 6))
 
 
-def test_a_stored_tensor_holds_no_graph(logger):
+def test_what_is_stored_is_a_copy(logger):
     x = torch.ones(3, requires_grad=True)
     logger.store(X=(x * 2).sum())
-    assert not logger.epoch_dict["X"][0].requires_grad
+    values = torch.arange(100.0)
+    logger.store(X=values)
+    values.zero_()
+    assert logger.get_stats("X")[0] == pytest.approx((6 + 4950) / 101)
 
 
 @pytest.mark.cuda
