@@ -73,7 +73,7 @@ class MLP(nn.Sequential):
         params = [p for linear in layers[::2] for p in linear._parameters.values()]
         if torch.is_grad_enabled():
             return _MLPFunction.apply(activations, len(inputs), *inputs, *params)
-        return _layer_outputs(torch.cat(inputs, dim=-1), activations, params)[-1]
+        return _evaluate(torch.cat(inputs, dim=-1), activations, params)
 
 
 def mlp(
@@ -124,21 +124,35 @@ def _tanh_(x):
     return x
 
 
-# Each activation in place, and the gradient through it, from that of its output and the output.
+def _relu_backward_(grad, out):
+    return torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)
+
+
+def _tanh_backward_(grad, out):
+    return torch.ops.aten.tanh_backward.grad_input(grad, out, grad_input=grad)
+
+
+# Each activation, and the gradient through it from that of its output and the output: in place,
+# since what fills the cache decides the speed.
 _ACTIVATIONS = {
     nn.Identity: (lambda x: x, lambda grad, out: grad),
-    nn.Tanh: (_tanh_, torch.ops.aten.tanh_backward),
-    nn.ReLU: (torch.relu_, lambda grad, out: torch.ops.aten.threshold_backward(grad, out, 0)),
+    nn.Tanh: (_tanh_, _tanh_backward_),
+    nn.ReLU: (torch.relu_, _relu_backward_),
 }
 
 
-def _layer_outputs(x, activations, params):
-    """Returns ``h`` with ``h[0] = x`` and ``h[i + 1] = f(h[i] @ W[i].T + b[i])``."""
-    outputs = [x]
+def _evaluate(x, activations, params, outputs=None):
+    """Returns ``h[n]`` of ``h[i + 1] = f(h[i] @ W[i].T + b[i])``, ``h[0] = x``.
+
+    Each ``h[i]`` is also appended to `outputs`, where a list is given.
+    """
     for i, activation in enumerate(activations):
+        if outputs is not None:
+            outputs.append(x)
         x = _ACTIVATIONS[activation][0](_affine(x, params[2 * i], params[2 * i + 1]))
+    if outputs is not None:
         outputs.append(x)
-    return outputs
+    return x
 
 
 class _MLPFunction(torch.autograd.Function):
@@ -148,11 +162,12 @@ class _MLPFunction(torch.autograd.Function):
     def forward(ctx, activations, num_inputs, *tensors):
         inputs, params = tensors[:num_inputs], tensors[num_inputs:]
         x = torch.cat(inputs, dim=-1) if num_inputs > 1 else inputs[0]
-        outputs = _layer_outputs(x, activations, params)
+        outputs = []
+        result = _evaluate(x, activations, params, outputs)
         ctx.activations, ctx.params = activations, params
         ctx.widths = [x.shape[-1] for x in inputs]
         ctx.save_for_backward(*outputs, *params[::2])
-        return outputs[-1]
+        return result
 
     @staticmethod
     def backward(ctx, grad):
@@ -162,6 +177,7 @@ class _MLPFunction(torch.autograd.Function):
         needs_input = ctx.needs_input_grad[2 : 2 + num_inputs]
         needs_param = ctx.needs_input_grad[2 + num_inputs :]
         input_grads, param_grads = [None] * num_inputs, [None] * (2 * n)
+        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd's own must not change
         for i in reversed(range(n)):
             grad = _ACTIVATIONS[ctx.activations[i]][1](grad, outputs[i + 1])
             weight, bias = ctx.params[2 * i : 2 * i + 2]
