@@ -27,7 +27,7 @@ from spinup.utils.command_line import (
     read_values,
     split_flags,
 )
-from spinup.utils.mpi_tools import num_procs, proc_id, usable_cores
+from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.version import __version__
 
 ALGORITHMS = {
@@ -80,7 +80,7 @@ def _dispatch(words):
             "See: python -m spinup.run help"
         )
     algorithm = getattr(importlib.import_module(ALGORITHMS[name][0]), name)
-    if any(word in HELP for word in rest):
+    if rest[:1] == ["help"] or "--help" in rest or "-h" in rest:
         return _show_algorithm(name, algorithm)
     return run_grid_from(command, algorithm, rest)
 
@@ -191,7 +191,10 @@ def _one_value(flag):
 
 def _check_variants(variants, num_cpu):
     from spinup.utils.devices import choose_device
+    from spinup.utils.run_utils import count_ranks
     from spinup.utils.training import check_hyperparameters
+
+    ranks = count_ranks(num_cpu)
 
     if "env_name" not in variants[0]:
         raise UsageError("no environment is given: add one, such as --env CartPole-v1")
@@ -200,7 +203,7 @@ def _check_variants(variants, num_cpu):
     for device in {variant.get("device", "cpu") for variant in variants}:
         choose_device(device)
     for variant in variants:
-        check_hyperparameters(variant, usable_cores() if num_cpu == "auto" else num_cpu)
+        check_hyperparameters(variant, ranks)
 
 
 def _check_options(options):
@@ -218,6 +221,8 @@ def _ended_by_signals():
         return
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
+    # What is ignored stays so: nohup has the terminal's closing ignored.
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     try:
         for number in before:
             signal.signal(number, lambda number, _: sys.exit(128 + number))

@@ -131,6 +131,7 @@ def ppo(
     config = dict(algo="spinup.ppo", **locals())
     check_hyperparameters(config)
     torch_device = choose_device(device)
+    config["device"] = str(torch_device)
 
     # Ranks split an epoch's steps; a rank's gradient weighs as much as its share.
     local_steps = rank_share(steps_per_epoch)

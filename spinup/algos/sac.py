@@ -155,6 +155,7 @@ def sac(
     if alpha != "auto" and not (isinstance(alpha, (int, float)) and 0 <= alpha < float("inf")):
         raise ValueError(f'alpha must be a number of at least 0, or "auto", not {alpha!r}')
     torch_device = choose_device(device)
+    config["device"] = str(torch_device)
 
     # Ranks split a minibatch; a rank's gradient weighs as much as its share.
     rank, num_ranks = proc_id(), num_procs()

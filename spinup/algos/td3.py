@@ -154,6 +154,7 @@ def td3(
     config = dict(algo="spinup.td3", **locals())
     check_hyperparameters(config)
     torch_device = choose_device(device)
+    config["device"] = str(torch_device)
 
     # Ranks split a minibatch; a rank's gradient weighs as much as its share.
     rank, num_ranks = proc_id(), num_procs()

@@ -8,6 +8,7 @@ module has them, so that on a CPU it needs no refreshing. A module of a user's o
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ def acting_policy(ac: Any, rng: np.random.Generator) -> ActingPolicy:
         rng: generator of the actions' noise (a user's own module draws from torch's).
     """
     make = _NUMPY_POLICIES.get(type(ac.pi))
-    net = next((m for m in ac.pi.children() if isinstance(m, nets.MLP)), None)
+    net = next((m for m in ac.pi.children() if type(m) is nets.MLP), None)
     if getattr(type(ac), "act", None) not in _LIBRARY_ACTS:
         return _module_policy(ac)
     if make is None or net is None or not all(type(a) in _ACTIVATIONS for a in list(net)[1::2]):
@@ -157,7 +158,7 @@ def _module_policy(ac):
     """Acts with the module itself, or with its copy on the CPU where it trains elsewhere."""
     on_cpu = all(p.device.type == "cpu" for p in ac.parameters())
     module = ac if on_cpu else copy.deepcopy(ac).cpu()
-    has_mode = _accepts_deterministic(module)
+    takes_mode = takes_deterministic(module.act)
 
     def refresh():
         if not on_cpu:
@@ -166,14 +167,13 @@ def _module_policy(ac):
     def act(obs, deterministic):
         with torch.no_grad():
             obs = torch.as_tensor(obs, dtype=torch.float32)
-            action = module.act(obs, True) if deterministic and has_mode else module.act(obs)
+            has_mode = deterministic and takes_mode
+            action = module.act(obs, deterministic=True) if has_mode else module.act(obs)
         return np.asarray(action)
 
     return ActingPolicy(act, refresh)
 
 
-def _accepts_deterministic(module):
-    import inspect
-
-    parameters = inspect.signature(module.act).parameters.values()
-    return len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+def takes_deterministic(act: Any) -> bool:
+    """Says whether a method ``act`` has a parameter ``deterministic``."""
+    return "deterministic" in inspect.signature(act).parameters

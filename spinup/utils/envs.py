@@ -144,7 +144,10 @@ def check_action_space(space: Space, algorithm: str, discrete: bool, bounded: bo
     if isinstance(space, Discrete) and not discrete:
         raise ValueError(f"{algorithm} needs continuous actions (a Box), not {space}; use ppo")
     if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
-        if bounded and not space.is_bounded():
+        low, high = box_bounds(space)
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_bounded = np.isfinite(high - low).all()
+        if bounded and not is_bounded:
             raise ValueError(
                 f"{algorithm} needs a Box of finite bounds, not {space}; use ppo, or bound the "
                 "actions with gymnasium.wrappers.TransformAction"

@@ -229,7 +229,7 @@ class PlainDisplay(Display):
             if now - shown_at < PLAIN_SECONDS:
                 continue
             status = run.status()
-            if (status.get("epoch") or -1) <= shown_epoch or status.get("epoch") is None:
+            if status.get("epoch") is None or status["epoch"] <= shown_epoch:
                 continue
             self._shown[run.experiment.folder] = (now, status["epoch"])
             progress = ", ".join(filter(None, facts(status)))

@@ -148,7 +148,8 @@ class Run:
         self._end_group(KILL)
         self.process.wait()
         self._forget_private()
-        _record_failure(self.experiment.folder, "interrupted by its launcher")
+        if self.status().get("state") != "finished":
+            _record_failure(self.experiment.folder, "interrupted by its launcher")
 
     def _end_group(self, number):
         if not hasattr(os, "killpg"):  # Windows knows no groups, and no ranks either
@@ -380,7 +381,7 @@ def run_all(experiments: Iterable[Experiment], jobs: int, display) -> list[Outco
 def _start(experiment, running, outcomes, display):
     try:
         running.append(Run(experiment))
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 (pickling an argument may raise anything)
         outcome = Outcome(experiment, "failed", f"it could not be started: {error}")
         outcomes[id(experiment)] = outcome
         display.ended(outcome)

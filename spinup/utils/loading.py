@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributions import Distribution
 
-from spinup.utils.acting import acting_policy
+from spinup.utils.acting import acting_policy, takes_deterministic
 from spinup.utils.envs import EnvFn, make_env, restore_space, seed_everything
 from spinup.utils.serialization_utils import torch_nn_class
 
@@ -170,7 +170,7 @@ class LoadedPolicy:
         rng = np.random.default_rng() if seed is None else seed_everything(seed)
         self._act = acting_policy(ac, rng)
         # On-policy networks owe us a distribution; that act() takes `deterministic` they don't.
-        self._ask_pi = deterministic and hasattr(ac, "v") and not _takes_deterministic(ac.act)
+        self._ask_pi = deterministic and hasattr(ac, "v") and not takes_deterministic(ac.act)
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
         """Returns an action: an array ``(act_dim,)``, or the index of a Discrete action."""
@@ -182,11 +182,6 @@ class LoadedPolicy:
             pi, _ = self.ac.pi(torch.as_tensor(obs[None], dtype=torch.float32))
         assert isinstance(pi, Distribution), type(pi)
         return pi.mode[0].numpy()
-
-
-def _takes_deterministic(act):
-    parameters = inspect.signature(act).parameters.values()
-    return len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 class RunEnv(gym.Wrapper):
@@ -314,8 +309,12 @@ def _import_module(module, folder):
     spec = importlib.util.find_spec(top) if top else None
     if spec is None:
         raise ImportError(f"no module named {top!r} here")
-    places = [Path(p).resolve() for p in spec.submodule_search_locations or [spec.origin or ""]]
-    if any(folder.resolve() in (place, *place.parents) for place in places):
+    inner, within = module.split(".")[1:], folder.resolve()
+    places = [Path(p) for p in spec.submodule_search_locations or [spec.origin or ""]]
+    # Every folder and file on the way: a package without a file of its own may span run folders.
+    ways = [place.joinpath(*inner[:i]) for place in places for i in range(len(inner) + 1)]
+    ways = [way.resolve() for path in ways for way in (path, path.with_name(path.name + ".py"))]
+    if any(within in (way, *way.parents) for way in ways):
         raise ImportError(f"{module} lies in the run folder, from which no code is run")
     return importlib.import_module(module)
 

@@ -66,6 +66,12 @@ def read_status(output_dir: str | os.PathLike) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
+def describe_error(error: BaseException) -> str:
+    """Returns an exception in one line, ``"ValueError: what it says"``."""
+    name, text = type(error).__name__, " ".join(str(error).split())
+    return f"{name}: {text}" if text else name
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
     path = Path(path)
@@ -115,8 +121,8 @@ class Logger:
             self.output_dir = Path(output_dir or tempfile.mkdtemp(prefix="spinup-"))
             self._status_file = self.output_dir / "status.json"
             _prepare_folder(self.output_dir, overwrite)
-            self.output_file = (self.output_dir / output_fname).open("w")
             self._board = _open_tensorboard(self.output_dir) if tensorboard else None
+            self.output_file = (self.output_dir / output_fname).open("w")
             self._write_status("running")
             self.log(f"Logging to {self.output_dir / output_fname}")
         Logger.current = self
@@ -232,12 +238,12 @@ class Logger:
         reason = None
         if error is not None:
             rank = f"rank {proc_id()}: " if num_procs() > 1 else ""
-            reason = f"{rank}{type(error).__name__}: {error}".splitlines()[0]
+            reason = rank + describe_error(error)
         status = {"state": state, "error": reason, **self.status, "updated": time.time()}
         if self._status_file is None:
             return
         try:
-            write_json(self._status_file, status)
+            write_json(self._status_file, convert_json(status))
         except OSError:
             if error is None:  # else the error that is being reported matters more
                 raise
@@ -298,8 +304,8 @@ class EpochLogger(Logger):
         self.epoch_dict[key].clear()
 
     def get_stats(self, key: str) -> tuple[float, ...]:
-        """Returns mean, standard deviation, minimum and maximum of what is stored."""
-        return mpi_statistics_scalar(self.epoch_dict[key].values(), with_min_and_max=True)
+        """Returns mean and standard deviation of what is stored."""
+        return mpi_statistics_scalar(self.epoch_dict[key].values())
 
     def check_finite(self, *keys: str, where: str) -> None:
         """Stops all ranks if a value stored since the last row is NaN or infinite.

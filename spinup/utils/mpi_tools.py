@@ -116,7 +116,7 @@ def allreduce(send, receive, op=None) -> None:
     """
     world = _world()
     if world is None:
-        if isinstance(send, np.ndarray):
+        if isinstance(send, (np.ndarray, list, tuple)):  # else MPI.IN_PLACE
             receive[...] = send
     elif op is None:
         world.Allreduce(send, receive)

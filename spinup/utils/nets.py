@@ -335,6 +335,7 @@ class MLPActorCritic(nn.Module):
     @torch.no_grad()
     def step(self, obs: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Samples actions; returns them with the observations' values and the log-densities."""
+        obs = _beside(self, obs)
         pi = self.pi.distribution(obs)
         act = pi.sample()
         return act.cpu().numpy(), self.v(obs).cpu().numpy(), pi.log_prob(act).cpu().numpy()
@@ -342,7 +343,7 @@ class MLPActorCritic(nn.Module):
     @torch.no_grad()
     def act(self, obs: Tensor, deterministic: bool = False) -> np.ndarray:
         """Samples actions, or returns the most likely ones."""
-        pi = self.pi.distribution(obs)
+        pi = self.pi.distribution(_beside(self, obs))
         return (pi.mode if deterministic else pi.sample()).cpu().numpy()
 
 
@@ -522,7 +523,7 @@ class DeterministicActorCritic(_OffPolicyActorCritic):
     @torch.no_grad()
     def act(self, obs: Tensor) -> np.ndarray:
         """Returns the actions for observations."""
-        return self.pi(obs).cpu().numpy()
+        return self.pi(_beside(self, obs)).cpu().numpy()
 
 
 class SquashedGaussianActorCritic(_OffPolicyActorCritic):
@@ -533,7 +534,13 @@ class SquashedGaussianActorCritic(_OffPolicyActorCritic):
     @torch.no_grad()
     def act(self, obs: Tensor, deterministic: bool = False) -> np.ndarray:
         """Returns actions for observations: samples, or the policy's mode before squashing."""
+        obs = _beside(self, obs)
         return self.pi(obs, deterministic, with_logprob=False)[0].cpu().numpy()
+
+
+def _beside(module, x):
+    """Returns `x` on the device that a module's parameters are on."""
+    return x.to(next(module.parameters()).device)
 
 
 def space_dim(space: Space) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spinup.utils.logx import read_status, write_json
+from spinup.utils.logx import describe_error, read_status, write_json
 from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.utils.serialization_utils import decode, import_callable
 from spinup.utils.tether import die_with_parent
@@ -97,12 +97,6 @@ def with_env_fn(kwargs: dict[str, Any]) -> dict[str, Any]:
 
         kwargs["env_fn"] = functools.partial(gymnasium.make, env_name, **env_kwargs)
     return kwargs
-
-
-def describe_error(error: BaseException) -> str:
-    """Returns an exception in one line, ``"ValueError: what it says"``."""
-    name, text = type(error).__name__, " ".join(str(error).split())
-    return f"{name}: {text}" if text else name
 
 
 def _close_status(folder, state, error):

@@ -169,11 +169,18 @@ def _make_experiment(exp_name, thunk, kwargs, num_cpu, data_dir, datestamp, over
         raise ValueError("logger_kwargs must name an output_dir, or be left out")
     elif overwrite:
         kwargs["logger_kwargs"] = {**kwargs["logger_kwargs"], "overwrite": True}
-    return Experiment(exp_name, thunk, kwargs, _ranks(num_cpu))
+    return Experiment(exp_name, thunk, kwargs, count_ranks(num_cpu))
 
 
-def _ranks(num_cpu):
-    """Returns the number of ranks that `num_cpu` stands for here."""
+def count_ranks(num_cpu: int | str) -> int:
+    """Returns the number of ranks that `num_cpu` stands for here.
+
+    Args:
+        num_cpu: a number, or ``"auto"`` for as many as there are usable cores.
+
+    Raises:
+        ValueError: it is neither, or this process is one of another number of ranks.
+    """
     world = num_procs()
     if world > 1:
         if num_cpu not in (1, "auto", world):
@@ -359,7 +366,7 @@ class ExperimentGrid:
             raise ValueError(f"The shorthand of {key} must be a string, not {shorthand!r}")
         if key in self.keys:
             raise ValueError(f"{key} was added twice: give all its values in one list")
-        if vals == []:
+        if isinstance(vals, list) and not vals:
             raise ValueError(f"{key} has no values: a grid over it would be empty")
         if shorthand is None and user_config.DEFAULT_SHORTHAND:
             shorthand = default_shorthand(key)

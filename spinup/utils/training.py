@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -28,10 +29,11 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(algorithm)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         Logger.current = None
-        kwargs.update({name: _as_int(name, value) for name, value in kwargs.items()})
+        call = inspect.signature(algorithm).bind(*args, **kwargs)
+        call.arguments.update({k: _as_int(k, v) for k, v in call.arguments.items()})
         try:
             with one_thread_per_rank(), gradients_in_place():
-                result = algorithm(*args, **kwargs)
+                result = algorithm(*call.args, **call.kwargs)
         except BaseException as error:
             if Logger.current is not None:
                 Logger.current.close(error)

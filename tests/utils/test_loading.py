@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import spinup
 from spinup.utils.loading import (
     CannotRebuildEnv,
     has_display,
@@ -564,3 +565,20 @@ def test_a_display_counts_if_it_answers(monkeypatch):
     assert has_display()
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     assert not has_display()
+
+
+@pytest.mark.parametrize("field", ["actor_critic", "env_fn"])
+def test_code_in_a_run_folder_that_the_path_reaches_is_not_run(tmp_path, monkeypatch, field):
+    # The folder above is on the path, so data.demo.evil can be imported as it stands.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run, trap = tmp_path / "data" / "demo", tmp_path / "PWNED"
+    spinup.ppo("CartPole-v1", steps_per_epoch=20, epochs=1, logger_kwargs=dict(output_dir=str(run)))
+    (run / "evil.py").write_text(f"import pathlib; pathlib.Path({str(trap)!r}).touch()")
+    config = json.loads((run / "config.json").read_text())
+    config |= {"env": None, "actor_critic": "spinup.utils.nets:MLPActorCritic"}
+    config[field] = "data.demo.evil:Net" if field == "actor_critic" else "data.demo.evil:Id-v0"
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"can't be|pass"):
+        load_policy(str(run)) if field == "actor_critic" else load_env(str(run))
+    assert not trap.exists()

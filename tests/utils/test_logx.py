@@ -132,7 +132,7 @@ def test_what_was_not_stored_is_nan_and_the_run_goes_on(logger, tmp_path):
 def test_what_was_logged_is_forgotten_and_the_rest_is_kept(logger):
     logger.store(EpRet=1.0, EpLen=7.0)
     logger.log_tabular("EpRet")
-    assert logger.get_stats("EpLen") == (7, 0, 7, 7)
+    assert logger.get_stats("EpLen") == (7, 0)
     assert all(math.isnan(x) for x in logger.get_stats("EpRet"))
 
 
@@ -154,7 +154,7 @@ def test_what_was_logged_is_forgotten_and_the_rest_is_kept(logger):
 def test_values_of_any_kind_are_stored(stored, logger):
     for value in stored:
         logger.store(X=value)
-    assert logger.get_stats("X") == pytest.approx((3, math.sqrt(14 / 3), 1, 6))
+    assert logger.get_stats("X") == pytest.approx((3, math.sqrt(14 / 3)))
 
 
 def test_what_is_stored_is_a_copy(logger):
@@ -309,7 +309,10 @@ def test_status_says_failed_and_why(tmp_path):
     logger = Logger(output_dir=tmp_path)
     logger.close(FloatingPointError("LossV is NaN\nin two lines"))
     status = read_status(tmp_path)
-    assert (status["state"], status["error"]) == ("failed", "FloatingPointError: LossV is NaN")
+    assert (status["state"], status["error"]) == (
+        "failed",
+        "FloatingPointError: LossV is NaN in two lines",
+    )
 
 
 def test_test_returns_count_before_training_returns(tmp_path):

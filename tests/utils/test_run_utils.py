@@ -3,6 +3,7 @@ import os
 import re
 import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -380,6 +381,14 @@ def test_a_grid_over_functions_and_overwriting(here, capsys):
     assert read_status(folders[0])["state"] == "finished"  # though it makes no Logger
     assert [p.parent.name for p in here.glob("data/*/*/progress.txt")] == ["g_algfake_s1"]
     assert "Starting in" not in capsys.readouterr().out  # only a terminal counts down
+
+
+def test_an_argument_that_no_process_can_be_given_fails_its_variant_alone(here):
+    grid = ExperimentGrid("g")
+    grid.add("value", [threading.Lock(), 1], "v")
+    with pytest.raises(RuntimeError, match=r"1 of 2 .* failed: g_.*: it could not be started"):
+        grid.run(note)
+    assert read_status("data/g_v1/g_v1_s0")["state"] == "finished"
 
 
 def test_a_folder_that_can_not_be_made_fails_its_variant_alone(here, monkeypatch, capsys):

@@ -34,8 +34,8 @@ def test_a_run_that_returns_has_finished(tmp_path):
 @pytest.mark.parametrize(
     "ending, reason",
     [
-        (FloatingPointError("NaN in X\nand more"), "FloatingPointError: NaN in X"),
-        (KeyboardInterrupt(), "KeyboardInterrupt: "),
+        (FloatingPointError("NaN in X\nand more"), "FloatingPointError: NaN in X and more"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
         (SystemExit(3), "SystemExit: 3"),
     ],
 )
