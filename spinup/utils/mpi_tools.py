@@ -339,7 +339,8 @@ def _is_hydra(mpiexec):
 
 def _script_arguments():
     """Returns the words after the Python executable that started the running script."""
-    if hasattr(sys, "ps1") or "ipykernel" in sys.modules:
+    ipython = sys.modules.get("IPython")
+    if hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None):
         raise RuntimeError(
             "mpi_fork starts the running script again, and here is none; from a notebook or an "
             "interactive session use call_experiment(..., num_cpu=n) of spinup.utils.run_utils"

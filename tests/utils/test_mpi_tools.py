@@ -5,6 +5,7 @@ import textwrap
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,7 +251,7 @@ def test_fork_is_refused_where_there_is_no_script(monkeypatch):
     mpi_fork(2)
     assert started[0][-1] == "script.py"
     with monkeypatch.context() as notebook:
-        notebook.setitem(sys.modules, "ipykernel", object())
+        notebook.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=object))
         with pytest.raises(RuntimeError, match=r"notebook.*call_experiment\(\.\.\., num_cpu=n\)"):
             mpi_fork(2)
     with monkeypatch.context() as prompt:
