@@ -199,10 +199,11 @@ def sac(
 
     # Temperature: fixed, or learned by its logarithm
     learns_alpha = alpha == "auto"
-    log_alpha = torch.nn.Parameter(torch.zeros(1, device=torch_device))
-    log_alpha.grad = torch.zeros_like(log_alpha)
-    alpha_optimizer = Adam([log_alpha], lr=lr)
-    target_entropy = -space_dim(env.action_space)
+    if learns_alpha:
+        log_alpha = torch.nn.Parameter(torch.zeros(1, device=torch_device))
+        log_alpha.grad = torch.zeros_like(log_alpha)
+        alpha_optimizer = Adam([log_alpha], lr=lr)
+        target_entropy = -space_dim(env.action_space)
 
     def update():
         batch = buf.sample_batch(local_batch_size, torch_device)

@@ -43,10 +43,10 @@ def acting_policy(ac: Any, rng: np.random.Generator) -> ActingPolicy:
             deterministic)`` if it is to be deterministic in tests.
         rng: generator of the actions' noise (a user's own module draws from torch's).
     """
-    make = _NUMPY_POLICIES.get(type(ac.pi))
-    net = next((m for m in ac.pi.children() if type(m) is nets.MLP), None)
     if getattr(type(ac), "act", None) not in _LIBRARY_ACTS:
         return _module_policy(ac)
+    make = _NUMPY_POLICIES.get(type(ac.pi))
+    net = next((m for m in ac.pi.children() if type(m) is nets.MLP), None)
     if make is None or net is None or not all(type(a) in _ACTIVATIONS for a in list(net)[1::2]):
         return _module_policy(ac)
     mirror = _NumpyMirror(ac.pi)

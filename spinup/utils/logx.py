@@ -165,9 +165,10 @@ class Logger:
         folder = self.output_dir / "pyt_save"
         folder.mkdir(exist_ok=True)
         path = folder / f"model{'' if itr is None else itr}.safetensors"
-        weights = {k: v.detach().cpu().contiguous() for k, v in self._model.state_dict().items()}
+        # Copies: the parameters are views of one vector, and safetensors refuses shared memory.
+        weights = {k: v.detach().cpu().clone() for k, v in self._model.state_dict().items()}
         temporary = path.with_suffix(".tmp")
-        save_file({k: v.clone() for k, v in weights.items()}, temporary)
+        save_file({k: v.contiguous() for k, v in weights.items()}, temporary)
         os.replace(temporary, path)
 
     def log_tabular(self, key: str, val: Any) -> None:
@@ -221,6 +222,8 @@ class Logger:
         print("\n".join([line, *rows, line]), flush=True)
 
     def _write_status(self, state, row=None, error=None):
+        if self._status_file is None:
+            return
         if row:
             performance = row.get("AverageTestEpRet", row.get("AverageEpRet", math.nan))
             steps, seconds = row.get("TotalEnvInteracts"), time.time() - self._start
@@ -240,8 +243,6 @@ class Logger:
             rank = f"rank {proc_id()}: " if num_procs() > 1 else ""
             reason = rank + describe_error(error)
         status = {"state": state, "error": reason, **self.status, "updated": time.time()}
-        if self._status_file is None:
-            return
         try:
             write_json(self._status_file, convert_json(status))
         except OSError:

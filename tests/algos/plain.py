@@ -60,11 +60,11 @@ class _Actor(nn.Module):
 class OnPolicy(nn.Module):
     """The contract of PPO: ``pi``, ``v``, ``step`` and ``act``."""
 
-    library = nets.MLPActorCritic
+    original = nets.MLPActorCritic
 
     def __init__(self, observation_space, action_space, hidden_sizes=(8,)):
         super().__init__()
-        self.copy_from(self.library(observation_space, action_space, hidden_sizes))
+        self.copy_from(self.original(observation_space, action_space, hidden_sizes))
 
     def copy_from(self, own):
         self.pi, self.v = _Actor(own.pi), _Value(_plain(own.v.v_net))
@@ -122,7 +122,7 @@ class _DeterministicActor(_BoxActor):
 class _OffPolicy(nn.Module):
     def __init__(self, observation_space, action_space, hidden_sizes=(8,)):
         super().__init__()
-        self.copy_from(self.library(observation_space, action_space, hidden_sizes))
+        self.copy_from(self.original(observation_space, action_space, hidden_sizes))
 
     def copy_from(self, own):
         self.pi = self.actor(own.pi)
@@ -133,7 +133,7 @@ class _OffPolicy(nn.Module):
 class Squashed(_OffPolicy):
     """The contract of SAC: ``pi``, ``q1``, ``q2`` and ``act``."""
 
-    library, actor = nets.SquashedGaussianActorCritic, _SquashedActor
+    original, actor = nets.SquashedGaussianActorCritic, _SquashedActor
 
     def act(self, obs, deterministic=False):
         with torch.no_grad():
@@ -143,7 +143,7 @@ class Squashed(_OffPolicy):
 class Deterministic(_OffPolicy):
     """The contract of TD3: ``pi``, ``q1``, ``q2`` and ``act``."""
 
-    library, actor = nets.DeterministicActorCritic, _DeterministicActor
+    original, actor = nets.DeterministicActorCritic, _DeterministicActor
 
     def act(self, obs):
         with torch.no_grad():

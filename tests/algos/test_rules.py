@@ -215,7 +215,7 @@ BOX = Box(np.array([-0.5, 2.0], np.float32), np.array([0.25, 30.0], np.float32))
 def _acting_at(algorithm, squashed):
     """Returns the library's actor-critic, its policy's output biased to an end of the Box."""
 
-    class AtEnd(plain.ACTOR_CRITICS[algorithm].library):
+    class AtEnd(plain.ACTOR_CRITICS[algorithm].original):
         def __init__(self, observation_space, action_space):
             super().__init__(observation_space, action_space, hidden_sizes=(8,))
             net = self.pi.net if algorithm == "sac" else self.pi.pi_net

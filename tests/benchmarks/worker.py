@@ -79,7 +79,7 @@ def train_spinup(algo, env_fn, opt):
 
 def train_peer(algo, env_fn, opt):
     """Trains with stable-baselines3 or sbx: same arguments, and same defaults."""
-    library = importlib.import_module({"sb3": "stable_baselines3", "sbx": "sbx"}[opt.library])
+    library = importlib.import_module({"sb3": "stable_baselines3", "sbx": "sbx"}[opt.package])
     if algo == "ppo":
         kwargs = {"n_steps": EPOCH, "batch_size": EPOCH, "n_epochs": 80, "gae_lambda": 0.97}
         kwargs |= {"policy_kwargs": {"net_arch": {"pi": [64, 32], "vf": [64, 32]}}}
@@ -102,7 +102,7 @@ def train_peer(algo, env_fn, opt):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("algo", choices=["ppo", "sac", "td3"])
-    parser.add_argument("library", choices=["spinup", "sb3", "sbx"])
+    parser.add_argument("package", choices=["spinup", "sb3", "sbx"])
     parser.add_argument("--train_freq", type=int, default=1, help="SB3, SBX: steps between updates")
     parser.add_argument("--epochs", type=int, default=8, help="PPO: timed, after the first")
     parser.add_argument("--updates", type=int, default=1000, help="SAC, TD3: before the clock runs")
@@ -123,7 +123,7 @@ def main():
         return watches[-1]
 
     with contextlib.suppress(TimeIsUp):
-        (train_spinup if opt.library == "spinup" else train_peer)(opt.algo, env_fn, opt)
+        (train_spinup if opt.package == "spinup" else train_peer)(opt.algo, env_fn, opt)
     watch = next(watch for watch in watches if watch.t1)
     timed = {"steps": watch.steps, "t0": watch.t0, "t1": watch.t1}
     print("\nTIMING " + json.dumps(timed), flush=True)
