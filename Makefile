@@ -11,6 +11,7 @@ VENV := .venv
 VENV_BENCH := .venv-bench
 INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV_BENCH)/.installed
+KERNELS := spinup/utils/_kernels.c spinup/utils/_kernels.h
 PIP_INSTALL = -m pip --disable-pip-version-check install $$(test -t 1 || echo --quiet)
 
 .DEFAULT_GOAL := help
@@ -50,10 +51,10 @@ clean:  ## remove what the targets made, but for the runs in data/
 	find spinup tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each environment is made again only when a file that decides what is in it has changed.
-$(INSTALLED): setup.py pyproject.toml requirements-dev.txt
+$(INSTALLED): setup.py pyproject.toml requirements-dev.txt $(KERNELS)
 	$(call make_venv,$(VENV),requirements-dev.txt)
 
-$(INSTALLED_BENCH): setup.py pyproject.toml tests/benchmarks/requirements.txt
+$(INSTALLED_BENCH): setup.py pyproject.toml tests/benchmarks/requirements.txt $(KERNELS)
 	$(call make_venv,$(VENV_BENCH),tests/benchmarks/requirements.txt)
 
 # The checkout goes in last, built by the setuptools that the pins brought.

@@ -26,13 +26,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
 
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import TrajectoryBuffer
 from spinup.utils.devices import choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
-from spinup.utils.flat import flatten_each
+from spinup.utils.flat import Adam, flatten_each
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
@@ -163,8 +162,8 @@ def ppo(
     buf = TrajectoryBuffer(env.observation_space, env.action_space, local_steps, gamma, lam)
 
     # Optimizers
-    pi_optimizer = Adam([pi_params], lr=pi_lr, fused=True)
-    vf_optimizer = Adam([v_params], lr=vf_lr, fused=True)
+    pi_optimizer = Adam(pi_params, pi_lr)
+    vf_optimizer = Adam(v_params, vf_lr)
 
     def compute_losses(data):
         """Evaluates both losses, and what is logged of them, averaged over ranks."""

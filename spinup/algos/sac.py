@@ -29,16 +29,14 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Adam
 
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
-from spinup.utils.devices import choose_device
+from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
 from spinup.utils.evaluation import run_test_episodes
-from spinup.utils.flat import flatten, flatten_each, frozen
+from spinup.utils.flat import Adam, flatten, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
@@ -72,7 +70,7 @@ def soft_backup(
 
 def critic_loss(q: Tensor, backup: Tensor) -> Tensor:
     """Sums the mean squared errors of both critics ``(2, batch)`` against targets ``(batch,)``."""
-    return F.mse_loss(q, backup.expand_as(q), reduction="sum") / len(backup)
+    return (q - backup).square().sum() / len(backup)
 
 
 def policy_loss(logp: Tensor, q_pi: Tensor, alpha: Tensor | float) -> Tensor:
@@ -180,6 +178,7 @@ def sac(
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
     q = twin_critic(ac)
     pi_params, q_params = flatten_each(ac.pi, q)
+    q_frozen = frozen(q)
     sync_params(pi_params)
     sync_params(q_params)
     policy = acting_policy(ac, rng)
@@ -194,15 +193,15 @@ def sac(
     buf = ReplayBuffer(env.observation_space, env.action_space, rank_share(replay_size), rng)
 
     # Optimizers
-    pi_optimizer = Adam([pi_params], lr=lr, fused=True)
-    q_optimizer = Adam([q_params], lr=lr, fused=True)
+    pi_optimizer = Adam(pi_params, lr)
+    q_optimizer = Adam(q_params, lr)
 
     # Temperature: fixed, or learned by its logarithm
     learns_alpha = alpha == "auto"
     if learns_alpha:
         log_alpha = torch.nn.Parameter(torch.zeros(1, device=torch_device))
         log_alpha.grad = torch.zeros_like(log_alpha)
-        alpha_optimizer = Adam([log_alpha], lr=lr)
+        alpha_optimizer = Adam(log_alpha, lr)
         target_entropy = -space_dim(env.action_space)
 
     def update():
@@ -224,7 +223,7 @@ def sac(
         q_optimizer.step()
 
         # One step on the policy
-        with frozen(q):
+        with q_frozen:
             pi, logp = ac.pi(obs)
             loss_pi = policy_loss(logp, q(obs, pi), temperature)
             pi_params.grad.zero_()
@@ -245,6 +244,8 @@ def sac(
             q_targ_params.lerp_(q_params, 1 - polyak)
 
         logger.store(Q1Vals=q_vals[0], Q2Vals=q_vals[1], LogPi=logp, LossPi=loss_pi, LossQ=loss_q)
+
+    update = capture(update, torch_device)
 
     start_time = time.time()
     obs, _ = env.reset()

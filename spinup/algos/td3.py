@@ -28,13 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Adam
 
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
-from spinup.utils.devices import choose_device
+from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import (
     EnvFn,
     box_bounds,
@@ -44,7 +42,7 @@ from spinup.utils.envs import (
     seed_everything,
 )
 from spinup.utils.evaluation import run_test_episodes
-from spinup.utils.flat import flatten_each, frozen
+from spinup.utils.flat import Adam, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
@@ -69,7 +67,7 @@ def clipped_double_backup(rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma
 
 def critic_loss(q: Tensor, backup: Tensor) -> Tensor:
     """Sums the mean squared errors of both critics ``(2, batch)`` against targets ``(batch,)``."""
-    return F.mse_loss(q, backup.expand_as(q), reduction="sum") / len(backup)
+    return (q - backup).square().sum() / len(backup)
 
 
 def policy_loss(q1_pi: Tensor) -> Tensor:
@@ -179,6 +177,7 @@ def td3(
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
     q = twin_critic(ac)
     pi_params, q_params = flatten_each(ac.pi, q)
+    q_frozen = frozen(q)
     sync_params(pi_params)
     sync_params(q_params)
     policy = acting_policy(ac, rng)
@@ -193,8 +192,8 @@ def td3(
     buf = ReplayBuffer(env.observation_space, env.action_space, rank_share(replay_size), rng)
 
     # Optimizers
-    pi_optimizer = Adam([pi_params], lr=pi_lr, fused=True)
-    q_optimizer = Adam([q_params], lr=q_lr, fused=True)
+    pi_optimizer = Adam(pi_params, pi_lr)
+    q_optimizer = Adam(q_params, q_lr)
 
     # Bounds, and the noise's unit
     low, high = box_bounds(env.action_space)
@@ -227,7 +226,7 @@ def td3(
             return
 
         # One step on the policy
-        with frozen(q):
+        with q_frozen:
             loss_pi = policy_loss(q.first(obs, ac.pi(obs)))
             pi_params.grad.zero_()
             loss_pi.backward()
@@ -240,6 +239,7 @@ def td3(
             pi_targ_params.lerp_(pi_params, 1 - polyak)
             q_targ_params.lerp_(q_params, 1 - polyak)
 
+    update = capture(update, torch_device)
     num_updates = 0  # over the whole run, so that the delay doesn't start anew in each block
     start_time = time.time()
     obs, _ = env.reset()

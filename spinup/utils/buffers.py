@@ -9,6 +9,7 @@ import torch
 from gymnasium.spaces import Discrete, Space
 from torch import Tensor
 
+from spinup.utils import capture
 from spinup.utils.mpi_tools import mpi_statistics_scalar
 from spinup.utils.nets import space_dim
 
@@ -125,6 +126,8 @@ class ReplayBuffer:
         rng: generator that draws minibatches.
     """
 
+    order = ("obs", "next_obs", "act", "rew", "terminated")  # of the parts of a row
+
     def __init__(
         self,
         observation_space: Space,
@@ -134,11 +137,11 @@ class ReplayBuffer:
     ):
         obs_dim, act_dim = space_dim(observation_space), space_dim(action_space)
         # One row a transition: a minibatch is one gather of whole rows, not five.
-        # Observation, next observation, action, reward, whether the next state is terminal.
         self.rows = np.empty((size, 2 * obs_dim + act_dim + 2), dtype=np.float32)
         self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1])
         self.size, self.max_size, self.ptr = 0, size, 0
         self.rng = rng
+        self._minibatch = torch.empty(0)
 
     def store(
         self, obs: np.ndarray, act: np.ndarray, rew: float, next_obs: np.ndarray, terminated: bool
@@ -157,19 +160,26 @@ class ReplayBuffer:
 
         Returns:
             ``obs``, ``next_obs`` ``(batch, obs_dim)``, ``act`` ``(batch, act_dim)``, ``rew`` and
-            ``terminated`` (1 or 0), ``(batch,)``.
+            ``terminated`` (1 or 0), ``(batch,)``. On a CPU the next minibatch of that size takes
+            their place: clone what is to be kept.
         """
-        idx = self.rng.integers(self.size, size=batch_size)
-        rows = torch.from_numpy(self.rows[idx]).to(device)
+        if len(self._minibatch) != batch_size:
+            self._minibatch = torch.empty(batch_size, self.rows.shape[1])
+            self._parts = self._split(self._minibatch)
+        capture.run(self._draw, self._minibatch.numpy())
+        if torch.device(device).type == "cpu":
+            return dict(self._parts)
+        return self._split(self._minibatch.to(device))
+
+    def _draw(self, out):
+        idx = self.rng.integers(self.size, size=len(out))
+        # The indices are valid: clipping them spares a copy of the result, made in case of an error
+        np.take(self.rows, idx, axis=0, out=out, mode="clip")
+
+    def _split(self, rows):
         parts = torch.tensor_split(rows, self.columns.tolist(), dim=1)
-        obs, next_obs, act, rew, terminated = parts
-        return dict(
-            obs=obs,
-            next_obs=next_obs,
-            act=act,
-            rew=rew.squeeze(1),
-            terminated=terminated.squeeze(1),
-        )
+        batch = dict(zip(self.order, parts, strict=True))
+        return {k: v.squeeze(1) if k in ("rew", "terminated") else v for k, v in batch.items()}
 
 
 def _to_tensor(x, device):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from spinup.utils import capture
 from spinup.utils.mpi_tools import barrier, mpi_statistics_scalar, mpi_sum, num_procs, proc_id
 from spinup.utils.serialization_utils import convert_json
 
@@ -342,23 +343,25 @@ class _Samples:
     def add(self, val):
         """Appends a scalar, or all elements of an array or a tensor."""
         if isinstance(val, torch.Tensor):
-            val = val.detach()
+            val = val.detach().reshape(-1)
             if val.device.type != "cpu":
-                self._on_gpu.append(val.reshape(-1))
+                self._on_gpu.append(val)
                 return
             val = val.float().numpy() if val.dtype is torch.bfloat16 else val.numpy()
-        end = self._size + np.size(val)
+        capture.run(self._extend, np.ravel(val))
+
+    def _extend(self, array):
+        end = self._size + array.size
         if end > len(self._array):
             self._array = np.resize(self._array, 2 * end)
-        self._array[self._size : end] = np.ravel(val)
+        self._array[self._size : end] = array
         self._size = end
 
     def values(self):
         """Returns all of them as one array."""
         if self._on_gpu:
-            fetched = torch.cat(self._on_gpu).double().cpu()
+            self._extend(torch.cat(self._on_gpu).double().cpu().numpy())
             self._on_gpu.clear()
-            self.add(fetched)
         return self._array[: self._size]
 
     def clear(self):

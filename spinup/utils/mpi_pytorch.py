@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import threadpoolctl
 import torch
 
+from spinup.utils import capture
 from spinup.utils.mpi_tools import broadcast, num_procs, sum_in_place
 
 
@@ -66,7 +67,7 @@ def mpi_avg_grads(
             p.grad = torch.zeros_like(p)
         grad = p.grad.cpu().contiguous()  # the gradient itself where it lies on the CPU
         grad.mul_(1 / num_procs() if weight is None else weight)
-        sum_in_place(grad.numpy())
+        capture.run(sum_in_place, grad.numpy())
         p.grad.copy_(grad)
 
 

@@ -8,6 +8,7 @@ twin critics, as one stacked module ``ac.q`` or as two, ``ac.q1`` and ``ac.q2``
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,6 +19,16 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
+
+from spinup.utils.kernels import (
+    ACTIVATIONS,
+    IDENTITY,
+    TorchMLP,
+    can_run_on,
+    mlp_engine,
+    squashed_gaussian,
+    squashed_gaussian_grad,
+)
 
 LOG_STD_MIN, LOG_STD_MAX = -20, 2
 
@@ -43,7 +54,7 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack([layer.bias.detach()[None] for layer in layers]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _affine(x, self.weight, self.bias)
+        return TorchMLP.forward([x], [self.weight, self.bias], [IDENTITY])[0]
 
     def first(self, x: Tensor) -> Tensor:
         """Evaluates the first layer: ``(batch, in_features)`` to ``(batch, out_features)``."""
@@ -66,14 +77,21 @@ class MLP(nn.Sequential):
         """
         if inputs[0].dim() == 1:
             return self(*[x[None] for x in inputs]).squeeze(-2)
-        layers = list(self._modules.values())
-        activations = [type(a) for a in layers[1::2]]
-        if not all(a in _ACTIVATIONS for a in activations):
+        modules = list(self._modules.values())
+        if not all(type(a) in ACTIVATIONS for a in modules[1::2]):
             return super().forward(torch.cat(inputs, dim=-1))
-        params = [p for linear in layers[::2] for p in linear._parameters.values()]
-        if torch.is_grad_enabled():
-            return _MLPFunction.apply(activations, len(inputs), *inputs, *params)
-        return _evaluate(torch.cat(inputs, dim=-1), activations, params)
+        return _mlp(inputs, modules, [p for m in modules[::2] for p in m._parameters.values()])
+
+    def first(self, *inputs: Tensor) -> Tensor:
+        """Evaluates the first network of a stack alone, to ``(batch, features)``."""
+        modules = list(self._modules.values())
+        if not all(type(a) in ACTIVATIONS for a in modules[1::2]):
+            x = torch.cat(inputs, dim=-1)
+            for module in modules:
+                x = module.first(x) if isinstance(module, StackedLinear) else module(x)
+            return x
+        layers: list[Any] = modules[::2]
+        return _mlp(inputs, modules, [p for m in layers for p in (m.weight[0], m.bias[0, 0])])
 
 
 def mlp(
@@ -100,102 +118,55 @@ def mlp(
     return MLP(*layers)
 
 
-def _affine(x, weight, bias):
-    """Computes ``x @ weight.T + bias``, batched where the weight is a stack of matrices."""
-    if weight.dim() == 2:
-        return torch.addmm(bias, x, weight.t()) if x.dim() == 2 else F.linear(x, weight, bias)
-    x = x.expand(len(weight), -1, -1) if x.dim() == 2 else x
-    return torch.baddbmm(bias, x, weight.transpose(1, 2))
-
-
-def _product(a, b):
-    """Computes ``a @ b``, transposed where the result is then wide: up to three times as fast."""
-    if b.shape[-1] < a.shape[-2]:
-        return (b.transpose(-2, -1) @ a.transpose(-2, -1)).transpose(-2, -1)
-    return a @ b
-
-
-def _tanh_(x):
-    """Overwrites `x` with its tanh; on a CPU by NumPy's, seven times as fast as PyTorch's."""
-    if x.device.type != "cpu":
-        return x.tanh_()
-    array = x.numpy()
-    np.tanh(array, out=array)
-    return x
-
-
-def _relu_backward_(grad, out):
-    return torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)
-
-
-def _tanh_backward_(grad, out):
-    return torch.ops.aten.tanh_backward.grad_input(grad, out, grad_input=grad)
-
-
-# Each activation, and the gradient through it from that of its output and the output: in place,
-# since what fills the cache decides the speed.
-_ACTIVATIONS = {
-    nn.Identity: (lambda x: x, lambda grad, out: grad),
-    nn.Tanh: (_tanh_, _tanh_backward_),
-    nn.ReLU: (torch.relu_, _relu_backward_),
-}
-
-
-def _evaluate(x, activations, params, outputs=None):
-    """Returns ``h[n]`` of ``h[i + 1] = f(h[i] @ W[i].T + b[i])``, ``h[0] = x``.
-
-    Each ``h[i]`` is also appended to `outputs`, where a list is given.
-    """
-    for i, activation in enumerate(activations):
-        if outputs is not None:
-            outputs.append(x)
-        x = _ACTIVATIONS[activation][0](_affine(x, params[2 * i], params[2 * i + 1]))
-    if outputs is not None:
-        outputs.append(x)
-    return x
+def _mlp(inputs, modules, params):
+    """Evaluates an MLP of layers and known activations by turns; one node of a graph, if any."""
+    activations = tuple([ACTIVATIONS[type(a)] for a in modules[1::2]])
+    engine = mlp_engine(inputs, params)
+    if torch.is_grad_enabled():
+        return _MLPFunction.apply(engine, activations, len(inputs), *inputs, *params)
+    return engine.forward(inputs, params, activations, keep=False)[0]
 
 
 class _MLPFunction(torch.autograd.Function):
     """An MLP as one node of the autograd graph."""
 
     @staticmethod
-    def forward(ctx, activations, num_inputs, *tensors):
+    def forward(ctx, engine, activations, num_inputs, *tensors):
         inputs, params = tensors[:num_inputs], tensors[num_inputs:]
-        x = torch.cat(inputs, dim=-1) if num_inputs > 1 else inputs[0]
-        outputs = []
-        result = _evaluate(x, activations, params, outputs)
-        ctx.activations, ctx.params = activations, params
+        result, saved = engine.forward(inputs, params, activations)
+        ctx.engine, ctx.activations, ctx.params = engine, activations, params
+        ctx.versions = [p._version for p in params]
         ctx.widths = [x.shape[-1] for x in inputs]
-        ctx.save_for_backward(*outputs, *params[::2])
+        ctx.save_for_backward(*saved)
         return result
 
     @staticmethod
     def backward(ctx, grad):
         _refuse_second_derivatives()
-        n, num_inputs = len(ctx.activations), len(ctx.widths)
-        outputs, weights = ctx.saved_tensors[: n + 1], ctx.saved_tensors[n + 1 :]
-        needs_input = ctx.needs_input_grad[2 : 2 + num_inputs]
-        needs_param = ctx.needs_input_grad[2 + num_inputs :]
-        input_grads, param_grads = [None] * num_inputs, [None] * (2 * n)
-        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd's own must not change
-        for i in reversed(range(n)):
-            grad = _ACTIVATIONS[ctx.activations[i]][1](grad, outputs[i + 1])
-            weight, bias = ctx.params[2 * i : 2 * i + 2]
-            if needs_param[2 * i]:
-                param_grads[2 * i] = _weight_grad(grad, outputs[i], weight)
-            if needs_param[2 * i + 1]:
-                by_bias = grad.sum(-2, keepdim=grad.dim() == 3)
-                param_grads[2 * i + 1] = _accumulated(by_bias, bias)
-            if i > 0:
-                grad = grad @ weights[i]
-        seen_by_all = grad.dim() > outputs[0].dim()  # one input, seen by a stack of networks
-        start = 0
-        for j, width in enumerate(ctx.widths):
-            if needs_input[j]:
-                by_input = _product(grad, weights[0][..., start : start + width])
-                input_grads[j] = by_input.sum(0) if seen_by_all else by_input
-            start += width
-        return None, None, *input_grads, *param_grads
+        if ctx.versions != [p._version for p in ctx.params]:
+            raise RuntimeError("the network's parameters changed before the backward pass")
+        num_inputs = len(ctx.widths)
+        needs_input = ctx.needs_input_grad[3 : 3 + num_inputs]
+        needs_param = ctx.needs_input_grad[3 + num_inputs :]
+        in_place = (
+            _adds_in_place
+            and all(needs_param)
+            and all(p.is_leaf and p.grad is not None for p in ctx.params)
+        )
+        param_grads = None
+        if any(needs_param):
+            param_grads = [p.grad if in_place else torch.zeros_like(p) for p in ctx.params]
+        ends = list(itertools.accumulate(ctx.widths, initial=0))
+        columns = [slice(*ends[i : i + 2]) for i in range(num_inputs) if needs_input[i]]
+        grads = iter(
+            ctx.engine.backward(
+                ctx.saved_tensors, ctx.params, ctx.activations, grad, param_grads, columns
+            )
+        )
+        input_grads = [next(grads) if needed else None for needed in needs_input]
+        if in_place or param_grads is None:
+            return None, None, None, *input_grads, *[None] * len(ctx.params)
+        return None, None, None, *input_grads, *param_grads
 
 
 _adds_in_place = False
@@ -214,24 +185,6 @@ def gradients_in_place() -> Iterator[None]:
         yield
     finally:
         _adds_in_place = before
-
-
-def _weight_grad(grad, x, weight):
-    """Returns ``grad.T @ x``; or adds it to the weight's gradient, and returns None."""
-    in_place = _adds_in_place and weight.grad is not None
-    if in_place and weight.dim() == x.dim() == 2:
-        weight.grad.addmm_(grad.t(), x)
-    elif in_place and weight.dim() == x.dim() == 3:
-        weight.grad.baddbmm_(grad.transpose(1, 2), x)
-    else:
-        return _accumulated(_product(grad.transpose(-2, -1), x), weight)
-
-
-def _accumulated(grad, param):
-    """Returns a parameter's gradient; or adds it in place, and returns None."""
-    if not _adds_in_place or param.grad is None or param.grad.shape != grad.shape:
-        return grad
-    param.grad.add_(grad)
 
 
 def _refuse_second_derivatives():
@@ -406,8 +359,13 @@ class SquashedGaussianActor(_BoxActor):
         """
         out = self.net(obs)
         draw = torch.zeros_like if deterministic else torch.randn_like
-        squashed, logp = _SquashedGaussian.apply(out, draw(out[..., : len(self.mid)]))
-        return self.to_box(squashed), logp if with_logprob else None
+        eps = draw(out[..., : len(self.mid)])
+        if out.dim() == 2 and can_run_on(out, eps):
+            act, logp = _CompiledSquashedGaussian.apply(out, eps, self.mid, self.half_range)
+        else:
+            squashed, logp = _SquashedGaussian.apply(out, eps)
+            act = self.to_box(squashed)
+        return act, logp if with_logprob else None
 
 
 class _SquashedGaussian(torch.autograd.Function):
@@ -442,6 +400,22 @@ class _SquashedGaussian(torch.autograd.Function):
         return torch.cat([grad_mu, grad_log_std], dim=-1), None
 
 
+class _CompiledSquashedGaussian(torch.autograd.Function):
+    """`_SquashedGaussian` and the map to the Box, from ``_kernels.c``."""
+
+    @staticmethod
+    def forward(ctx, out, eps, mid, half_range):
+        act, logp, squashed, noise = squashed_gaussian(out, eps, mid, half_range)
+        ctx.save_for_backward(out, half_range, squashed, noise)
+        return act, logp
+
+    @staticmethod
+    def backward(ctx, act_grad, logp_grad):
+        _refuse_second_derivatives()
+        grad = squashed_gaussian_grad(*ctx.saved_tensors, act_grad, logp_grad)
+        return grad, None, None, None
+
+
 class TwinMLPCritic(nn.Module):
     """Two action-value functions as one stacked network."""
 
@@ -455,10 +429,7 @@ class TwinMLPCritic(nn.Module):
 
     def first(self, obs: Tensor, act: Tensor) -> Tensor:
         """Returns the value of the first critic alone, ``(batch,)``."""
-        x = torch.cat([obs, act], dim=-1)
-        for layer in self.q_net:
-            x = layer.first(x) if isinstance(layer, StackedLinear) else layer(x)
-        return x.squeeze(-1)
+        return self.q_net.first(obs, act).squeeze(-1)
 
 
 class TwinCritic(nn.Module):

@@ -18,6 +18,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from spinup.utils import capture
 from spinup.utils.buffers import ReplayBuffer, TrajectoryBuffer
 from spinup.utils.mpi_tools import num_procs, proc_id
 from tests.algos.envs import Clock
@@ -83,9 +84,12 @@ class Noise:
         self.size, self.rng = size, np.random.default_rng(1)
 
     def __call__(self, like: torch.Tensor) -> torch.Tensor:
-        noise = self.rng.normal(size=(self.size, like.shape[1]))[my_part(self.size)]
-        assert noise.shape == tuple(like.shape)
-        return torch.as_tensor(noise, dtype=like.dtype)
+        noise = torch.empty_like(like)
+        capture.run(self._fill, noise.numpy())
+        return noise
+
+    def _fill(self, noise):
+        noise[:] = self.rng.normal(size=(self.size, noise.shape[1]))[my_part(self.size)]
 
 
 def train_on_fixed_data(name: str, size: int, folder: Path, **kwargs) -> torch.nn.Module:
@@ -124,11 +128,13 @@ def _fixed_replay(size):
     class FixedReplay(ReplayBuffer):
         draws = 0
 
-        def sample_batch(self, batch_size, device="cpu"):
+        def _draw(self, out):
             part = my_part(size)
-            assert len(part) == batch_size
+            assert len(part) == len(out)
+            batch = minibatch(size, self.draws)
+            columns = (batch[k].reshape(size, -1) for k in ReplayBuffer.order)
+            out[:] = torch.cat(list(columns), dim=1)[part]
             self.draws += 1
-            return {k: v[part] for k, v in minibatch(size, self.draws - 1).items()}
 
     return FixedReplay
 

@@ -51,9 +51,9 @@ def turns(folder):
 
 def _recorder(made, updates):
     class Recorder(ReplayBuffer):
-        def sample_batch(self, batch_size, device="cpu"):
-            updates.append([made.env.total, batch_size])
-            return super().sample_batch(batch_size, device)
+        def _draw(self, out):
+            updates.append([made.env.total, len(out)])
+            super()._draw(out)
 
     return Recorder
 

@@ -1,0 +1,393 @@
+/* Layers of neural networks on one core of an x86-64 CPU, in float32: see kernels.py, which calls them.
+
+   Built if there is a C compiler; without it, or on another CPU, kernels.py uses PyTorch. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+enum { IDENTITY, RELU, TANH }; /* activations, as numbered in kernels.py */
+
+/* What becomes of a product's sums s, by an activation f where the name has one:
+     FORWARD   out = f(s + other), other a vector along the columns: the bias
+     BACKWARD  out = s * f'(.) from f's output, which is other, a matrix like out
+     ADD       out += s
+   Where a list of rows is given, the i-th row goes to, or comes from, the row that the list says. */
+enum { FORWARD, FORWARD_RELU, FORWARD_TANH, BACKWARD, BACKWARD_RELU, BACKWARD_TANH, ADD };
+
+typedef struct {
+    int kind;
+    float *out;
+    long out_row;
+    const float *other;
+    long other_row;
+    const long *out_rows, *other_rows;
+} sink;
+
+static float *panel_room; /* for one panel; the interpreter's lock guards it, as all rooms */
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+static inline __attribute__((always_inline)) void transpose_8x8(const float *from, long from_row,
+                                                                float *to, long to_row) {
+    __m256 r[8], s[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(from + i * from_row);
+    for (int i = 0; i < 8; i += 2) {
+        s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm256_shuffle_ps(s[i + j], s[i + 2 + j], 0x44);
+            r[i + 2 * j + 1] = _mm256_shuffle_ps(s[i + j], s[i + 2 + j], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(to + i * to_row, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps(to + (i + 4) * to_row, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
+}
+#define VL 8
+#define MR 6
+#define NAME(f) f##_avx2
+#include "_kernels.h"
+#undef VL
+#undef MR
+#undef NAME
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f")
+#define VL 16
+#define MR 14
+#define NAME(f) f##_avx512
+#include "_kernels.h"
+#pragma GCC pop_options
+
+static int has_avx512;
+#define product(...) (has_avx512 ? product_avx512 : product_avx2)(__VA_ARGS__)
+#define dots(...) (has_avx512 ? dots_avx512 : dots_avx2)(__VA_ARGS__)
+#define add_rows(...) (has_avx512 ? add_rows_avx512 : add_rows_avx2)(__VA_ARGS__)
+#define through(...) (has_avx512 ? through_avx512 : through_avx2)(__VA_ARGS__)
+
+static const long CHUNK = 512; /* rows of a batch summed at a time: they stay in the cache */
+static const long FEW = 4;     /* columns that are not worth a panel */
+
+/* --- Networks ------------------------------------------------------------------------------------ */
+
+enum { MOST_LAYERS = 32 };
+
+/* A stack of networks of one shape, and their outputs on a batch. Layer i maps h[i] to h[i + 1]; h[0]
+   is the same for the whole stack. Networks that needn't keep their outputs share the room for them. */
+typedef struct {
+    long layers, stack, rows;
+    long size[MOST_LAYERS + 1], activation[MOST_LAYERS];
+    float *params[2 * MOST_LAYERS]; /* weights and biases by turns */
+    float *h[MOST_LAYERS + 1];
+    int kept;
+} network;
+
+static float *output(const network *net, long layer, long s) {
+    int own = layer == net->layers || (layer && net->kept);
+    return net->h[layer] + (own ? s * net->rows * net->size[layer] : 0);
+}
+
+/* Evaluates the network of index s. */
+static void run_forward(const network *net, long s) {
+    for (long i = 0; i < net->layers; i++) {
+        long n_in = net->size[i], n_out = net->size[i + 1];
+        const float *x = output(net, i, s), *w = net->params[2 * i] + s * n_out * n_in;
+        sink to = {.kind = FORWARD + (int)net->activation[i], .out = output(net, i + 1, s),
+                   .out_row = n_out, .other = net->params[2 * i + 1] + s * n_out};
+        if (n_out <= FEW)
+            dots(net->rows, n_out, n_in, x, w, &to);
+        else
+            product(net->rows, n_out, n_in, x, n_in, 1, w, n_in, 1, &to);
+    }
+}
+
+/* Adds the products of a batch's gradients and inputs to the gradients of a layer's parameters. */
+static void add_param_grads(long rows, long n_in, long n_out, const float *grad, const float *x,
+                            float *weight_grad, float *bias_grad) {
+    sink to = {.kind = ADD, .out = weight_grad, .out_row = n_in};
+    for (long row = 0; row < rows; row += CHUNK) {
+        long n = rows - row < CHUNK ? rows - row : CHUNK;
+        const float *g = grad + row * n_out;
+        product(n_out, n_in, n, g, 1, n_out, x + row * n_in, n_in, 0, &to);
+        add_rows(n, n_out, g, bias_grad);
+    }
+}
+
+/* Copies the rows that aren't zero, and lists them. */
+static long gather(long rows, long cols, const float *from, float *to, long *list) {
+    long n = 0;
+    for (long row = 0; row < rows; row++) {
+        int zero = 1;
+        for (long i = 0; i < cols; i++) zero &= from[row * cols + i] == 0;
+        if (zero) continue;
+        memmove(to + n * cols, from + row * cols, cols * sizeof(float));
+        list[n++] = row;
+    }
+    return n;
+}
+
+/* Adds to the gradients of parameters, if given, and of some columns of the input, if any.
+
+   `rooms` are two of rows times the widest layer, and `list` has room for a number for each row. */
+static void run_backward(const network *net, const float *grad, float *const *param_grads,
+                         long columns, const long *start, const long *width, float *const *input_grad,
+                         float *const *rooms, long *list) {
+    for (long s = 0; s < net->stack; s++) {
+        long last = net->layers, rows = net->rows, n = rows * net->size[last];
+        float *g = rooms[last % 2];
+        through(n, (int)net->activation[last - 1], output(net, last, s), grad + s * n, g);
+        const long *listed = NULL;
+        if (!param_grads) { /* rows without a gradient, as of the greater of two critics, are left out */
+            rows = gather(rows, net->size[last], g, g, list);
+            listed = list;
+        }
+        for (long i = last - 1; i >= 0; i--) {
+            long n_in = net->size[i], n_out = net->size[i + 1];
+            const float *x = output(net, i, s), *w = net->params[2 * i] + s * n_out * n_in;
+            if (param_grads)
+                add_param_grads(rows, n_in, n_out, g, x, param_grads[2 * i] + s * n_out * n_in,
+                                param_grads[2 * i + 1] + s * n_out);
+            if (i > 0) {
+                sink to = {.kind = BACKWARD + (int)net->activation[i - 1], .out = rooms[i % 2],
+                           .out_row = n_in, .other = x, .other_row = n_in, .other_rows = listed};
+                product(rows, n_in, n_out, g, n_out, 1, w, n_in, 0, &to);
+                g = rooms[i % 2];
+            }
+        }
+        for (long j = 0; j < columns; j++) {
+            sink to = {.kind = ADD, .out = input_grad[j], .out_row = width[j], .out_rows = listed};
+            product(rows, width[j], net->size[1], g, net->size[1], 1,
+                    net->params[0] + s * net->size[1] * net->size[0] + start[j], net->size[0], 0, &to);
+        }
+    }
+}
+
+/* --- The squashed Gaussian policy ---------------------------------------------------------------- */
+
+static const float LOG_STD_MIN = -20, LOG_STD_MAX = 2;
+
+/* Samples actions mid + half_range * tanh(u), u = mu + std * eps, with their log-densities, from a
+   network's output: a row holds mu, then log(std). Keeps tanh(u) and std * eps for the gradients.
+
+   With z = exp(-2|u|) - 1 both are stable: tanh|u| = -z / (2 + z), and
+   log(1 - tanh(u)^2) = 2 (log 2 - |u| - log(2 + z)), whose sum takes one logarithm of a product. */
+static void squash(long rows, long dim, const float *out, const float *eps, const float *mid,
+                   const float *half_range, float *act, float *logp, float *squashed, float *noise) {
+    const double log_2 = 0.69314718055994531, half_log_2_pi = 0.91893853320467274;
+    for (long row = 0; row < rows; row++, out += 2 * dim) {
+        double sum = -dim * (half_log_2_pi + 2 * log_2), product = 1;
+        for (long i = 0; i < dim; i++, act++, squashed++, noise++, eps++) {
+            float log_std = out[dim + i];
+            log_std = log_std < LOG_STD_MIN ? LOG_STD_MIN : log_std > LOG_STD_MAX ? LOG_STD_MAX : log_std;
+            *noise = expf(log_std) * *eps;
+            float u = out[i] + *noise, z = expm1f(-2 * fabsf(u));
+            *squashed = copysignf(-z / (2 + z), u);
+            *act = mid[i] + half_range[i] * *squashed;
+            sum += 2 * fabsf(u) - log_std - 0.5f * *eps * *eps;
+            product *= 2 + z;
+            if (product > 1e300) {
+                sum += 2 * log(product);
+                product = 1;
+            }
+        }
+        logp[row] = (float)(sum + 2 * log(product));
+    }
+}
+
+/* The gradient by the network's output, from those by actions and log-densities. */
+static void squash_grad(long rows, long dim, const float *out, const float *half_range,
+                        const float *squashed, const float *noise, const float *act_grad,
+                        const float *logp_grad, float *grad) {
+    for (long row = 0; row < rows; row++, out += 2 * dim, grad += 2 * dim)
+        for (long i = 0; i < dim; i++, squashed++, noise++, act_grad++) {
+            float t = *squashed, log_std = out[dim + i];
+            grad[i] = *act_grad * half_range[i] * (1 - t * t) + 2 * logp_grad[row] * t;
+            int clamped = log_std < LOG_STD_MIN || log_std > LOG_STD_MAX;
+            grad[dim + i] = clamped ? 0 : grad[i] * *noise - logp_grad[row];
+        }
+}
+
+/* --- From Python --------------------------------------------------------------------------------- */
+
+/* Makes room in a buffer that is kept for the next call. Returns 0 with an exception set if it can't. */
+static int make_room(void **room, size_t *has, size_t bytes) {
+    if (bytes <= *has) return 1;
+    free(*room);
+    *room = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    *has = *room ? bytes : 0;
+    if (!*room) PyErr_NoMemory();
+    return *room != NULL;
+}
+
+/* Reads integers, or addresses, out of a tuple. Returns how many, or -1 with an exception set. */
+static long read_numbers(PyObject *tuple, long most, long *values) {
+    if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) > most) {
+        PyErr_Format(PyExc_TypeError, "a tuple of at most %ld numbers is needed", most);
+        return -1;
+    }
+    for (long i = 0; i < PyTuple_GET_SIZE(tuple); i++) {
+        values[i] = PyLong_AsLong(PyTuple_GET_ITEM(tuple, i));
+        if (values[i] == -1 && PyErr_Occurred()) return -1;
+    }
+    return (long)PyTuple_GET_SIZE(tuple);
+}
+
+/* Reads a network from the first seven arguments: of the stack, how many networks; rows; sizes;
+   activations; parameters; outputs to keep (the input, then each hidden layer's), or 0; the result.
+   Returns 0 with an exception set if they aren't one. */
+static int read_network(PyObject *const *args, Py_ssize_t given, Py_ssize_t wanted, network *net) {
+    static void *room;
+    static size_t has, panel_has;
+    if (given != wanted) {
+        PyErr_Format(PyExc_TypeError, "%zd arguments are needed, not %zd", wanted, given);
+        return 0;
+    }
+    net->stack = PyLong_AsLong(args[0]);
+    net->rows = PyLong_AsLong(args[1]);
+    long sizes = read_numbers(args[2], MOST_LAYERS + 1, net->size);
+    net->layers = read_numbers(args[3], MOST_LAYERS, net->activation);
+    long params = read_numbers(args[4], 2 * MOST_LAYERS, (long *)net->params);
+    float *h = (float *)PyLong_AsLong(args[5]), *result = (float *)PyLong_AsLong(args[6]);
+    if (PyErr_Occurred()) return 0;
+    if (net->layers < 1 || sizes != net->layers + 1 || params != 2 * net->layers) {
+        PyErr_SetString(PyExc_ValueError, "sizes, activations and parameters are not of one network");
+        return 0;
+    }
+    long widest = 0;
+    for (long i = 0; i < sizes; i++) widest = net->size[i] > widest ? net->size[i] : widest;
+    long tall = widest > CHUNK ? widest : CHUNK; /* of a panel, which is two vectors wide */
+    if (!make_room((void **)&panel_room, &panel_has, tall * 32 * sizeof(float))) return 0;
+    net->kept = h != NULL;
+    if (!net->kept) { /* layers take turns at two rooms, which stay in the cache */
+        if (!make_room(&room, &has, 2 * net->rows * widest * sizeof(float))) return 0;
+        for (long i = 0; i < net->layers; i++) net->h[i] = (float *)room + i % 2 * net->rows * widest;
+    } else
+        for (long i = 0; i < net->layers; i++) {
+            net->h[i] = h;
+            h += (i ? net->stack : 1) * net->rows * net->size[i];
+        }
+    net->h[net->layers] = result;
+    return 1;
+}
+
+static PyObject *mlp_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    network net;
+    long inputs[3 * MOST_LAYERS]; /* of each its address, step to the next row, and width */
+    if (!read_network(args, given, 8, &net)) return NULL;
+    long n = read_numbers(args[7], 3 * MOST_LAYERS, inputs);
+    if (n < 0) return NULL;
+    for (long s = 0; s < net.stack; s++) {
+        float *x = net.h[0];
+        if (s == 0 || !net.kept)
+            for (long row = 0; row < net.rows; row++)
+                for (long i = 0; i < n; i += 3) {
+                    memcpy(x, (float *)inputs[i] + row * inputs[i + 1], inputs[i + 2] * sizeof(float));
+                    x += inputs[i + 2];
+                }
+        run_forward(&net, s);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *mlp_backward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    static void *room;
+    static size_t has;
+    network net;
+    long param_grads[2 * MOST_LAYERS], inputs[3 * MOST_LAYERS], start[MOST_LAYERS], width[MOST_LAYERS];
+    float *input_grad[MOST_LAYERS];
+    if (!read_network(args, given, 10, &net)) return NULL;
+    const float *grad = (float *)PyLong_AsLong(args[7]);
+    long params = read_numbers(args[8], 2 * MOST_LAYERS, param_grads);
+    long columns = read_numbers(args[9], 3 * MOST_LAYERS, inputs) / 3;
+    if (PyErr_Occurred()) return NULL;
+    for (long j = 0; j < columns; j++) {
+        start[j] = inputs[3 * j];
+        width[j] = inputs[3 * j + 1];
+        input_grad[j] = (float *)inputs[3 * j + 2];
+    }
+    long widest = 0;
+    for (long i = 1; i <= net.layers; i++) widest = net.size[i] > widest ? net.size[i] : widest;
+    if (!make_room(&room, &has, net.rows * (2 * widest * sizeof(float) + sizeof(long)))) return NULL;
+    long *list = room;
+    float *first = (float *)(list + net.rows), *rooms[2] = {first, first + net.rows * widest};
+    run_backward(&net, grad, params ? (float *const *)param_grads : NULL, columns, start, width,
+                 input_grad, rooms, list);
+    Py_RETURN_NONE;
+}
+
+/* Reads integers, or addresses, as they come. Returns 0 with an exception set if they aren't. */
+static int read_args(PyObject *const *args, Py_ssize_t given, Py_ssize_t wanted, long *values) {
+    if (given != wanted) {
+        PyErr_Format(PyExc_TypeError, "%zd arguments are needed, not %zd", wanted, given);
+        return 0;
+    }
+    for (Py_ssize_t i = 0; i < wanted; i++) values[i] = PyLong_AsLong(args[i]);
+    return !PyErr_Occurred();
+}
+
+static PyObject *squashed_gaussian(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    long v[10];
+    if (!read_args(args, given, 10, v)) return NULL;
+    squash(v[0], v[1], (float *)v[2], (float *)v[3], (float *)v[4], (float *)v[5], (float *)v[6],
+           (float *)v[7], (float *)v[8], (float *)v[9]);
+    Py_RETURN_NONE;
+}
+
+static PyObject *squashed_gaussian_grad(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    long v[9];
+    if (!read_args(args, given, 9, v)) return NULL;
+    squash_grad(v[0], v[1], (float *)v[2], (float *)v[3], (float *)v[4], (float *)v[5],
+                (float *)v[6], (float *)v[7], (float *)v[8]);
+    Py_RETURN_NONE;
+}
+
+static PyObject *adam(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    long v[6];
+    double f[4];
+    if (given != 10 || !read_args(args, 6, 6, v)) {
+        if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "10 arguments are needed, not %zd", given);
+        return NULL;
+    }
+    for (int i = 0; i < 4; i++) f[i] = PyFloat_AsDouble(args[6 + i]);
+    if (PyErr_Occurred()) return NULL;
+    (has_avx512 ? adam_avx512 : adam_avx2)(v[0], (float *)v[1], (float *)v[2], (float *)v[3],
+                                           (float *)v[4], f[0], f[1], f[2], f[3], v[5]);
+    Py_RETURN_NONE;
+}
+
+static PyObject *use_avx512(PyObject *self, PyObject *flag) {
+    has_avx512 = PyObject_IsTrue(flag) && __builtin_cpu_supports("avx512f");
+    return PyBool_FromLong(has_avx512);
+}
+
+#define METHOD(name, doc) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, doc}
+static PyMethodDef methods[] = {
+    METHOD(mlp_forward, "mlp_forward(stack, rows, sizes, activations, params, outputs, result, inputs)"),
+    METHOD(mlp_backward, "mlp_backward(stack, rows, sizes, activations, params, outputs, result, grad, "
+                         "param_grads, input_grads)"),
+    METHOD(squashed_gaussian, "squashed_gaussian(rows, dim, out, eps, mid, half_range, act, logp, "
+                              "squashed, noise)"),
+    METHOD(squashed_gaussian_grad, "squashed_gaussian_grad(rows, dim, out, half_range, squashed, noise, "
+                                   "act_grad, logp_grad, grad)"),
+    METHOD(adam, "adam(size, params, grads, m, v, step, lr, beta1, beta2, eps)"),
+    {"use_avx512", use_avx512, METH_O, "Chooses the longer vectors, if the CPU has them. Returns whether."},
+    {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = -1, .m_methods = methods};
+
+PyMODINIT_FUNC PyInit__kernels(void) {
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
+        PyErr_SetString(PyExc_ImportError, "this CPU has no AVX2");
+        return NULL;
+    }
+    has_avx512 = __builtin_cpu_supports("avx512f");
+    return PyModule_Create(&module);
+}

@@ -1,0 +1,237 @@
+/* Fully connected layers for one length of vector. _kernels.c includes this once for each, having
+   defined VL, the floats of a vector; MR, the rows of a tile; NAME(f), the name of f for this length.
+
+   A product is cut into panels, two vectors wide, and these into tiles of MR rows, whose sums stay in
+   registers while the whole inner dimension passes. A step takes two loads and MR broadcasts for 2 MR
+   multiply-adds, which are then the limit. Every sum is taken in the order of its index and on its
+   own: a row's result doesn't depend on the other rows, nor any result on VL. */
+
+#define vec NAME(vec)
+#define unaligned NAME(unaligned)
+#define ints NAME(ints)
+#define WIDTH (2 * VL)
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * VL)));
+typedef int ints __attribute__((vector_size(4 * VL)));
+typedef float unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+
+/* sums[i][n] = sum over k of a[i * a_row + k * a_col] * b[k * b_row + n] */
+INLINE void NAME(tile)(const int rows, const int vectors, long inner, const float *a, long a_row,
+                       long a_col, const float *b, long b_row, float *sums) {
+    vec acc[MR][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) acc[i][j] = (vec){0};
+    for (long k = 0; k < inner; k++) {
+        vec bs[2];
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) bs[j] = *(const unaligned *)(b + k * b_row + j * VL);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < vectors; j++) acc[i][j] += a[i * a_row + k * a_col] * bs[j];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) *(vec *)(sums + i * WIDTH + j * VL) = acc[i][j];
+}
+
+/* tile() for a number of rows that the compiler knows */
+#define CASE(m)                                                                                     \
+    case m:                                                                                         \
+        if (vectors == 2)                                                                           \
+            NAME(tile)(m, 2, inner, a, a_row, a_col, b, b_row, sums);                               \
+        else                                                                                        \
+            NAME(tile)(m, 1, inner, a, a_row, a_col, b, b_row, sums);                               \
+        break;
+static void NAME(any_tile)(int rows, int vectors, long inner, const float *a, long a_row, long a_col,
+                           const float *b, long b_row, float *sums) {
+    switch (rows) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if MR > 6
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
+#endif
+    }
+}
+#undef CASE
+
+INLINE vec NAME(load)(const float *p, int n) {
+    if (n >= VL) return *(const unaligned *)p;
+    vec v = {0};
+    memcpy(&v, p, n * sizeof(float));
+    return v;
+}
+
+/* Zero where a mask is set, else x; the mask is a comparison's, so that NaN stays NaN in x. */
+INLINE vec NAME(zero_where)(ints mask, vec x) { return (vec)(~mask & (ints)x); }
+
+/* The quotient of polynomials that Eigen and XLA use in single precision. */
+INLINE vec NAME(tanh)(vec x) {
+    const vec limit = (vec){0} + 7.90531110763549805f; /* beyond it, tanh is 1 */
+    ints above = x > limit, below = x < -limit;
+    x = (vec)((above & (ints)limit) | (below & (ints)-limit) | (~(above | below) & (ints)x));
+    vec s = x * x;
+    vec p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
+    p = s * p + -8.60467152213735e-11f;
+    p = s * p + 5.12229709037114e-08f;
+    p = s * p + 1.48572235717979e-05f;
+    p = s * p + 6.37261928875436e-04f;
+    p = s * p + 4.89352455891786e-03f;
+    vec q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
+    q = s * q + 2.26843463243900e-03f;
+    q = s * q + 4.89352518554385e-03f;
+    return x * p / q;
+}
+
+/* Makes results of a tile's sums: see `sink`. */
+INLINE void NAME(finish_as)(const int kind, const sink *to, const float *sums, long row, int rows,
+                            long col, int cols) {
+    for (int i = 0; i < rows; i++) {
+        long at = to->out_rows ? to->out_rows[row + i] : row + i;
+        long from = to->other_rows ? to->other_rows[row + i] : row + i;
+        for (int n = 0; n < cols; n += VL) {
+            int left = cols - n;
+            vec v = *(const vec *)(sums + i * WIDTH + n);
+            float *out = to->out + at * to->out_row + col + n;
+            if (kind <= FORWARD_TANH) v += NAME(load)(to->other + col + n, left);
+            if (kind == FORWARD_RELU) v = NAME(zero_where)(v < 0, v);
+            if (kind == FORWARD_TANH) v = NAME(tanh)(v);
+            if (kind == BACKWARD_RELU || kind == BACKWARD_TANH) {
+                vec x = NAME(load)(to->other + from * to->other_row + col + n, left);
+                if (kind == BACKWARD_RELU) v = NAME(zero_where)(x <= 0, v);
+                if (kind == BACKWARD_TANH) v -= v * x * x;
+            }
+            if (kind == ADD) v += NAME(load)(out, left);
+            if (left >= VL)
+                *(unaligned *)out = v;
+            else
+                memcpy(out, &v, left * sizeof(float));
+        }
+    }
+}
+
+#define CASE(kind) \
+    case kind: NAME(finish_as)(kind, to, sums, row, rows, col, cols); break;
+static void NAME(finish)(const sink *to, const float *sums, long row, int rows, long col, int cols) {
+    switch (to->kind) {
+        CASE(FORWARD) CASE(FORWARD_RELU) CASE(FORWARD_TANH)
+        CASE(BACKWARD) CASE(BACKWARD_RELU) CASE(BACKWARD_TANH) CASE(ADD)
+    }
+}
+#undef CASE
+
+/* Copies columns of b into a panel, `width` wide, zeros beyond them. */
+static void NAME(copy_panel)(const float *b, long b_row, long inner, int cols, int width,
+                             float *panel) {
+    memset(panel, 0, cols < width ? inner * width * sizeof(float) : 0);
+    for (long k = 0; k < inner; k++) memcpy(panel + k * width, b + k * b_row, cols * sizeof(float));
+}
+
+/* As copy_panel, of the transpose of b: its rows become the panel's columns. */
+static void NAME(transpose_panel)(const float *b, long b_row, long inner, int cols, int width,
+                                  float *panel) {
+    memset(panel, 0, cols < width ? inner * width * sizeof(float) : 0);
+    long k = 0;
+    for (; k + 16 <= inner; k += 16) { /* whole lines of the cache */
+        int n = 0;
+        for (; n + 8 <= cols; n += 8)
+            for (int i = 0; i < 16; i += 8)
+                transpose_8x8(b + n * b_row + k + i, b_row, panel + (k + i) * width + n, width);
+        for (; n < cols; n++)
+            for (int i = 0; i < 16; i++) panel[(k + i) * width + n] = b[n * b_row + k + i];
+    }
+    for (; k < inner; k++)
+        for (int n = 0; n < cols; n++) panel[k * width + n] = b[n * b_row + k];
+}
+
+/* Gives a sink the sums over k of a[i * a_row + k * a_col] * b[k * b_row + n], or, transposed, of
+   a[i * a_row + k * a_col] * b[n * b_row + k]. */
+static void NAME(product)(long rows, long cols, long inner, const float *a, long a_row, long a_col,
+                          const float *b, long b_row, int transposed, const sink *to) {
+    float sums[MR * WIDTH] __attribute__((aligned(64)));
+    long tiles = (rows + MR - 1) / MR;
+    for (long col = 0; col < cols; col += WIDTH) {
+        int wide = cols - col < WIDTH ? (int)(cols - col) : WIDTH;
+        int vectors = wide > VL ? 2 : 1, width = vectors * VL;
+        const float *panel = b + (transposed ? col * b_row : col);
+        long panel_row = b_row;
+        if (transposed || wide < width) {
+            (transposed ? NAME(transpose_panel) : NAME(copy_panel))(panel, b_row, inner, wide, width,
+                                                                   panel_room);
+            panel = panel_room;
+            panel_row = width;
+        }
+        for (long i = 0, row = 0; i < tiles; i++) {
+            int tall = (int)((rows - row + tiles - i - 1) / (tiles - i)); /* tiles of like height */
+            NAME(any_tile)(tall, vectors, inner, a + row * a_row, a_row, a_col, panel, panel_row, sums);
+            NAME(finish)(to, sums, row, tall, col, wide);
+            row += tall;
+        }
+    }
+}
+
+/* As product, transposed, of contiguous rows and few columns: sums along vectors, no panels. */
+static void NAME(dots)(long rows, long cols, long inner, const float *a, const float *b,
+                       const sink *to) {
+    float sums[WIDTH] __attribute__((aligned(64)));
+    for (long row = 0; row < rows; row++) {
+        for (long n = 0; n < cols; n++) {
+            vec acc[16 / VL] = {{0}};
+            for (long k = 0; k < inner; k += 16)
+                for (int j = 0; j < 16 / VL; j++) {
+                    long left = inner - k - j * VL;
+                    if (left <= 0) break;
+                    acc[j] += NAME(load)(a + row * inner + k + j * VL, (int)(left < VL ? left : VL)) *
+                              NAME(load)(b + n * inner + k + j * VL, (int)(left < VL ? left : VL));
+                }
+            float lanes[16];
+            memcpy(lanes, acc, sizeof(lanes));
+            for (int half = 8; half; half /= 2)
+                for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+            sums[n] = lanes[0];
+        }
+        NAME(finish)(to, sums, row, 1, 0, (int)cols);
+    }
+}
+
+/* sums[n] += sum over k of g[k * cols + n] */
+static void NAME(add_rows)(long rows, long cols, const float *g, float *sums) {
+    for (long n = 0; n < cols; n += VL) {
+        int left = cols - n < VL ? (int)(cols - n) : VL;
+        vec v = NAME(load)(sums + n, left);
+        for (long k = 0; k < rows; k++) v += NAME(load)(g + k * cols + n, left);
+        memcpy(sums + n, &v, left * sizeof(float));
+    }
+}
+
+/* Gradient through an activation, from that by its output y, which is `grad`. */
+static void NAME(through)(long n, int activation, const float *y, const float *grad, float *out) {
+    for (long i = 0; i < n; i += VL) {
+        int left = n - i < VL ? (int)(n - i) : VL;
+        vec v = NAME(load)(grad + i, left), x = NAME(load)(y + i, left);
+        if (activation == RELU) v = NAME(zero_where)(x <= 0, v);
+        if (activation == TANH) v -= v * x * x;
+        memcpy(out + i, &v, left * sizeof(float));
+    }
+}
+
+static void NAME(adam)(long n, float *p, const float *g, float *m, float *v, double lr, double beta1,
+                       double beta2, double eps, long step) {
+    const float new_m = (float)(1 - beta1), old_v = (float)beta2, new_v = (float)(1 - beta2);
+    const float rate = (float)(lr / (1 - pow(beta1, step))), least = (float)eps;
+    const float scale = (float)sqrt(1 - pow(beta2, step));
+    for (long i = 0; i < n; i++) {
+        m[i] += new_m * (g[i] - m[i]);
+        v[i] = old_v * v[i] + new_v * g[i] * g[i];
+        p[i] -= rate * m[i] / (sqrtf(v[i]) / scale + least);
+    }
+}
+
+#undef vec
+#undef unaligned
+#undef ints
+#undef WIDTH
+#undef INLINE

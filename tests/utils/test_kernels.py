@@ -1,0 +1,234 @@
+"""The compiled functions against PyTorch's, in double precision where that tells more."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from torch import nn
+
+from spinup.utils import kernels
+from spinup.utils.flat import Adam, flatten
+from spinup.utils.kernels import CompiledMLP, TorchMLP, can_run_on, mlp_engine
+from spinup.utils.nets import SquashedGaussianActor, mlp
+
+IDENTITY, RELU, TANH = 0, 1, 2
+
+needs_kernels = pytest.mark.skipif(
+    kernels._kernels is None, reason="spinup was installed without its compiled functions"
+)
+pytestmark = [needs_kernels, pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=[False, True], ids=["avx2", "avx512"])
+def vectors(request):
+    if kernels._kernels.use_avx512(request.param) != request.param:
+        pytest.skip("this CPU has no AVX-512")
+    yield
+    kernels._kernels.use_avx512(True)
+
+
+def network(sizes, stack=None):
+    """Returns random weights and biases by turns."""
+    torch.manual_seed(0)
+    params = []
+    for n_in, n_out in zip(sizes, sizes[1:]):
+        weight, bias = torch.randn(n_out, n_in) / n_in**0.5, torch.randn(n_out)
+        if stack is not None:
+            weight = torch.randn(stack, n_out, n_in) / n_in**0.5
+            bias = torch.randn(stack, 1, n_out)
+        params += [weight, bias]
+    return params
+
+
+def double(tensors):
+    return [x.double() for x in tensors]
+
+
+@pytest.mark.parametrize("stack", [None, 1, 2, 3])
+@pytest.mark.parametrize(
+    "sizes, activations",
+    [
+        ([3, 5], [IDENTITY]),
+        ([1, 1, 1], [TANH, RELU]),
+        ([23, 256, 256, 1], [RELU, RELU, IDENTITY]),
+        ([17, 64, 32, 6], [TANH, TANH, IDENTITY]),
+        ([16, 33, 31, 48, 15], [RELU, TANH, IDENTITY, TANH]),
+        ([40, 7, 100], [IDENTITY, RELU]),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 6, 14, 15, 100, 1100])
+def test_networks_are_pytorchs(sizes, activations, rows, stack, vectors):
+    params = network(sizes, stack)
+    whole = torch.randn(rows, sizes[0] + 3)
+    split = sizes[0] // 2
+    inputs = [whole[:, :split], whole[:, split : sizes[0]]][split == 0 :]  # views, rows apart
+    result, saved = CompiledMLP.forward(inputs, params, tuple(activations))
+    expected, expected_saved = TorchMLP.forward(double(inputs), double(params), activations)
+    torch.testing.assert_close(result, expected.float(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(
+        CompiledMLP.forward(inputs, params, tuple(activations), keep=False)[0], result
+    )
+
+    grad = torch.randn_like(result)
+    columns = [slice(0, sizes[0]), slice(sizes[0] - 1, sizes[0])]
+    param_grads = [torch.ones_like(p) for p in params]  # they are added to
+    expected_grads = double(param_grads)
+    input_grads = CompiledMLP.backward(
+        saved, params, tuple(activations), grad, param_grads, columns
+    )
+    expected_input_grads = TorchMLP.backward(
+        expected_saved, double(params), activations, grad.double(), expected_grads, columns
+    )
+    for ours, theirs in zip(input_grads + param_grads, expected_input_grads + expected_grads):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=rows**0.5 * 2e-5)
+    # Without the parameters' gradients, the inputs' are the same
+    alone = CompiledMLP.backward(saved, params, tuple(activations), grad, None, columns)
+    for ours, theirs in zip(alone, input_grads):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_without_a_gradient_have_none(vectors):
+    params, activations = network([5, 32, 32, 1], stack=2), (RELU, RELU, IDENTITY)
+    x = torch.randn(50, 5)
+    _, saved = CompiledMLP.forward([x], params, activations)
+    grad = torch.randn(2, 50, 1)
+    smaller = torch.rand(50) < 0.5
+    grad[0, smaller], grad[1, ~smaller] = 0, 0
+    grad[:, 7] = 0
+    (ours,) = CompiledMLP.backward(saved, params, activations, grad, None, [slice(0, 5)])
+    _, saved = TorchMLP.forward([x], params, activations)
+    (theirs,) = TorchMLP.backward(saved, params, activations, grad, None, [slice(0, 5)])
+    torch.testing.assert_close(ours, theirs)
+    assert (ours[7] == 0).all()
+    assert (ours[[0, 1, 49]] != 0).any(1).all()
+
+
+def test_both_lengths_of_vectors_give_the_same_bits():
+    if not kernels._kernels.use_avx512(True):
+        pytest.skip("this CPU has no AVX-512")
+    params, activations = network([19, 70, 41, 3], stack=2), (TANH, RELU, IDENTITY)
+    x, results = torch.randn(101, 19), []
+    for longer in (False, True):
+        kernels._kernels.use_avx512(longer)
+        result, saved = CompiledMLP.forward([x], params, activations)
+        grads = [torch.zeros_like(p) for p in params]
+        inputs = CompiledMLP.backward(saved, params, activations, result, grads, [slice(0, 19)])
+        results.append([result, *inputs, *grads])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_a_row_does_not_depend_on_the_others(vectors):
+    params, activations = network([9, 50, 50, 2]), (TANH, RELU, IDENTITY)
+    x = torch.randn(40, 9)
+    together, _ = CompiledMLP.forward([x], params, activations)
+    alone = [CompiledMLP.forward([x[i : i + 1]], params, activations)[0] for i in range(40)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_tanh_to_the_last_digits(vectors):
+    x = torch.linspace(-12, 12, 100_001)[:, None]
+    y, _ = CompiledMLP.forward([x], [torch.ones(1, 1), torch.zeros(1)], (TANH,))
+    exact = x.double().tanh()
+    assert ((y - exact).abs() <= 4e-7 * exact.abs() + 1e-12).all()
+
+
+@pytest.mark.parametrize("activation", [IDENTITY, RELU, TANH])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_hidden(bad, activation, vectors):
+    params = network([4, 20, 20, 1])
+    x = torch.randn(30, 4)
+    x[3, 2] = bad
+    ours, _ = CompiledMLP.forward([x], params, (activation, activation, IDENTITY))
+    theirs, _ = TorchMLP.forward([x], params, (activation, activation, IDENTITY))
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    params[2][5, 5] = bad
+    ours, saved = CompiledMLP.forward([torch.ones(30, 4)], params, (RELU, RELU, IDENTITY))
+    (grad,) = CompiledMLP.backward(
+        saved, params, (RELU, RELU, IDENTITY), torch.full((30, 1), bad), None, [slice(0, 4)]
+    )
+    assert not grad.isfinite().all()
+
+
+def test_who_evaluates_what():
+    x, params = torch.zeros(2, 3), network([3, 4, 1])
+    assert mlp_engine([x], params) is CompiledMLP
+    assert mlp_engine([torch.zeros(3, 4)[:2, :3]], params) is CompiledMLP
+    assert mlp_engine([x.double()], params) is TorchMLP
+    assert mlp_engine([torch.zeros(3, 2).t()], params) is TorchMLP
+    assert mlp_engine([torch.zeros(2, 2, 3)], params) is TorchMLP
+    assert mlp_engine([x], [params[0].t().contiguous().t(), *params[1:]]) is TorchMLP
+    assert mlp_engine([x], network([3, 513, 1])) is TorchMLP
+    torch.set_num_threads(2)
+    assert mlp_engine([x], params) is TorchMLP
+
+
+def test_without_them_pytorch_does_the_work(monkeypatch):
+    net, x = mlp([3, 16, 2], nn.ReLU), torch.randn(5, 3)
+    compiled = net(x)
+    monkeypatch.setattr(kernels, "_kernels", None)
+    assert mlp_engine([x], list(net.parameters())) is TorchMLP
+    assert not can_run_on(x)
+    torch.testing.assert_close(net(x), compiled)
+
+
+def test_wrong_arguments_are_errors_not_crashes():
+    for name in ("mlp_forward", "mlp_backward", "squashed_gaussian", "adam"):
+        with pytest.raises(TypeError, match="needed"):
+            getattr(kernels._kernels, name)(1, 2)
+    with pytest.raises(ValueError, match="not of one network"):
+        kernels._kernels.mlp_forward(1, 1, (2, 3), (0,), (0,), 0, 0, ())
+    with pytest.raises(TypeError):
+        kernels._kernels.mlp_forward(1, 1, [2, 3], (0,), (0, 0), 0, 0, ())
+
+
+# --- The squashed Gaussian ---
+
+
+def test_squashed_gaussian_is_pytorchs(monkeypatch):
+    torch.manual_seed(0)
+    space = Box(np.array([-1, -3, 0], np.float32), np.array([2, 0.5, 9], np.float32))
+    pi = SquashedGaussianActor(Box(-1, 1, (4,)), space, (16,), nn.ReLU)
+    pi.net[-2].bias.data = torch.tensor([0.0, 9, -9, 0.1, 5, -30])  # far out, and clamped
+    obs, eps = torch.randn(50, 4), torch.randn(50, 3)
+    monkeypatch.setattr(torch, "randn_like", lambda like: eps.to(like))
+    weight = torch.randn(50, 3)
+
+    def run():
+        act, logp = pi(obs)
+        grads = torch.autograd.grad((act * weight).sum() + (3 * logp).sum(), pi.parameters())
+        return [act, logp, *grads]
+
+    ours = run()
+    monkeypatch.setattr(kernels, "_kernels", None)
+    pi, obs, eps, weight = pi.double(), obs.double(), eps.double(), weight.double()
+    for mine, theirs in zip(ours, run()):
+        torch.testing.assert_close(mine.double(), theirs, rtol=2e-5, atol=2e-5)
+
+
+# --- Adam ---
+
+
+def test_adam_is_pytorchs(vectors):
+    torch.manual_seed(0)
+    net = nn.Linear(100, 33)
+    params = flatten(net)
+    theirs = nn.Parameter(params.detach().clone())
+    adam, torch_adam = Adam(params, 3e-3), torch.optim.Adam([theirs], lr=3e-3)
+    for step in range(50):
+        grad = torch.randn_like(params) * 10.0 ** (step % 5 - 3)
+        params.grad.copy_(grad)
+        theirs.grad = grad
+        adam.step()
+        torch_adam.step()
+    torch.testing.assert_close(params, theirs, rtol=1e-5, atol=1e-6)
+    state = torch_adam.state[theirs]
+    torch.testing.assert_close(adam.exp_avg, state["exp_avg"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(adam.exp_avg_sq, state["exp_avg_sq"], rtol=1e-5, atol=1e-7)
