@@ -366,6 +366,8 @@ static PyObject *use_avx512(PyObject *self, PyObject *flag) {
     return PyBool_FromLong(has_avx512);
 }
 
+static PyObject *has_avx512_now(PyObject *self, PyObject *none) { return PyBool_FromLong(has_avx512); }
+
 #define METHOD(name, doc) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, doc}
 static PyMethodDef methods[] = {
     METHOD(mlp_forward, "mlp_forward(stack, rows, sizes, activations, params, outputs, result, inputs)"),
@@ -376,6 +378,7 @@ static PyMethodDef methods[] = {
     METHOD(squashed_gaussian_grad, "squashed_gaussian_grad(rows, dim, out, half_range, squashed, noise, "
                                    "act_grad, logp_grad, grad)"),
     METHOD(adam, "adam(size, params, grads, m, v, step, lr, beta1, beta2, eps)"),
+    {"has_avx512", has_avx512_now, METH_NOARGS, "Says whether the longer vectors are in use."},
     {"use_avx512", use_avx512, METH_O, "Chooses the longer vectors, if the CPU has them. Returns whether."},
     {NULL, NULL, 0, NULL}};
 

@@ -10,6 +10,8 @@ a bias ``(n_out,)``. In a stack of networks the weight is ``(stack, n_out, n_in)
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,11 +22,10 @@ from torch import Tensor, nn
 
 from spinup.utils import capture
 
-_kernels: Any
-try:
-    from spinup.utils import _kernels  # type: ignore[attr-defined, no-redef]
-except ImportError:
-    _kernels = None
+_kernels: Any = None
+if os.environ.get("SPINUP_COMPILED") != "0":
+    with contextlib.suppress(ImportError):
+        from spinup.utils import _kernels  # type: ignore[attr-defined, no-redef]
 
 # Activations that a layer can have, numbered as in _kernels.c.
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.Tanh: 2}
@@ -55,9 +56,9 @@ class TorchMLP:
         Returns:
             The last layer's output, and what `backward` needs.
         """
-        h = [torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]]
+        h = [torch.cat(list(inputs), dim=-1) if len(inputs) > 1 else inputs[0]]
         for i, activation in enumerate(activations):
-            h.append(_layer(h[i], *params[2 * i : 2 * i + 2], activation))
+            h.append(_layer(h[i], params[2 * i], params[2 * i + 1], activation))
         return h[-1], tuple(h)
 
     @staticmethod
@@ -136,6 +137,11 @@ class CompiledMLP:
             tensors=(*params, *saved, grad, *(param_grads or ()), *grads),
         )
         return grads
+
+
+def compiled() -> str | None:
+    """Returns the vectors that the compiled functions use, or None where there are no such."""
+    return _kernels and ("avx512" if _kernels.has_avx512() else "avx2")
 
 
 def can_run_on(*tensors: Tensor) -> bool:

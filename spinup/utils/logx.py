@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from spinup.utils import capture
+from spinup.utils import capture, kernels
 from spinup.utils.mpi_tools import barrier, mpi_statistics_scalar, mpi_sum, num_procs, proc_id
 from spinup.utils.serialization_utils import convert_json
 
@@ -409,6 +409,7 @@ def _versions():
         "gymnasium": gymnasium.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
+        "compiled": kernels.compiled(),
     }
 
 

@@ -179,6 +179,12 @@ def test_without_them_pytorch_does_the_work(monkeypatch):
     torch.testing.assert_close(net(x), compiled)
 
 
+def test_they_can_be_switched_off(run_python):
+    code = "from spinup.utils import kernels; print(kernels.compiled())"
+    assert run_python(["-c", code]).stdout.strip() in ("avx2", "avx512")
+    assert run_python(["-c", code], env={"SPINUP_COMPILED": "0"}).stdout.strip() == "None"
+
+
 def test_wrong_arguments_are_errors_not_crashes():
     for name in ("mlp_forward", "mlp_backward", "squashed_gaussian", "adam"):
         with pytest.raises(TypeError, match="needed"):
