@@ -221,7 +221,7 @@ def test_a_folder_with_results_is_named_with_the_remedy(here, capsys):
     (folder / "progress.txt").write_text("Epoch\n0\n")
     status, out, err = run(f"{QUICK} --exp_name demo --seed 0 1", capsys)
     assert (status, out) == (2, "")
-    assert err.startswith("spinup ppo: data/demo/demo_s1 already holds results: give --overwrite ")
+    assert err.startswith("spinup ppo: data/demo/demo_s1 already holds results: give --resume ")
     assert os.listdir(here / "data" / "demo") == ["demo_s1"]
 
 
@@ -269,7 +269,9 @@ def test_ctrl_c_gives_status_130(here):
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=100)[0]
     assert process.returncode == 130
-    assert printed.splitlines()[-1].endswith("stopped 1 variant (cmd_ppo_s0)")
+    stopped, remedy = printed.splitlines()[-2:]
+    assert stopped.endswith("stopped 1 variant (cmd_ppo_s0)")
+    assert remedy.endswith("Continue with the same command and --resume")
 
 
 def test_under_an_outer_mpiexec(run_on_ranks, here):

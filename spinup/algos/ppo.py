@@ -29,6 +29,7 @@ from torch import Tensor
 
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import TrajectoryBuffer
+from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.devices import choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
 from spinup.utils.flat import Adam, flatten_each
@@ -88,6 +89,7 @@ def ppo(
     logger_kwargs: dict[str, Any] | None = None,
     save_freq: int = 10,
     device: str = "cpu",
+    checkpoint_every: float = 300,
 ) -> torch.nn.Module:
     """Trains a policy by Proximal Policy Optimization.
 
@@ -115,9 +117,11 @@ def ppo(
         target_kl: KL divergence between old and new policy thought fit, usually 0.01 or 0.05;
             policy updates stop at 1.5 times that.
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
-            ``overwrite``, ``tensorboard``.
+            ``overwrite``, ``resume``, ``tensorboard``.
         save_freq: epochs between saves of the policy; the last epoch is always saved.
         device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        checkpoint_every: seconds between checkpoints, from which a run that was stopped can be
+            resumed, checked at each epoch's end; 0 for one each epoch.
 
     Returns:
         The trained actor-critic.
@@ -125,6 +129,7 @@ def ppo(
     Raises:
         ValueError: a hyperparameter or a space can't be handled.
         FileExistsError: the output folder holds results.
+        Interrupted: a signal asked the run to stop; its checkpoint is saved.
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.ppo", **locals())
@@ -208,11 +213,16 @@ def ppo(
         logger.store(KL=kl, ClipFrac=clip_frac, StopIter=stop_iter)
         policy.refresh()
 
-    start_time = time.time()
-    obs, _ = env.reset()
-    ep_ret, ep_len = 0.0, 0
+    # Checkpoints, and the start: that of the run, or where one was taken
+    total_steps = epochs * steps_per_epoch
+    parts = dict(ac=ac, pi_optimizer=pi_optimizer, vf_optimizer=vf_optimizer, rng=rng, env=env)
+    checkpoint = Checkpoint(
+        logger, checkpoint_every, steps_per_epoch, total_steps, steps_per_epoch, **parts
+    )
+    start = checkpoint.restore()
+    obs, ep_ret, ep_len = env.continue_episode()
 
-    for epoch in range(1, epochs + 1):
+    for epoch in range(start.t // steps_per_epoch + 1, epochs + 1):
         for t in range(local_steps):
             act = policy(obs)
             next_obs, rew, terminated, truncated, _ = env.step(act)
@@ -249,8 +259,10 @@ def ppo(
         logger.log_tabular("KL", average_only=True)
         logger.log_tabular("ClipFrac", average_only=True)
         logger.log_tabular("StopIter", average_only=True)
-        logger.log_tabular("Time", time.time() - start_time)
+        logger.log_tabular("Time", time.time() - start.start_time)
         logger.dump_tabular()
+
+        checkpoint.step(epoch * steps_per_epoch)
 
     env.close()
     return ac

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
+from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
 from spinup.utils.evaluation import run_test_episodes
@@ -105,6 +106,7 @@ def sac(
     logger_kwargs: dict[str, Any] | None = None,
     save_freq: int = 1,
     device: str = "cpu",
+    checkpoint_every: float = 300,
 ) -> torch.nn.Module:
     """Trains a policy by Soft Actor-Critic.
 
@@ -136,9 +138,11 @@ def sac(
         num_test_episodes: episodes per epoch with the policy's mode, of all ranks together.
         max_ep_len: environment steps after which an episode is cut off.
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
-            ``overwrite``, ``tensorboard``.
+            ``overwrite``, ``resume``, ``tensorboard``.
         save_freq: epochs between saves of the policy; the last epoch is always saved.
         device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        checkpoint_every: seconds between checkpoints, from which a run that was stopped can be
+            resumed, checked at each epoch's end; 0 for one each epoch.
 
     Returns:
         The trained actor-critic.
@@ -146,6 +150,7 @@ def sac(
     Raises:
         ValueError: a hyperparameter or a space can't be handled.
         FileExistsError: the output folder holds results.
+        Interrupted: a signal asked the run to stop; its checkpoint is saved.
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.sac", **locals())
@@ -247,11 +252,18 @@ def sac(
 
     update = capture(update, torch_device)
 
-    start_time = time.time()
-    obs, _ = env.reset()
-    ep_ret, ep_len = 0.0, 0
+    # Checkpoints, and the start: that of the run, or where one was taken
+    total_steps = epochs * steps_per_epoch
+    parts = dict(ac=ac, q_targ=q_targ, pi_optimizer=pi_optimizer, q_optimizer=q_optimizer)
+    parts |= dict(log_alpha=log_alpha, alpha_optimizer=alpha_optimizer) if learns_alpha else {}
+    checkpoint = Checkpoint(
+        *(logger, checkpoint_every, steps_per_epoch, total_steps, update_every),
+        **dict(parts, buf=buf, rng=rng, env=env, test_env=test_env),
+    )
+    start = checkpoint.restore()
+    obs, ep_ret, ep_len = env.continue_episode()
 
-    for t in range(1, epochs * steps_per_epoch + 1):
+    for t in range(start.t + 1, total_steps + 1):
         # Ranks take turns at the steps: together they take one at each t
         if t % num_ranks == rank:
             act = policy(obs) if t > start_steps else env.random_action()
@@ -292,8 +304,10 @@ def sac(
             logger.log_tabular("LossQ", average_only=True)
             if learns_alpha:
                 logger.log_tabular("Alpha", average_only=True)
-            logger.log_tabular("Time", time.time() - start_time)
+            logger.log_tabular("Time", time.time() - start.start_time)
             logger.dump_tabular()
+
+        checkpoint.step(t)
 
     env.close()
     test_env.close()

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
+from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import (
     EnvFn,
@@ -101,6 +102,7 @@ def td3(
     logger_kwargs: dict[str, Any] | None = None,
     save_freq: int = 1,
     device: str = "cpu",
+    checkpoint_every: float = 300,
 ) -> torch.nn.Module:
     """Trains a policy by Twin Delayed DDPG.
 
@@ -137,9 +139,11 @@ def td3(
         num_test_episodes: episodes per epoch without noise, of all ranks together.
         max_ep_len: environment steps after which an episode is cut off.
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
-            ``overwrite``, ``tensorboard``.
+            ``overwrite``, ``resume``, ``tensorboard``.
         save_freq: epochs between saves of the policy; the last epoch is always saved.
         device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        checkpoint_every: seconds between checkpoints, from which a run that was stopped can be
+            resumed, checked at each epoch's end; 0 for one each epoch.
 
     Returns:
         The trained actor-critic.
@@ -147,6 +151,7 @@ def td3(
     Raises:
         ValueError: a hyperparameter or a space can't be handled.
         FileExistsError: the output folder holds results.
+        Interrupted: a signal asked the run to stop; its checkpoint is saved.
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.td3", **locals())
@@ -240,12 +245,19 @@ def td3(
             q_targ_params.lerp_(q_params, 1 - polyak)
 
     update = capture(update, torch_device)
-    num_updates = 0  # over the whole run, so that the delay doesn't start anew in each block
-    start_time = time.time()
-    obs, _ = env.reset()
-    ep_ret, ep_len = 0.0, 0
+    # Checkpoints, and the start: that of the run, or where one was taken
+    total_steps = epochs * steps_per_epoch
+    parts = dict(ac=ac, pi_targ=pi_targ, q_targ=q_targ)
+    parts |= dict(pi_optimizer=pi_optimizer, q_optimizer=q_optimizer)
+    checkpoint = Checkpoint(
+        *(logger, checkpoint_every, steps_per_epoch, total_steps, update_every),
+        **dict(parts, buf=buf, rng=rng, env=env, test_env=test_env),
+    )
+    start = checkpoint.restore(num_updates=0)
+    num_updates = start.num_updates  # of the whole run: the delay doesn't start anew in each block
+    obs, ep_ret, ep_len = env.continue_episode()
 
-    for t in range(1, epochs * steps_per_epoch + 1):
+    for t in range(start.t + 1, total_steps + 1):
         # Ranks take turns at the steps: together they take one at each t
         if t % num_ranks == rank:
             act = explore(obs) if t > start_steps else env.random_action()
@@ -284,8 +296,10 @@ def td3(
             logger.log_tabular("Q2Vals", with_min_and_max=True)
             logger.log_tabular("LossPi", average_only=True)
             logger.log_tabular("LossQ", average_only=True)
-            logger.log_tabular("Time", time.time() - start_time)
+            logger.log_tabular("Time", time.time() - start.start_time)
             logger.dump_tabular()
+
+        checkpoint.step(t, num_updates=num_updates)
 
     env.close()
     test_env.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,6 +171,15 @@ class ReplayBuffer:
         if torch.device(device).type == "cpu":
             return dict(self._parts)
         return self._split(self._minibatch.to(device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the transitions, and where the next one goes."""
+        return dict(rows=self.rows[: self.size], size=self.size, ptr=self.ptr)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.size, self.ptr = state["size"], state["ptr"]
+        self.rows[: self.size] = state["rows"]
 
     def _draw(self, out):
         idx = self.rng.integers(self.size, size=len(out))

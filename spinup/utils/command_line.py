@@ -87,6 +87,9 @@ RUN_FLAGS = {
         Parameter("jobs", ("int",), 1, "how many variants run at once"),
         Parameter("datestamp", ("bool",), False, "put date and time into the folders' names"),
         Parameter("overwrite", ("bool",), False, "replace results that the folders hold"),
+        Parameter(
+            "resume", ("bool",), False, "continue what was stopped or failed, skip what finished"
+        ),
         Parameter("tensorboard", ("bool",), False, "also log for TensorBoard"),
     )
 }

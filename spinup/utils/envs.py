@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,11 @@ class AdaptedEnv(gym.Wrapper):
         self.steps = 0
         self._seed = seed
         self.action_space.seed(seed)
+        # The episode under way: how it began, its actions, and what came of the last
+        self._origin: dict[str, Any] | None = None
+        self._actions: list[Any] = []
+        self._last_obs = np.empty(0)
+        self._saved_episode: dict[str, Any] | None = None
         space = self.action_space
         self._is_box = isinstance(space, Box)
         if isinstance(space, Box):
@@ -45,9 +51,11 @@ class AdaptedEnv(gym.Wrapper):
         if seed is None:  # as a wrapper around this one passes it on
             seed = self._seed
         self._seed = None
+        self._origin, self._actions = dict(seed=seed, generator=self._generator_state()), []
         obs, info = self.env.reset(seed=seed, **kwargs)
         obs = np.array(obs)  # a copy: some environments go on to change theirs in place
         self._check("observation", obs)
+        self._last_obs = obs
         return obs, info
 
     def step(self, action):
@@ -62,9 +70,10 @@ class AdaptedEnv(gym.Wrapper):
             action = action.astype(self._dtype, copy=False).reshape(self._shape)
         else:
             action = int(action) + self.action_space.start
+        self._actions.append(action)
         obs, rew, terminated, truncated, info = self.env.step(action)
         self.steps += 1
-        obs = np.array(obs)
+        self._last_obs = obs = np.array(obs)
         self._check("observation", obs)
         if not math.isfinite(rew):
             self._check("reward", np.asarray(rew))
@@ -74,6 +83,79 @@ class AdaptedEnv(gym.Wrapper):
         """Samples an action uniformly, as an array of shape ``(act_dim,)``."""
         return self.action_space.sample().reshape(-1)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint needs: generators, and how the episode came to be."""
+        return {
+            "steps": self.steps,
+            "seed": self._seed,
+            "generator": self._generator_state(),
+            "action_space": self.action_space.np_random.bit_generator.state,
+            "episode": {
+                "origin": self._origin,
+                "actions": np.array(self._actions),
+                "obs": self._last_obs,
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned; the episode is `continue_episode`'s to restore."""
+        self.steps, self._seed = state["steps"], state["seed"]
+        self._set_generator(state["generator"])
+        self.action_space.np_random.bit_generator.state = state["action_space"]
+        self._saved_episode = state["episode"]
+
+    def continue_episode(self) -> tuple[np.ndarray, float, int]:
+        """Starts an episode, or plays the one in which a checkpoint was taken up to there.
+
+        An environment's own state can't be saved, but what made it can: the generator at the
+        episode's start, and the actions since. Where that leads elsewhere, because the environment
+        isn't deterministic, a warning says so and a new episode starts.
+
+        Returns:
+            The observation ``(obs_dim,)``, and the episode's return and length so far.
+        """
+        saved, self._saved_episode = self._saved_episode, None
+        if saved is None or saved["origin"] is None:
+            return self.reset()[0], 0.0, 0
+        steps, generator, global_state = self.steps, self._generator_state(), _global_state()
+        try:
+            obs, ep_ret = self._replay(saved)
+        except Exception as error:  # noqa: BLE001 (whatever an environment may raise)
+            obs, reason = None, f"{type(error).__name__}: {error}"
+        else:
+            reason = "the observation after it is another"
+        self.steps = steps
+        self._set_generator(generator)
+        _set_global_state(global_state)
+        if obs is not None and np.array_equal(obs, saved["obs"], equal_nan=True):
+            return obs, ep_ret, len(saved["actions"])
+        warnings.warn(
+            f"{self.name} can't be brought back into the episode that the checkpoint was taken in "
+            f"({reason}): it isn't deterministic, and the run isn't the one without a break. A new "
+            "episode starts",
+            stacklevel=2,
+        )
+        return self.reset()[0], 0.0, 0
+
+    def _replay(self, saved):
+        origin = saved["origin"]
+        self._set_generator(origin["generator"])
+        obs, _ = self.reset(seed=origin["seed"])
+        self._origin = origin
+        ep_ret = 0.0
+        for action in saved["actions"]:
+            obs, rew, *_ = self.step(action.reshape(-1) if self._is_box else action)
+            ep_ret += rew
+        return obs, ep_ret
+
+    def _generator_state(self):
+        generator = getattr(self.unwrapped, "np_random", None)
+        return None if generator is None else generator.bit_generator.state
+
+    def _set_generator(self, state):
+        if state is not None:
+            self.unwrapped.np_random.bit_generator.state = state
+
     def _check(self, quantity, value):
         # One sum is cheaper than a test of each number; it may overflow where none is infinite.
         if not math.isfinite(value.sum()) and not np.isfinite(value).all():
@@ -81,6 +163,16 @@ class AdaptedEnv(gym.Wrapper):
                 f"{self.name} returned NaN or infinity in the {quantity} at step {self.steps}: "
                 f"{value}"
             )
+
+
+def _global_state():
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_global_state(state):
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
 
 
 def make_env(env_fn: EnvFn, seed: int | None = None) -> AdaptedEnv:

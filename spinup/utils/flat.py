@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -103,6 +105,24 @@ class Adam:
     def step(self) -> None:
         """Moves the parameters along their gradient."""
         capture.run(self._step if self._torch is None else self._torch.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns both moments, and the number of steps taken."""
+        if self._torch is not None and self._torch.state:
+            state = self._torch.state[self.params]
+            moments = {k: state[k] for k in ("exp_avg", "exp_avg_sq")}
+            return {"steps": int(state["step"].item()), **moments}
+        return dict(steps=self.steps, exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.steps = state["steps"]
+        self.exp_avg.copy_(torch.as_tensor(state["exp_avg"]))
+        self.exp_avg_sq.copy_(torch.as_tensor(state["exp_avg_sq"]))
+        if self._torch is not None and self.steps:
+            moments = dict(exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq)
+            step = torch.tensor(float(self.steps), device=self.params.device)
+            self._torch.state[self.params] = {"step": step, **moments}
 
     def _step(self):
         self.steps += 1

@@ -203,6 +203,7 @@ class Display:
         labels = ", ".join(run.experiment.label for run in running)
         text = f"stopped {plural(len(running), 'variant')}{f' ({labels})' if labels else ''}"
         self.say(escape(text + (f"; {waiting} had not started" if waiting else "")))
+        self.say("Continue with the same command and --resume")
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""

@@ -7,6 +7,7 @@ ends all of them in order; and tethered to the launcher, so that none outlives i
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import os
 import pickle
@@ -37,8 +38,8 @@ SPEC_FILE = "experiment.json"
 # What follows the Python executable, before the file to run.
 ENTRYPOINT = ("-m", "spinup.utils.run_entrypoint")
 
-# Between asking processes to end and killing them.
-GRACE_SECONDS = 5.0
+# Between asking runs to save their state and end, and killing them.
+GRACE_SECONDS = 20.0
 POLL_SECONDS = 0.05
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has only the latter
@@ -116,7 +117,8 @@ class Run:
         (experiment.folder / STATUS_FILE).unlink(missing_ok=True)
         self._private, spec = write_spec(experiment)
         try:
-            with open(experiment.log, "wb") as log:
+            continues = experiment.kwargs.get("logger_kwargs", {}).get("resume")
+            with open(experiment.log, "ab" if continues else "wb") as log:
                 self.process = _spawn(experiment.num_cpu, spec, log)
         except BaseException:
             self._forget_private()
@@ -140,8 +142,11 @@ class Run:
         return judge(self.experiment, exit_status, self.seconds)
 
     def ask_to_end(self) -> None:
-        """Asks its processes to end; ``mpiexec`` hands that on to its ranks."""
-        self._end_group(signal.SIGTERM)
+        """Asks the run to save its state and end."""
+        # mpiexec kills its ranks at once when told to end; of other signals it hands on this one
+        several = self.experiment.num_cpu > 1 and hasattr(signal, "SIGUSR1")
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGUSR1 if several else signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends it at once, and records that it was interrupted."""
@@ -291,7 +296,7 @@ def _log_tail(log, size=20_000):
 
 def _record_failure(folder, reason):
     status = read_status(folder)
-    if status.get("state") == "failed":
+    if status.get("state") in ("failed", "interrupted"):
         return
     try:
         write_json(folder / STATUS_FILE, {**status, "state": "failed", "error": reason})

@@ -18,7 +18,15 @@ import torch
 from safetensors.torch import save_file
 
 from spinup.utils import capture, kernels
-from spinup.utils.mpi_tools import barrier, mpi_statistics_scalar, mpi_sum, num_procs, proc_id
+from spinup.utils.interrupts import Interrupted
+from spinup.utils.mpi_tools import (
+    barrier,
+    broadcast,
+    mpi_statistics_scalar,
+    mpi_sum,
+    num_procs,
+    proc_id,
+)
 from spinup.utils.serialization_utils import convert_json
 
 _COLORS = dict(
@@ -90,10 +98,12 @@ class Logger:
         output_fname: name of the tab-separated log, one row per epoch.
         exp_name: name of the experiment; the plotter averages runs that share it.
         overwrite: remove the results that the folder holds, instead of refusing it.
+        resume: continue the run whose results the folder holds, if it holds any.
         tensorboard: also write the log for TensorBoard (``pip install spinup[tensorboard]``).
 
     Raises:
         FileExistsError: the folder holds results.
+        BlockingIOError: another run is writing to it.
     """
 
     current: Logger | None = None  # the logger of the run under way in this process
@@ -105,8 +115,12 @@ class Logger:
         exp_name: str | None = None,
         overwrite: bool = False,
         tensorboard: bool = False,
+        resume: bool = False,
     ):
         self.exp_name = exp_name
+        self.resumes = resume and not overwrite
+        self._lock = None
+        self._config_before: dict[str, Any] = {}
         self.log_headers: list[str] = []
         self.log_current_row: dict[str, Any] = {}
         self.first_row = True
@@ -121,11 +135,20 @@ class Logger:
         if proc_id() == 0:
             self.output_dir = Path(output_dir or tempfile.mkdtemp(prefix="spinup-"))
             self._status_file = self.output_dir / "status.json"
-            _prepare_folder(self.output_dir, overwrite)
+            if not (overwrite or resume):
+                _refuse_results(self.output_dir)
+            self._lock = _lock(self.output_dir)
+            if overwrite:
+                _remove_results(self.output_dir)
+            if self.resumes and (self.output_dir / "checkpoint").is_dir():
+                self._config_before = _read_json(self.output_dir / "config.json")
             self._board = _open_tensorboard(self.output_dir) if tensorboard else None
-            self.output_file = (self.output_dir / output_fname).open("w")
+            self._output_path = self.output_dir / output_fname
+            # What is there stays until the checkpoint that it belongs to has been read
+            self.output_file = self._output_path.open("a" if self.resumes else "w")
             self._write_status("running")
-            self.log(f"Logging to {self.output_dir / output_fname}")
+            self.log(f"Logging to {self._output_path}")
+        self.shared_dir = _agreed_folder(self.output_dir or output_dir)
         Logger.current = self
 
     def log(self, msg: str, color: str = "green") -> None:
@@ -141,6 +164,7 @@ class Logger:
             config: hyperparameters and other facts; what JSON can't hold is described in words.
         """
         self.config.update(convert_json(config))
+        _check_unchanged(self._config_before, self.config)
         self.config["num_cpu"] = num_procs()
         self.config["versions"] = _versions()
         if self.exp_name is not None:
@@ -202,6 +226,33 @@ class Logger:
                     self._board.add_scalar(key, val, int(row.get("TotalEnvInteracts", 0)))
         self.first_row = False
 
+    def begin(self) -> None:
+        """Starts the log anew, when there is no checkpoint to continue."""
+        if self.output_file is not None:
+            self.output_file.truncate(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the log so far, for a checkpoint."""
+        text = "" if self.output_file is None else self._output_path.read_text()
+        return dict(
+            progress=text,
+            headers=self.log_headers,
+            first_row=self.first_row,
+            status=self.status,
+            seconds=time.time() - self._start,
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the log as it was at a checkpoint."""
+        self.log_headers, self.first_row = state["headers"], state["first_row"]
+        self.status, self._start = state["status"], time.time() - state["seconds"]
+        if self.output_file is not None:
+            self.output_file.close()
+            temporary = self._output_path.with_suffix(".tmp")
+            temporary.write_text(state["progress"])
+            os.replace(temporary, self._output_path)
+            self.output_file = self._output_path.open("a")
+
     def close(self, error: BaseException | None = None) -> None:
         """Ends the run's log: its status becomes finished, or failed and why."""
         if Logger.current is self:
@@ -214,7 +265,10 @@ class Logger:
             self._board.close()
         # A rank that fails says so itself: rank 0 waits for it, and is ended waiting.
         if proc_id() == 0 or error is not None:
-            self._write_status("finished" if error is None else "failed", error=error)
+            state = "interrupted" if isinstance(error, Interrupted) else "failed"
+            self._write_status("finished" if error is None else state, error=error)
+        if self._lock is not None:
+            self._lock.close()
 
     def _print_row(self, row):
         width = max(15, *map(len, self.log_headers))
@@ -305,6 +359,18 @@ class EpochLogger(Logger):
             super().log_tabular("Min" + key, extremes[0])
         self.epoch_dict[key].clear()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the log so far, and what has been stored since the last row."""
+        samples = {key: np.array(kept.values()) for key, kept in self.epoch_dict.items()}
+        return {**super().state_dict(), "samples": samples}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        super().load_state_dict(state)
+        for key, values in state["samples"].items():
+            self.epoch_dict[key].clear()
+            self.epoch_dict[key].add(values)
+
     def get_stats(self, key: str) -> tuple[float, ...]:
         """Returns mean and standard deviation of what is stored."""
         return mpi_statistics_scalar(self.epoch_dict[key].values())
@@ -370,20 +436,81 @@ class _Samples:
         self._on_gpu.clear()
 
 
-def _prepare_folder(folder, overwrite):
-    if holds_results(folder):
-        if not overwrite:
-            raise FileExistsError(
-                f"{folder} holds the results of a run; choose another folder or exp_name, or "
-                "replace them with --overwrite (from Python, overwrite=True in logger_kwargs)"
+def _lock(folder):
+    """Returns the open file whose lock keeps other runs out of a folder, until it is closed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    # Where a link in its place leads is nobody's business
+    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
+    file = os.fdopen(os.open(folder / ".lock", flags, 0o600), "w")
+    try:
+        # The process's own, not inherited by its children: it goes when the process goes
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise BlockingIOError(f"{folder} is in use by a run that is under way") from None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+def _agreed_folder(folder):
+    """Returns rank 0's folder, on all ranks."""
+    name = np.zeros(4096, dtype=np.uint8)
+    encoded = os.fsencode(os.path.abspath(folder)) if folder else b""
+    name[: len(encoded)] = list(encoded)
+    broadcast(name)
+    return Path(os.fsdecode(name.tobytes().rstrip(b"\0")))
+
+
+def _read_json(path):
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# What may differ when a run is resumed.
+_MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_every", "save_freq"}
+
+
+def _check_unchanged(before, config):
+    """Refuses to resume a run with other hyperparameters than it began with."""
+    for key in before.keys() & config.keys() - _MAY_CHANGE:
+        # As JSON has it, where tuples are lists
+        if before[key] != json.loads(json.dumps(config[key])):
+            raise ValueError(
+                f"{key} is {config[key]!r}, but the run to resume has {before[key]!r}: give it "
+                "that, or start anew with --overwrite"
             )
+    if before.get("epochs", 0) > config.get("epochs", math.inf):
+        raise ValueError(
+            f"epochs is {config['epochs']}, but the run to resume has {before['epochs']}: more are "
+            "allowed, fewer aren't"
+        )
+
+
+def _refuse_results(folder):
+    if holds_results(folder):
+        raise FileExistsError(
+            f"{folder} holds the results of a run; continue it with --resume, choose another "
+            "folder or exp_name, or replace them with --overwrite (from Python, resume=True "
+            "or overwrite=True in logger_kwargs)"
+        )
+
+
+def _remove_results(folder):
+    if holds_results(folder):
         for name in _RESULTS:
             path = folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _open_tensorboard(folder):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spinup.utils.interrupts import Interrupted
 from spinup.utils.logx import describe_error, read_status, write_json
 from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.utils.serialization_utils import decode, import_callable
@@ -33,9 +34,13 @@ def main(spec_file: str) -> None:
 
     Raises:
         ValueError: the spec isn't one.
+        SystemExit: a signal asked the run to stop, and it saved a checkpoint.
     """
     die_with_parent()  # a rank's parent is mpiexec's proxy
-    execute(*read_spec(spec_file))
+    try:
+        execute(*read_spec(spec_file))
+    except Interrupted as error:
+        sys.exit(error.exit_status)
 
 
 def read_spec(spec_file: str) -> tuple[Callable, dict[str, Any]]:
@@ -74,6 +79,8 @@ def execute(thunk: Callable, kwargs: dict[str, Any]) -> Any:
     folder = kwargs.get("logger_kwargs", {}).get("output_dir")
     try:
         result = thunk(**with_env_fn(kwargs))
+    except Interrupted:  # the run has said so itself
+        raise
     except BaseException as error:
         _close_status(folder, "failed", describe_error(error))
         raise
@@ -104,7 +111,9 @@ def _close_status(folder, state, error):
     if folder is None:
         return
     status = read_status(folder)
-    if status.get("state") in (state, "failed") or (state == "finished" and proc_id() != 0):
+    if status.get("state") in (state, "failed", "interrupted") or (
+        state == "finished" and proc_id() != 0
+    ):
         return
     if error is not None and num_procs() > 1:
         error = f"rank {proc_id()}: {error}"

@@ -21,7 +21,7 @@ import numpy as np
 from spinup import user_config
 from spinup.utils import grid_display
 from spinup.utils.launch import ENTRYPOINT, STATUS_FILE, Experiment, Outcome, run_all, run_one
-from spinup.utils.logx import check_exp_name, colorize, holds_results
+from spinup.utils.logx import check_exp_name, colorize, holds_results, read_status
 from spinup.utils.mpi_tools import (
     barrier,
     broadcast,
@@ -47,6 +47,7 @@ def setup_logger_kwargs(
     data_dir: str | os.PathLike | None = None,
     datestamp: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Names the folder of a run, as ``logger_kwargs`` for an algorithm.
 
@@ -65,18 +66,21 @@ def setup_logger_kwargs(
         data_dir: where results go; ``DEFAULT_DATA_DIR`` of ``spinup/user_config.py`` if None.
         datestamp: put date and time into the names; ``FORCE_DATESTAMP`` there does so always.
         overwrite: let the run replace results that the folder holds.
+        resume: let the run continue the one whose results the folder holds.
 
     Returns:
-        ``output_dir`` and ``exp_name``, and ``overwrite`` if that is so.
+        ``output_dir`` and ``exp_name``, and ``overwrite`` or ``resume`` if that is so.
 
     Raises:
         ValueError: `exp_name` is not fit for a folder's name.
     """
-    return _logger_kwargs(exp_name, seed, data_dir, datestamp, overwrite, time.localtime())
+    now = time.localtime()
+    return _logger_kwargs(exp_name, seed, data_dir, datestamp, overwrite, resume, now)
 
 
-def _logger_kwargs(exp_name, seed, data_dir, datestamp, overwrite, now):
+def _logger_kwargs(exp_name, seed, data_dir, datestamp, overwrite, resume, now):
     check_exp_name(exp_name)
+    _check_resume(datestamp or user_config.FORCE_DATESTAMP, overwrite, resume)
     day = second = ""
     if datestamp or user_config.FORCE_DATESTAMP:
         day, second = time.strftime("%Y-%m-%d_", now), time.strftime("%Y-%m-%d_%H-%M-%S-", now)
@@ -84,7 +88,18 @@ def _logger_kwargs(exp_name, seed, data_dir, datestamp, overwrite, now):
     if seed is not None:
         folder = os.path.join(folder, f"{second}{exp_name}_s{seed}")
     logger_kwargs = {"output_dir": folder, "exp_name": exp_name}
-    return {**logger_kwargs, "overwrite": True} if overwrite else logger_kwargs
+    given = {name: True for name, flag in [("overwrite", overwrite), ("resume", resume)] if flag}
+    return {**logger_kwargs, **given}
+
+
+def _check_resume(datestamp, overwrite, resume):
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other: continue, or start anew")
+    if resume and datestamp:
+        raise ValueError(
+            "resume finds a run by its folder's name, and datestamp makes a new one each time: "
+            "leave datestamp out, or name the folder by logger_kwargs"
+        )
 
 
 # --- One experiment -------------------------------------------------------------------------------
@@ -98,6 +113,7 @@ def call_experiment(
     data_dir: str | os.PathLike | None = None,
     datestamp: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
     **kwargs: Any,
 ) -> str:
     """Runs one experiment in a clean process, or on several MPI ranks, and waits for it.
@@ -113,6 +129,7 @@ def call_experiment(
         data_dir: where results go, see `setup_logger_kwargs`.
         datestamp: put date and time into the folder's name.
         overwrite: replace results that the folder holds.
+        resume: continue the run whose results the folder holds; one that has finished isn't run.
         **kwargs: for `thunk`. ``env_name``, and ``env_kwargs`` if there are any, become ``env_fn``.
 
     Returns:
@@ -122,9 +139,14 @@ def call_experiment(
         ValueError: a name, a number of ranks or a folder that can't be used, before anything runs.
         RuntimeError: the experiment failed; why, and where its log is.
     """
+    kwargs["seed"] = seed
     experiment = _make_experiment(
-        exp_name, thunk, {**kwargs, "seed": seed}, num_cpu, data_dir, datestamp, overwrite, _now()
+        exp_name, thunk, kwargs, num_cpu, data_dir, datestamp, overwrite, resume, _now()
     )
+    if resume and has_finished(experiment):
+        if proc_id() == 0:
+            print(f"{experiment.label} has finished already")
+        return str(experiment.folder)
     notes = _check_ready([experiment])
     if proc_id() == 0:
         _announce(experiment, notes)
@@ -158,18 +180,31 @@ def _now() -> time.struct_time:
     return time.localtime(seconds[0])
 
 
-def _make_experiment(exp_name, thunk, kwargs, num_cpu, data_dir, datestamp, overwrite, now):
+def _make_experiment(exp_name, thunk, kwargs, num_cpu, data_dir, datestamp, overwrite, resume, now):
     if not callable(thunk):
         raise ValueError(f"There is nothing to run: expected a function, not {thunk!r}")
     if "logger_kwargs" not in kwargs:
         seed = kwargs.get("seed")
-        folders = _logger_kwargs(exp_name, seed, data_dir, datestamp, overwrite, now)
+        folders = _logger_kwargs(exp_name, seed, data_dir, datestamp, overwrite, resume, now)
         kwargs["logger_kwargs"] = folders
     elif not dict(kwargs["logger_kwargs"] or {}).get("output_dir"):
         raise ValueError("logger_kwargs must name an output_dir, or be left out")
-    elif overwrite:
-        kwargs["logger_kwargs"] = {**kwargs["logger_kwargs"], "overwrite": True}
+    else:
+        _check_resume(False, overwrite, resume)
+        given = {"overwrite": True} if overwrite else {"resume": True} if resume else {}
+        kwargs["logger_kwargs"] = {**kwargs["logger_kwargs"], **given}
     return Experiment(exp_name, thunk, kwargs, count_ranks(num_cpu))
+
+
+def has_finished(experiment: Experiment) -> bool:
+    """Says whether an experiment's folder holds its finished run, with as many epochs as asked."""
+    if read_status(experiment.folder).get("state") != "finished":
+        return False
+    try:
+        config = json.loads((experiment.folder / "config.json").read_text())
+        return experiment.kwargs.get("epochs", 0) <= config.get("epochs", 0)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def count_ranks(num_cpu: int | str) -> int:
@@ -230,8 +265,9 @@ def _check_ready(experiments: Sequence[Experiment]) -> list[str]:
         names = ", ".join(grid_display.short_path(folder) for folder in full[:3])
         more = f" and {len(full) - 3} more" if len(full) > 3 else ""
         raise ValueError(
-            f"{names}{more} already hold{'s' if len(full) == 1 else ''} results: give --overwrite "
-            "(overwrite=True) to replace them, another --exp_name, or --dt (datestamp=True)"
+            f"{names}{more} already hold{'s' if len(full) == 1 else ''} results: give --resume "
+            "(resume=True) to continue, --overwrite (overwrite=True) to replace them, another "
+            "--exp_name, or --dt (datestamp=True)"
         )
     for experiment in experiments:
         _check_folder_can_be_made(experiment.folder)
@@ -246,8 +282,9 @@ def _check_ready(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _is_taken(experiment):
-    may_overwrite = experiment.kwargs["logger_kwargs"].get("overwrite")
-    return not may_overwrite and holds_results(experiment.folder)
+    settings = experiment.kwargs["logger_kwargs"]
+    may_be = settings.get("overwrite") or settings.get("resume")
+    return not may_be and holds_results(experiment.folder)
 
 
 def _describe_clash(first, second):
@@ -430,6 +467,7 @@ class ExperimentGrid:
         jobs: int = 1,
         overwrite: bool = False,
         tensorboard: bool = False,
+        resume: bool = False,
     ) -> list[str]:
         """Runs every variant in processes of its own; one that fails doesn't stop the others.
 
@@ -443,6 +481,7 @@ class ExperimentGrid:
             jobs: how many variants run at once.
             overwrite: replace results that the folders hold.
             tensorboard: also log for TensorBoard.
+            resume: continue what was stopped or failed, and skip what has finished.
 
         Returns:
             The variants' folders.
@@ -452,7 +491,7 @@ class ExperimentGrid:
                 folder holds results, MPI is missing, ...
             RuntimeError: a variant failed; raised when all have ended.
         """
-        plan = self.plan(thunk, num_cpu, data_dir, datestamp, jobs, overwrite, tensorboard)
+        plan = self.plan(thunk, num_cpu, data_dir, datestamp, jobs, overwrite, tensorboard, resume)
         return self.launch(plan)
 
     def plan(
@@ -464,6 +503,7 @@ class ExperimentGrid:
         jobs: int = 1,
         overwrite: bool = False,
         tensorboard: bool = False,
+        resume: bool = False,
     ) -> Plan:
         """Makes sure that the variants can run, and writes nothing; takes the arguments of `run`.
 
@@ -478,14 +518,19 @@ class ExperimentGrid:
             function = variant.pop(thunk, None) if isinstance(thunk, str) else thunk
             variant.setdefault("seed", 0)
             experiment = _make_experiment(
-                name, function, variant, num_cpu, data_dir, datestamp, overwrite, now
+                name, function, variant, num_cpu, data_dir, datestamp, overwrite, resume, now
             )
             if tensorboard:
                 experiment.kwargs["logger_kwargs"]["tensorboard"] = True
             experiments.append(experiment)
         notes = _check_jobs(jobs, experiments) + _check_ready(experiments)
+        finished = [e for e in experiments if resume and has_finished(e)]
+        if finished:
+            notes.append(f"{len(finished)} of {len(experiments)} have finished already")
         root = os.path.abspath(data_dir or user_config.DEFAULT_DATA_DIR)
-        return Plan(experiments, root, jobs, notes)
+        barrier()  # all ranks have looked at what has finished
+        waiting = [e for e in experiments if e not in finished]
+        return Plan(waiting, root, jobs, notes, [str(e.folder) for e in experiments])
 
     def launch(self, plan: Plan) -> list[str]:
         """Runs what `plan` returned, shows how it goes, and how it ended.
@@ -499,12 +544,13 @@ class ExperimentGrid:
         if proc_id() == 0:
             self.print()
             grid_display.print_plan(plan.experiments, plan.root, plan.jobs, plan.notes)
-            grid_display.count_down(user_config.WAIT_BEFORE_LAUNCH)
-        if num_procs() > 1:
+            if plan.experiments:
+                grid_display.count_down(user_config.WAIT_BEFORE_LAUNCH)
+        if plan.experiments and num_procs() > 1:
             _run_in_this_world(plan)
-        else:
+        elif plan.experiments:
             _run_in_processes(plan)
-        return [str(experiment.folder) for experiment in plan.experiments]
+        return plan.folders
 
 
 @dataclass
@@ -516,12 +562,14 @@ class Plan:
         root: the folder that theirs lie below.
         jobs: how many run at once.
         notes: remarks for whoever starts it.
+        folders: of all variants, also of those of a resumed grid that finished before.
     """
 
     experiments: list[Experiment]
     root: str
     jobs: int
     notes: list[str]
+    folders: list[str]
 
 
 def _nest(items):

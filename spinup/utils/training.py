@@ -9,6 +9,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
+from spinup.utils import interrupts
 from spinup.utils.logx import Logger
 from spinup.utils.mpi_pytorch import one_thread_per_rank
 from spinup.utils.mpi_tools import num_procs
@@ -32,7 +33,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
         call = inspect.signature(algorithm).bind(*args, **kwargs)
         call.arguments.update({k: _as_int(k, v) for k, v in call.arguments.items()})
         try:
-            with one_thread_per_rank(), gradients_in_place():
+            with interrupts.noted(), one_thread_per_rank(), gradients_in_place():
                 result = algorithm(*call.args, **call.kwargs)
         except BaseException as error:
             if Logger.current is not None:
@@ -55,7 +56,7 @@ _VALID: dict[str, tuple[bool, float, float]] = {
     **dict.fromkeys(["gamma", "lam", "polyak"], (False, 0, 1)),
     **dict.fromkeys(["lr", "pi_lr", "vf_lr", "q_lr", "clip_ratio"], (False, 0, math.inf)),
     **dict.fromkeys(["act_noise", "target_noise", "noise_clip"], (False, 0, math.inf)),
-    **dict.fromkeys(["target_kl"], (False, 0, math.inf)),
+    **dict.fromkeys(["target_kl", "checkpoint_every"], (False, 0, math.inf)),
 }
 
 # Split over ranks, so that each rank needs one at least.

@@ -215,7 +215,7 @@ def results(folder):
 def test_a_folder_with_results_is_refused_and_left_alone(tmp_path):
     folder = results(tmp_path / "run")
     before = sorted(folder.rglob("*"))
-    message = r"run holds the results of a run; .*--overwrite \(from Python, overwrite=True"
+    message = r"run holds the results of a run; .*--resume.*--overwrite \(from Python, resume=True"
     with pytest.raises(FileExistsError, match=message):
         Logger(output_dir=folder)
     assert sorted(folder.rglob("*")) == before
@@ -232,6 +232,7 @@ def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path):
         "notes.md",
         "log.txt",
         "plots",
+        ".lock",
     }
     assert (folder / "progress.txt").read_text() == ""
     assert (folder / "notes.md").read_text() == "old"

@@ -235,7 +235,7 @@ def test_variants_that_would_share_a_folder_are_named():
 
 def test_folders_with_results_are_refused_and_unharmed(here):
     finished_run(here / "data" / "x" / "x_s1")
-    message = r"^data/x/x_s1 already holds results: give --overwrite .* another --exp_name, or --dt"
+    message = r"^data/x/x_s1 already holds results: give --resume .* another --exp_name, or --dt"
     with pytest.raises(ValueError, match=message):
         grid_of("x", seed=[0, 1, 2]).run(fake)
     with pytest.raises(ValueError, match="already holds results"):

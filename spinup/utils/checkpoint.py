@@ -1,0 +1,321 @@
+"""Checkpoints: all that a training run depends on, written so that it can be trusted.
+
+A checkpoint is a folder ``checkpoint/step-N`` of the run's. For each rank it holds the arrays
+(``rank0.safetensors``) and the rest (``rank0.json``), and for all ``manifest.json`` with the size
+and SHA-256 of each file. It is written under a temporary name, flushed to the disk, and renamed;
+the last two are kept. What doesn't match its manifest is not used. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+
+from spinup.utils import interrupts
+from spinup.utils.logx import EpochLogger
+from spinup.utils.mpi_tools import barrier, broadcast, mpi_op, mpi_sum, num_procs, proc_id
+
+FOLDER = "checkpoint"
+FORMAT = 1
+_KEPT = 2
+_TEMPORARY = ".unfinished-"
+
+# A value of the JSON file that stands for an array of the other file, by its name there.
+_ARRAY = "__array__"
+
+
+class Checkpoint:
+    """Saves a run's state from time to time and when it is interrupted, and restores it.
+
+    Args:
+        logger: the run's logger, whose folder holds the checkpoints, and whose log and gathered
+            values belong to them.
+        every: seconds from one checkpoint to the next, checked at the end of each epoch; 0 means
+            each epoch. There is always one at the end.
+        steps_per_epoch, total_steps: environment steps, of all ranks together.
+        meet_every: environment steps after which ranks agree on whether to stop.
+        **parts: what training depends on, by name: modules, optimizers, buffers, environments
+            (whatever has ``state_dict`` and ``load_state_dict``), tensors, and NumPy generators.
+            The global generators of torch, NumPy and Python are added.
+    """
+
+    def __init__(
+        self,
+        logger: EpochLogger,
+        every: float,
+        steps_per_epoch: int,
+        total_steps: int,
+        meet_every: int,
+        **parts: Any,
+    ):
+        self.logger, self.every = logger, every
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.meet_every = meet_every
+        self.parts = {**parts, "logger": logger, "generators": _GlobalGenerators()}
+        self._began = self._saved = time.time()
+
+    def restore(self, **counters: Any) -> SimpleNamespace:
+        """Continues where the newest checkpoint was taken, if the run is one to resume.
+
+        Args:
+            **counters: the training loop's own numbers, as they are at the start.
+
+        Returns:
+            The counters, as they were at the checkpoint or as given; with ``t``, the environment
+            steps taken, and ``start_time``, when the run would have begun without a break.
+        """
+        saved = self._read() if self.logger.resumes else None
+        at = SimpleNamespace(**counters, t=0, start_time=self._began)
+        if saved is None:
+            self.logger.begin()
+            return at
+        vars(at).update(saved["counters"])
+        at.start_time = self._began = time.time() - saved["seconds"]
+        for name, part in self.parts.items():
+            _load(part, saved["parts"][name])
+        self.logger.log(f"Continuing at step {at.t} of {self.total_steps}")
+        return at
+
+    def step(self, t: int, **counters: Any) -> None:
+        """Saves a checkpoint if one is due after `t` environment steps.
+
+        Call it at the end of each step of the training loop (or at the end of some of them, as long
+        as all ranks do).
+
+        Raises:
+            Interrupted: a signal has asked the run to stop; the checkpoint is saved.
+        """
+        ends_epoch = t % self.steps_per_epoch == 0
+        if not ends_epoch and t % self.meet_every:
+            return
+        signal, due = interrupts.requested(), ends_epoch and time.time() - self._saved >= self.every
+        if num_procs() > 1:  # rank 0's clock counts, and a signal to any rank
+            both = np.array([signal, due if proc_id() == 0 else 0])
+            signal, due = map(int, mpi_op(both, "MAX"))  # type: ignore[assignment]
+        if due or signal or t == self.total_steps:
+            self.save(t, **counters)
+        if signal and t < self.total_steps:
+            self.logger.log(f"Saved at step {t}; continue with the same command and --resume")
+            raise interrupts.Interrupted(signal, t)
+
+    def save(self, t: int, **counters: Any) -> None:
+        """Saves a checkpoint after `t` environment steps."""
+        state = {
+            "counters": {**counters, "t": t},
+            "seconds": time.time() - self._began,
+            "parts": {name: _state(part) for name, part in self.parts.items()},
+        }
+        write(self.logger.shared_dir / FOLDER, t, state)
+        self._saved = time.time()
+
+    def _read(self):
+        folder = self.logger.shared_dir / FOLDER
+        step = np.array([-1])
+        if proc_id() == 0:
+            found = find(folder, self.logger.log)
+            step[0] = -1 if found is None else found
+        broadcast(step)
+        return None if step[0] < 0 else read(folder, int(step[0]))
+
+
+def _state(part):
+    if isinstance(part, torch.Tensor):
+        return {"value": part.detach()}
+    if isinstance(part, np.random.Generator):
+        return part.bit_generator.state
+    return part.state_dict()
+
+
+def _load(part, state):
+    if isinstance(part, torch.Tensor):
+        with torch.no_grad():
+            part.copy_(torch.from_numpy(state["value"]))
+    elif isinstance(part, np.random.Generator):
+        part.bit_generator.state = state
+    elif isinstance(part, torch.nn.Module):
+        part.load_state_dict({k: torch.as_tensor(v) for k, v in state.items()})
+    else:
+        part.load_state_dict(state)
+
+
+class _GlobalGenerators:
+    """The generators that torch, NumPy and Python share among all who ask them."""
+
+    def state_dict(self):
+        version, numbers, gauss = random.getstate()
+        state = {"python": [version, list(numbers), gauss], "torch": torch.get_rng_state()}
+        state["numpy"] = np.random.get_state(legacy=False)
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def load_state_dict(self, state):
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        torch.set_rng_state(torch.from_numpy(state["torch"]))
+        np.random.set_state(state["numpy"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(torch.from_numpy(state["cuda"]))
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Writes each rank's state as the checkpoint of a step. All ranks call it.
+
+    Args:
+        folder: where checkpoints lie.
+        step: environment steps taken.
+        state: nested dicts and lists of what JSON holds, arrays and tensors.
+
+    Raises:
+        OSError: it can't be written; the checkpoints before it are as they were.
+    """
+    unfinished, rank = folder / f"{_TEMPORARY}{step}", proc_id()
+    if rank == 0:
+        for rest in folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(rest)
+        unfinished.mkdir(parents=True)
+    barrier()
+    arrays: dict[str, np.ndarray] = {}
+    content = json.dumps(_without_arrays(state, "", arrays))
+    safetensors.numpy.save_file(arrays, unfinished / f"rank{rank}.safetensors")
+    (unfinished / f"rank{rank}.json").write_text(content)
+    names = [f"rank{rank}.safetensors", f"rank{rank}.json"]
+    described = _gathered([_describe(unfinished / name) for name in names])
+    if rank == 0:
+        names = [name.replace("rank0", f"rank{r}") for r in range(num_procs()) for name in names]
+        files = dict(zip(names, described, strict=True))
+        manifest = dict(format=FORMAT, step=step, ranks=num_procs(), files=files)
+        manifest["sha256"] = _digest(manifest)
+        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        _flush(unfinished / "manifest.json")
+        _flush(unfinished)
+        final = folder / f"step-{step}"
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(unfinished, final)
+        _flush(folder)
+        for old in _steps(folder)[_KEPT:]:
+            shutil.rmtree(folder / f"step-{old}")
+    barrier()
+
+
+def find(folder: Path, log=print) -> int | None:
+    """Returns the step of the newest checkpoint that is as it was written, or None.
+
+    Args:
+        folder: where checkpoints lie.
+        log: told of those that aren't.
+    """
+    for step in _steps(folder):
+        damage = check(folder / f"step-{step}")
+        if damage is None:
+            return step
+        log(f"The checkpoint of step {step} is damaged ({damage}); looking for the one before it")
+    return None
+
+
+def check(path: Path) -> str | None:
+    """Returns what is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        digest = manifest.pop("sha256")
+        if digest != _digest(manifest):
+            return "manifest.json isn't what was written"
+        if (manifest["format"], f"step-{manifest['step']}") != (FORMAT, path.name):
+            return "manifest.json is of another checkpoint, or another version"
+        if manifest["ranks"] != num_procs():
+            return f"it is of {manifest['ranks']} ranks, and there are {num_procs()}"
+        for name, (size, sha256) in manifest["files"].items():
+            if [size, sha256] != _describe(path / name, flushes=False):
+                return f"{name} isn't what was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def read(folder: Path, step: int) -> dict[str, Any]:
+    """Returns this rank's state of a checkpoint that `find` has found."""
+    path = folder / f"step-{step}"
+    arrays = safetensors.numpy.load_file(path / f"rank{proc_id()}.safetensors")
+    content = json.loads((path / f"rank{proc_id()}.json").read_text())
+    return _with_arrays(content, arrays)
+
+
+def _steps(folder):
+    """Lists the steps of which there are checkpoints, newest first."""
+    names = [path.name.removeprefix("step-") for path in folder.glob("step-*")]
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _without_arrays(x, name, arrays):
+    """Returns nested values with arrays moved to a dict."""
+    if isinstance(x, Mapping):
+        return {str(k): _without_arrays(v, f"{name}.{k}", arrays) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_without_arrays(v, f"{name}.{i}", arrays) for i, v in enumerate(x)]
+    if isinstance(x, torch.Tensor):
+        x = x.detach().cpu().numpy()
+    if isinstance(x, np.ndarray):
+        arrays[name] = np.ascontiguousarray(x)
+        return {_ARRAY: name, "shape": list(x.shape)}
+    return x.item() if isinstance(x, np.generic) else x
+
+
+def _with_arrays(x, arrays):
+    if isinstance(x, list):
+        return [_with_arrays(v, arrays) for v in x]
+    if not isinstance(x, dict):
+        return x
+    if _ARRAY in x:
+        return arrays[x[_ARRAY]].reshape(x["shape"])
+    return {k: _with_arrays(v, arrays) for k, v in x.items()}
+
+
+def _describe(path, flushes=True):
+    """Returns a file's size and SHA-256; it is flushed to the disk before."""
+    if flushes:
+        _flush(path)
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+        return [file.tell(), sha256.hexdigest()]
+
+
+def _flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(manifest):
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _gathered(described):
+    """Returns sizes and hashes of all ranks' files, in their order."""
+    if num_procs() == 1:
+        return described
+    numbers = np.zeros((num_procs(), len(described), 33))
+    for i, (size, sha256) in enumerate(described):
+        numbers[proc_id(), i] = [size, *bytes.fromhex(sha256)]
+    rows = mpi_sum(numbers).reshape(-1, 33).astype(np.int64)
+    return [[int(row[0]), bytes(row[1:].tolist()).hex()] for row in rows]
