@@ -15,10 +15,10 @@ KERNELS := spinup/utils/_kernels.c spinup/utils/_kernels.h
 PIP_INSTALL = -m pip --disable-pip-version-check install $$(test -t 1 || echo --quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint format type bench clean
+.PHONY: help install train test test-all test-faults lint format type bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv with the pinned versions and this checkout in it
 
@@ -30,6 +30,9 @@ test: $(INSTALLED)  ## run the tests of a few minutes
 
 test-all: $(INSTALLED)  ## run every test, those that learn for long included
 	$(VENV)/bin/python -m pytest -m "" $(ARGS)
+
+test-faults: $(INSTALLED)  ## kill runs at random moments, fifty times, and resume them
+	$(VENV)/bin/python -m pytest -m "" -s tests/test_faults.py $(ARGS)
 
 lint: $(INSTALLED)  ## check the style, change nothing
 	$(VENV)/bin/python -m ruff check .

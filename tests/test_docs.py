@@ -157,7 +157,7 @@ def small_world(monkeypatch, tmp_path, trained):
     monkeypatch.setattr(logx, "holds_results", lambda folder: False)
     monkeypatch.setattr(run_utils, "holds_results", lambda folder: False)
     monkeypatch.setattr(run_utils, "run_one", run_here)
-    monkeypatch.setattr(run_utils, "run_all", lambda them, jobs, display: [*map(run_here, them)])
+    monkeypatch.setattr(run_utils, "run_all", lambda them, *_: [*map(run_here, them)])
     monkeypatch.setattr(mpi_tools, "mpi_fork", lambda n, bind_to_core=False: None)
     plot.plt.switch_backend("Agg")
     yield

@@ -180,7 +180,7 @@ MISTAKES = [
     ("{} --cpu -1", "num_cpu must be a positive integer or 'auto', not -1"),
     ("{} --cpu 2.5", "num_cpu must be a positive integer or 'auto', not '2.5'"),
     ("{} --cpu 2 4", "--cpu takes one value, not 2: 2 4"),
-    ("{} --jobs 0", "jobs must be a positive integer, not 0"),
+    ("{} --jobs 0", "jobs must be a positive integer or 'auto', not 0"),
     ("{} --dt maybe", "--dt expects true or false, not 'maybe'"),
     ("{} --hid 32", "--hid expects a list of whole numbers such as [64,64], not '32'"),
     ("{} --hid [32, 32]", "not '[32,'; write it without spaces, or in quotes"),

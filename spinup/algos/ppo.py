@@ -167,8 +167,8 @@ def ppo(
     buf = TrajectoryBuffer(env.observation_space, env.action_space, local_steps, gamma, lam)
 
     # Optimizers
-    pi_optimizer = Adam(pi_params, pi_lr)
-    vf_optimizer = Adam(v_params, vf_lr)
+    pi_optimizer = Adam(pi_params, pi_lr, f"LossPi in {env.name}")
+    vf_optimizer = Adam(v_params, vf_lr, f"LossV in {env.name}")
 
     def compute_losses(data):
         """Evaluates both losses, and what is logged of them, averaged over ranks."""

@@ -198,15 +198,15 @@ def sac(
     buf = ReplayBuffer(env.observation_space, env.action_space, rank_share(replay_size), rng)
 
     # Optimizers
-    pi_optimizer = Adam(pi_params, lr)
-    q_optimizer = Adam(q_params, lr)
+    pi_optimizer = Adam(pi_params, lr, f"LossPi in {env.name}")
+    q_optimizer = Adam(q_params, lr, f"LossQ in {env.name}")
 
     # Temperature: fixed, or learned by its logarithm
     learns_alpha = alpha == "auto"
     if learns_alpha:
         log_alpha = torch.nn.Parameter(torch.zeros(1, device=torch_device))
         log_alpha.grad = torch.zeros_like(log_alpha)
-        alpha_optimizer = Adam(log_alpha, lr)
+        alpha_optimizer = Adam(log_alpha, lr, f"the temperature's loss in {env.name}")
         target_entropy = -space_dim(env.action_space)
 
     def update():

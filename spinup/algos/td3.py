@@ -197,8 +197,8 @@ def td3(
     buf = ReplayBuffer(env.observation_space, env.action_space, rank_share(replay_size), rng)
 
     # Optimizers
-    pi_optimizer = Adam(pi_params, pi_lr)
-    q_optimizer = Adam(q_params, q_lr)
+    pi_optimizer = Adam(pi_params, pi_lr, f"LossPi in {env.name}")
+    q_optimizer = Adam(q_params, q_lr, f"LossQ in {env.name}")
 
     # Bounds, and the noise's unit
     low, high = box_bounds(env.action_space)

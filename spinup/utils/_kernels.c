@@ -356,9 +356,10 @@ static PyObject *adam(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     }
     for (int i = 0; i < 4; i++) f[i] = PyFloat_AsDouble(args[6 + i]);
     if (PyErr_Occurred()) return NULL;
+    if (!(has_avx512 ? all_finite_avx512 : all_finite_avx2)(v[0], (float *)v[2])) Py_RETURN_FALSE;
     (has_avx512 ? adam_avx512 : adam_avx2)(v[0], (float *)v[1], (float *)v[2], (float *)v[3],
                                            (float *)v[4], f[0], f[1], f[2], f[3], v[5]);
-    Py_RETURN_NONE;
+    Py_RETURN_TRUE;
 }
 
 static PyObject *use_avx512(PyObject *self, PyObject *flag) {

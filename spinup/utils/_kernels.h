@@ -218,6 +218,15 @@ static void NAME(through)(long n, int activation, const float *y, const float *g
     }
 }
 
+/* Says whether all numbers are finite: zero times another isn't zero. */
+static int NAME(all_finite)(long n, const float *x) {
+    vec sum = {0};
+    for (long i = 0; i < n; i += VL) sum += 0 * NAME(load)(x + i, n - i < VL ? (int)(n - i) : VL);
+    int finite = 1;
+    for (int i = 0; i < VL; i++) finite &= sum[i] == 0;
+    return finite;
+}
+
 static void NAME(adam)(long n, float *p, const float *g, float *m, float *v, double lr, double beta1,
                        double beta2, double eps, long step) {
     const float new_m = (float)(1 - beta1), old_v = (float)beta2, new_v = (float)(1 - beta2);

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ from gymnasium.spaces import Discrete, Space
 from torch import Tensor
 
 from spinup.utils import capture
-from spinup.utils.mpi_tools import mpi_statistics_scalar
+from spinup.utils.mpi_tools import mpi_statistics_scalar, num_procs
 from spinup.utils.nets import space_dim
 
 
@@ -125,6 +128,9 @@ class ReplayBuffer:
         observation_space, action_space: the environment's; the actions' is a Box.
         size: transitions to keep.
         rng: generator that draws minibatches.
+
+    Raises:
+        ValueError: so many don't fit into the memory that is free.
     """
 
     order = ("obs", "next_obs", "act", "rew", "terminated")  # of the parts of a row
@@ -137,6 +143,7 @@ class ReplayBuffer:
         rng: np.random.Generator,
     ):
         obs_dim, act_dim = space_dim(observation_space), space_dim(action_space)
+        _check_memory(size, 4 * size * (2 * obs_dim + act_dim + 2))
         # One row a transition: a minibatch is one gather of whole rows, not five.
         self.rows = np.empty((size, 2 * obs_dim + act_dim + 2), dtype=np.float32)
         self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1])
@@ -190,6 +197,37 @@ class ReplayBuffer:
         parts = torch.tensor_split(rows, self.columns.tolist(), dim=1)
         batch = dict(zip(self.order, parts, strict=True))
         return {k: v.squeeze(1) if k in ("rew", "terminated") else v for k, v in batch.items()}
+
+
+def _check_memory(size, needed):
+    """Refuses a buffer that can't fit, before training fills it."""
+    ranks, free = num_procs(), free_memory()
+    if needed * ranks > free:
+        raise ValueError(
+            f"replay_size={size * ranks} takes {needed * ranks:,} bytes, but only {free:,.0f} are "
+            "free here: lower replay_size (--replay_size)"
+        )
+
+
+def free_memory(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") -> float:
+    """Returns the bytes of memory that can still be used, infinity where that can't be told.
+
+    Args:
+        meminfo: what Linux says of the machine.
+        cgroup: what it says of the limits of this process's group.
+    """
+    free = math.inf
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        line = next(x for x in Path(meminfo).read_text().splitlines() if "MemAvailable" in x)
+        free = float(line.split()[1]) * 1024
+    for limit, used in (("memory.max", "memory.current"), _CGROUP_V1):
+        with contextlib.suppress(OSError, ValueError):
+            left = float(Path(cgroup, limit).read_text()) - float(Path(cgroup, used).read_text())
+            free = min(free, left)
+    return free
+
+
+_CGROUP_V1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
 
 
 def _to_tensor(x, device):

@@ -84,7 +84,8 @@ RUN_FLAGS = {
             "data_dir", ("str",), None, "where results go; by default $SPINUP_DATA_DIR, or data/"
         ),
         Parameter("num_cpu", ("int", "str"), 1, "MPI ranks of each variant, or auto: all cores"),
-        Parameter("jobs", ("int",), 1, "how many variants run at once"),
+        Parameter("jobs", ("int", "str"), 1, "ranks that run at once, or auto: all cores"),
+        Parameter("timeout", ("float",), None, "seconds after which a variant is ended"),
         Parameter("datestamp", ("bool",), False, "put date and time into the folders' names"),
         Parameter("overwrite", ("bool",), False, "replace results that the folders hold"),
         Parameter(

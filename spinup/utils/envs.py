@@ -16,6 +16,10 @@ from gymnasium.spaces import Box, Discrete, Space
 EnvFn = Callable[[], gym.Env] | str
 
 
+class EnvFailed(RuntimeError):
+    """An environment has raised an exception, which is this one's cause."""
+
+
 class AdaptedEnv(gym.Wrapper):
     """An environment as the algorithms see it.
 
@@ -32,7 +36,8 @@ class AdaptedEnv(gym.Wrapper):
         super().__init__(env)
         self.name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         self.steps = 0
-        self._seed = seed
+        self._seed = self._first_seed = seed
+        self._obs_shape = env.observation_space.shape
         self.action_space.seed(seed)
         # The episode under way: how it began, its actions, and what came of the last
         self._origin: dict[str, Any] | None = None
@@ -52,8 +57,12 @@ class AdaptedEnv(gym.Wrapper):
             seed = self._seed
         self._seed = None
         self._origin, self._actions = dict(seed=seed, generator=self._generator_state()), []
-        obs, info = self.env.reset(seed=seed, **kwargs)
+        try:
+            obs, info = self.env.reset(seed=seed, **kwargs)
+        except Exception as error:
+            raise self._failure(error) from error
         obs = np.array(obs)  # a copy: some environments go on to change theirs in place
+        self._check_shape(obs)
         self._check("observation", obs)
         self._last_obs = obs
         return obs, info
@@ -71,9 +80,13 @@ class AdaptedEnv(gym.Wrapper):
         else:
             action = int(action) + self.action_space.start
         self._actions.append(action)
-        obs, rew, terminated, truncated, info = self.env.step(action)
+        try:
+            obs, rew, terminated, truncated, info = self.env.step(action)
+        except Exception as error:
+            raise self._failure(error) from error
         self.steps += 1
         self._last_obs = obs = np.array(obs)
+        self._check_shape(obs)
         self._check("observation", obs)
         if not math.isfinite(rew):
             self._check("reward", np.asarray(rew))
@@ -161,8 +174,27 @@ class AdaptedEnv(gym.Wrapper):
         if not math.isfinite(value.sum()) and not np.isfinite(value).all():
             raise FloatingPointError(
                 f"{self.name} returned NaN or infinity in the {quantity} at step {self.steps}: "
-                f"{value}"
+                f"{value} ({self._circumstances()})"
             )
+
+    def _check_shape(self, obs):
+        if obs.shape != self._obs_shape or obs.dtype.kind not in "fiub":
+            raise ValueError(
+                f"{self.name} returned an observation of shape {obs.shape} and dtype {obs.dtype} "
+                f"at step {self.steps}, which is not of its observation_space, "
+                f"{self.observation_space} ({self._circumstances()})"
+            )
+
+    def _failure(self, error):
+        return EnvFailed(
+            f"{self.name} raised {type(error).__name__} at step {self.steps}: {error} "
+            f"({self._circumstances()})"
+        )
+
+    def _circumstances(self):
+        """Says by what to bring an error about again."""
+        action = f", last action {self._actions[-1]}" if self._actions else ", at a reset"
+        return f"seed {self._first_seed}{action}"
 
 
 def _global_state():

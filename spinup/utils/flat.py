@@ -86,6 +86,7 @@ class Adam:
     Args:
         params: a vector with its gradient allocated, from `flatten`.
         lr: learning rate.
+        loss: what is minimised, as errors are to call it.
 
     Source: arXiv:1412.6980. The steps are those of ``torch.optim.Adam(fused=True)``, which takes
     them where the library's own code can't, on a GPU say.
@@ -93,8 +94,8 @@ class Adam:
 
     betas, eps = (0.9, 0.999), 1e-8  # torch's defaults
 
-    def __init__(self, params: nn.Parameter, lr: float):
-        self.params, self.lr = params, lr
+    def __init__(self, params: nn.Parameter, lr: float, loss: str = "the loss"):
+        self.params, self.lr, self.loss = params, lr, loss
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(params), torch.zeros_like(params)
         self.steps = 0
         self._torch = None
@@ -103,8 +104,13 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Moves the parameters along their gradient."""
-        capture.run(self._step if self._torch is None else self._torch.step)
+        """Moves the parameters along their gradient.
+
+        Raises:
+            FloatingPointError: the gradient is NaN or infinite (looked at on a CPU); nothing has
+                changed. The gradient being the average over ranks, all of them raise.
+        """
+        capture.run(self._step)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns both moments, and the number of steps taken."""
@@ -126,7 +132,19 @@ class Adam:
 
     def _step(self):
         self.steps += 1
-        moments = self.exp_avg, self.exp_avg_sq
-        adam_step(
-            self.params, self.params.grad, *moments, self.steps, self.lr, self.betas, self.eps
+        if self._torch is not None:
+            # On a GPU a look would be a wait: the losses are looked at once an epoch
+            if not self.params.is_cuda and not self.params.grad.isfinite().all():
+                self._refuse()
+            self._torch.step()
+            return
+        settings = self.steps, self.lr, self.betas, self.eps
+        if not adam_step(self.params, self.params.grad, self.exp_avg, self.exp_avg_sq, *settings):
+            self._refuse()
+
+    def _refuse(self):
+        raise FloatingPointError(
+            f"the gradient of {self.loss} is NaN or infinite in update {self.steps}, and the "
+            "parameters are left as they were. Lower the learning rate, or look at the rewards' "
+            "scale"
         )

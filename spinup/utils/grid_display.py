@@ -133,7 +133,12 @@ def print_plan(experiments: Sequence[Experiment], root: str, jobs: int, notes: S
         notes: remarks to show, such as a warning that there are too few cores.
     """
     out = console()
-    at_once = "one at a time" if jobs == 1 else f"{jobs} at a time"
+    for note in notes if not experiments else ():
+        out.print(f"[yellow]Note:[/] {escape(note)}: there is nothing to run\n", soft_wrap=True)
+    if not experiments:
+        return
+    number = max(1, jobs // experiments[0].num_cpu)
+    at_once = "one at a time" if number == 1 else f"{number} at a time"
     parts = [plural(experiments[0].num_cpu, "rank") + (" each" if len(experiments) > 1 else "")]
     if len(experiments) > 1:
         parts.insert(0, at_once)

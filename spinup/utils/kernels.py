@@ -215,10 +215,14 @@ def adam_step(
     lr: float,
     betas: tuple[float, float],
     eps: float,
-) -> None:
-    """Takes the `step`-th step of Adam, counted from 1, where `can_run_on` says so."""
+) -> bool:
+    """Takes the `step`-th step of Adam, counted from 1, where `can_run_on` says so.
+
+    Returns:
+        Whether it did: not if the gradient isn't finite; then nothing has changed.
+    """
     addresses = _addresses((params, grad, exp_avg, exp_avg_sq))
-    _kernels.adam(params.numel(), *addresses, step, lr, *betas, eps)
+    return _kernels.adam(params.numel(), *addresses, step, lr, *betas, eps)
 
 
 def _shape(params, rows):

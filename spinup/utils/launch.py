@@ -112,6 +112,7 @@ class Run:
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         self.began = time.monotonic()
+        self._late: str | None = None
         experiment.folder.mkdir(parents=True, exist_ok=True)
         # What an earlier run said of itself mustn't be taken for this one's word.
         (experiment.folder / STATUS_FILE).unlink(missing_ok=True)
@@ -139,7 +140,11 @@ class Run:
             return None
         self._end_group(KILL)  # what it has left behind, such as environments' workers
         self._forget_private()
-        return judge(self.experiment, exit_status, self.seconds)
+        outcome = judge(self.experiment, exit_status, self.seconds)
+        if self._late and outcome.state == "failed":
+            saved = outcome.reason if outcome.status.get("state") == "interrupted" else ""
+            outcome.reason = f"{self._late}: {saved}" if saved else self._late
+        return outcome
 
     def ask_to_end(self) -> None:
         """Asks the run to save its state and end."""
@@ -147,6 +152,14 @@ class Run:
         several = self.experiment.num_cpu > 1 and hasattr(signal, "SIGUSR1")
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGUSR1 if several else signal.SIGTERM)
+
+    def end_for_time(self, timeout: float) -> None:
+        """Asks it to end, as it has run for longer than `timeout` seconds; later kills it."""
+        if self._late is None:
+            self._late = f"it ran for longer than the timeout of {timeout:g} s"
+            self.ask_to_end()
+        elif self.seconds > timeout + GRACE_SECONDS:
+            self._end_group(KILL)
 
     def kill(self) -> None:
         """Ends it at once, and records that it was interrupted."""
@@ -347,13 +360,16 @@ def run_one(experiment: Experiment) -> Outcome:
         follower.close()
 
 
-def run_all(experiments: Iterable[Experiment], jobs: int, display) -> list[Outcome]:
+def run_all(
+    experiments: Iterable[Experiment], jobs: int, display, timeout: float | None = None
+) -> list[Outcome]:
     """Runs experiments, some at once; none that fails keeps another from running.
 
     Args:
         experiments: the experiments, in the order in which to start them.
-        jobs: how many may run at once.
+        jobs: how many ranks may run at once; a variant of more runs alone.
         display: told what happens, see `spinup.utils.grid_display`.
+        timeout: seconds after which an experiment is asked to end, and fails.
 
     Returns:
         How each ended, in the order given.
@@ -366,9 +382,11 @@ def run_all(experiments: Iterable[Experiment], jobs: int, display) -> list[Outco
     outcomes: dict[int, Outcome] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
+            while waiting and _fits(waiting[0], running, jobs):
                 _start(waiting.popleft(), running, outcomes, display)
             for run in list(running):
+                if timeout is not None and run.seconds > timeout:
+                    run.end_for_time(timeout)
                 outcome = run.outcome()
                 if outcome is not None:
                     running.remove(run)
@@ -381,6 +399,11 @@ def run_all(experiments: Iterable[Experiment], jobs: int, display) -> list[Outco
         display.stopped(running, len(waiting))
         raise
     return [outcomes[id(experiment)] for experiment in experiments]
+
+
+def _fits(experiment, running, jobs):
+    busy = sum(run.experiment.num_cpu for run in running)
+    return not running or busy + experiment.num_cpu <= jobs
 
 
 def _start(experiment, running, outcomes, display):

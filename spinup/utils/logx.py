@@ -480,7 +480,7 @@ _MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_ever
 
 def _check_unchanged(before, config):
     """Refuses to resume a run with other hyperparameters than it began with."""
-    for key in before.keys() & config.keys() - _MAY_CHANGE:
+    for key in sorted(before.keys() & config.keys() - _MAY_CHANGE):
         # As JSON has it, where tuples are lists
         if before[key] != json.loads(json.dumps(config[key])):
             raise ValueError(

@@ -464,10 +464,11 @@ class ExperimentGrid:
         num_cpu: int | str = 1,
         data_dir: str | os.PathLike | None = None,
         datestamp: bool = False,
-        jobs: int = 1,
+        jobs: int | str = 1,
         overwrite: bool = False,
         tensorboard: bool = False,
         resume: bool = False,
+        timeout: float | None = None,
     ) -> list[str]:
         """Runs every variant in processes of its own; one that fails doesn't stop the others.
 
@@ -478,10 +479,13 @@ class ExperimentGrid:
             num_cpu: number of MPI ranks of each variant, or ``"auto"``.
             data_dir: where results go, see `setup_logger_kwargs`.
             datestamp: put date and time into the folders' names.
-            jobs: how many variants run at once.
+            jobs: how many ranks run at once: a variant of several takes as many. ``"auto"`` for as
+                many as there are usable cores.
             overwrite: replace results that the folders hold.
             tensorboard: also log for TensorBoard.
             resume: continue what was stopped or failed, and skip what has finished.
+            timeout: seconds after which a variant that hasn't ended is asked to save its state and
+                end, and counts as failed.
 
         Returns:
             The variants' folders.
@@ -491,7 +495,9 @@ class ExperimentGrid:
                 folder holds results, MPI is missing, ...
             RuntimeError: a variant failed; raised when all have ended.
         """
-        plan = self.plan(thunk, num_cpu, data_dir, datestamp, jobs, overwrite, tensorboard, resume)
+        plan = self.plan(
+            *(thunk, num_cpu, data_dir, datestamp, jobs, overwrite, tensorboard, resume, timeout)
+        )
         return self.launch(plan)
 
     def plan(
@@ -500,16 +506,19 @@ class ExperimentGrid:
         num_cpu: int | str = 1,
         data_dir: str | os.PathLike | None = None,
         datestamp: bool = False,
-        jobs: int = 1,
+        jobs: int | str = 1,
         overwrite: bool = False,
         tensorboard: bool = False,
         resume: bool = False,
+        timeout: float | None = None,
     ) -> Plan:
         """Makes sure that the variants can run, and writes nothing; takes the arguments of `run`.
 
         Raises:
             ValueError: they can't.
         """
+        slots = _count_jobs(jobs)
+        _check_timeout(timeout)
         now, experiments = _now(), []
         for variant in self.variants():
             name = self.variant_name(variant)
@@ -523,14 +532,15 @@ class ExperimentGrid:
             if tensorboard:
                 experiment.kwargs["logger_kwargs"]["tensorboard"] = True
             experiments.append(experiment)
-        notes = _check_jobs(jobs, experiments) + _check_ready(experiments)
+        notes = _check_jobs(slots, experiments) + _check_ready(experiments)
         finished = [e for e in experiments if resume and has_finished(e)]
         if finished:
             notes.append(f"{len(finished)} of {len(experiments)} have finished already")
         root = os.path.abspath(data_dir or user_config.DEFAULT_DATA_DIR)
         barrier()  # all ranks have looked at what has finished
         waiting = [e for e in experiments if e not in finished]
-        return Plan(waiting, root, jobs, notes, [str(e.folder) for e in experiments])
+        folders = [str(e.folder) for e in experiments]
+        return Plan(waiting, root, slots, notes, folders, timeout)
 
     def launch(self, plan: Plan) -> list[str]:
         """Runs what `plan` returned, shows how it goes, and how it ended.
@@ -560,9 +570,10 @@ class Plan:
     Attributes:
         experiments: its variants.
         root: the folder that theirs lie below.
-        jobs: how many run at once.
+        jobs: how many ranks run at once.
         notes: remarks for whoever starts it.
         folders: of all variants, also of those of a resumed grid that finished before.
+        timeout: seconds after which a variant is ended.
     """
 
     experiments: list[Experiment]
@@ -570,6 +581,7 @@ class Plan:
     jobs: int
     notes: list[str]
     folders: list[str]
+    timeout: float | None = None
 
 
 def _nest(items):
@@ -598,10 +610,24 @@ def _short_value(value):
     return text if isinstance(text, str) else json.dumps(text)
 
 
-def _check_jobs(jobs, experiments):
-    """Makes sure that `jobs` variants can run at once, and returns remarks about that."""
+def _count_jobs(jobs):
+    if jobs == "auto":
+        return usable_cores() if num_procs() == 1 else 1
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise ValueError(f"jobs must be a positive integer, not {jobs!r}")
+        raise ValueError(f"jobs must be a positive integer or 'auto', not {jobs!r}")
+    return jobs
+
+
+def _check_timeout(timeout):
+    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and timeout > 0):
+        raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+    if timeout is not None and num_procs() > 1:
+        raise ValueError("timeout can't be kept in an MPI world: start without mpiexec")
+
+
+def _check_jobs(jobs, experiments):
+    """Makes sure that variants can run so, and returns remarks about that."""
     if num_procs() > 1:
         if jobs > 1:
             raise ValueError(
@@ -609,9 +635,8 @@ def _check_jobs(jobs, experiments):
                 "another: leave jobs out, or start without mpiexec"
             )
         return []
-    at_once = min(jobs, len(experiments))
-    busy, cores = at_once * experiments[0].num_cpu, usable_cores()
-    if at_once > 1 and busy > cores:
+    busy, cores = min(jobs, sum(e.num_cpu for e in experiments)), usable_cores()
+    if len(experiments) > 1 and busy > cores:
         return [f"{busy} processes at once will take turns on {cores} usable cores"]
     return []
 
@@ -629,7 +654,7 @@ def _run_in_this_world(plan):
 def _run_in_processes(plan):
     """Runs the variants, each in processes of its own, and prints the closing table."""
     with grid_display.make_display(len(plan.experiments)) as display:
-        outcomes = run_all(plan.experiments, plan.jobs, display)
+        outcomes = run_all(plan.experiments, plan.jobs, display, plan.timeout)
     grid_display.print_outcomes(outcomes, plan.root)
     finished = [outcome for outcome in outcomes if outcome.state == "finished"]
     if finished:

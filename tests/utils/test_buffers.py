@@ -5,7 +5,14 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from spinup.utils.buffers import ReplayBuffer, TrajectoryBuffer, discounted_sums, gae
+from spinup.utils import buffers
+from spinup.utils.buffers import (
+    ReplayBuffer,
+    TrajectoryBuffer,
+    discounted_sums,
+    free_memory,
+    gae,
+)
 
 OBS = Box(-np.inf, np.inf, (2,), np.float32)
 ACT = Box(-1, 1, (1,))
@@ -259,3 +266,31 @@ def test_batches_go_to_the_device_that_is_asked_for():
     buf = TrajectoryBuffer(OBS, ACT, 3, gamma=0.9, lam=0.8)
     fill(buf, [([1.0, 2.0, 3.0], False)])
     assert {v.device.type for v in buf.get(values, "cuda").values()} == {"cuda"}
+
+
+def test_a_replay_buffer_that_can_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(buffers, "free_memory", lambda: 1e6)
+    spaces = Box(-1, 1, (3,)), Box(-1, 1, (1,))
+    ReplayBuffer(*spaces, 27_777, np.random.default_rng(0))  # 9 numbers of 4 bytes each
+    with pytest.raises(
+        ValueError, match=r"replay_size=27778 takes 1,000,008 bytes, but only 1,000,000 are free"
+    ):
+        ReplayBuffer(*spaces, 27_778, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "limits, free",
+    [
+        ({}, 2048e3),
+        ({"memory.max": "max", "memory.current": "5"}, 2048e3),
+        ({"memory.max": "900", "memory.current": "300"}, 600),
+        ({"memory/memory.limit_in_bytes": "70", "memory/memory.usage_in_bytes": "50"}, 20),
+    ],
+)
+def test_free_memory(limits, free, tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    2000 kB\n")
+    (tmp_path / "memory").mkdir()
+    for name, text in limits.items():
+        (tmp_path / name).write_text(text)
+    assert free_memory(str(tmp_path / "meminfo"), str(tmp_path)) == free
+    assert free_memory(str(tmp_path / "none"), str(tmp_path / "none")) == float("inf")

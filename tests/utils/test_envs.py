@@ -419,3 +419,64 @@ def test_a_wrapper_around_it_keeps_the_first_seed():
     obs, _ = gym.Wrapper(inner).reset()
     expected, _ = gym.make("CartPole-v1").reset(seed=3)
     assert np.array_equal(obs, expected)
+
+
+# --- Faults ---
+
+
+class Faulty(gym.Env):
+    """Does what it is told at one of its steps."""
+
+    observation_space, action_space = Box(-9, 9, (2,)), Box(-1, 1, (1,))
+
+    def __init__(self, at, fault):
+        self.at, self.fault, self.count = at, fault, 0
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.fault() if self.at == "reset" else np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        obs = self.fault() if self.count == self.at else np.zeros(2, np.float32)
+        return obs, 0.0, False, False, {}
+
+
+def _raise():
+    raise KeyError("by test")
+
+
+@pytest.mark.parametrize(
+    "fault, kind, message",
+    [
+        (
+            _raise,
+            RuntimeError,
+            r"Faulty raised KeyError at step {step}: 'by test' \(seed 7, {action}",
+        ),
+        (
+            lambda: np.zeros(3),
+            ValueError,
+            r"shape \(3,\) and dtype float64 at step {after}, which is",
+        ),
+        (
+            lambda: np.array("ab"),
+            ValueError,
+            r"shape \(\) and dtype <U2 at step {after}, which is not",
+        ),
+        (lambda: [0, np.nan], FloatingPointError, r"NaN .* at step {after}: .*\(seed 7, {action}"),
+    ],
+)
+@pytest.mark.parametrize("at", ["reset", 1, 500])
+def test_what_an_environment_does_wrong_is_told_with_the_circumstances(fault, kind, message, at):
+    env = make_env(lambda: Faulty(at, fault), 7)
+    step = 0 if at == "reset" else at - 1
+    after = 0 if at == "reset" else at
+    action = "at a reset" if at == "reset" else r"last action \[0.25\]"
+    with pytest.raises(kind, match=message.format(step=step, after=after, action=action)) as raised:
+        env.reset()
+        for _ in range(1000):
+            env.step(np.array([0.25], np.float32))
+    if fault is _raise:
+        assert isinstance(raised.value.__cause__, KeyError)
+        assert "_raise" in str(raised.getrepr(chain=True))

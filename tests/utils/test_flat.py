@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.optim import Adam
 
+from spinup.utils import flat
 from spinup.utils.flat import flatten, flatten_each, frozen
 from spinup.utils.nets import mlp
 
@@ -151,3 +152,21 @@ def test_what_was_frozen_before_stays_so_and_errors_thaw():
         assert not any(p.requires_grad for p in net.parameters())
         raise KeyError
     assert [p.requires_grad for p in net.parameters()] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("threads", [1, 2], ids=["compiled", "pytorch"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 17, -1])
+def test_adam_takes_no_step_along_a_gradient_that_is_not_finite(place, bad, threads):
+    torch.set_num_threads(threads)
+    params = flatten(nn.Linear(10, 5))
+    adam = flat.Adam(params, 0.1, "LossQ in Env-v0")
+    params.grad.fill_(1e38)
+    adam.step()
+    before = [x.clone() for x in (params, *list(adam.state_dict().values())[1:])]
+    params.grad[place] = bad
+    with pytest.raises(FloatingPointError, match="gradient of LossQ in Env-v0 is NaN .* update 2"):
+        adam.step()
+    after = [params, *list(adam.state_dict().values())[1:]]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    torch.set_num_threads(1)

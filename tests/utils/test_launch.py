@@ -114,7 +114,7 @@ from tests.thunks import fake
 grid = ExperimentGrid("g")
 grid.add("ending", "never")
 grid.add("seed", [0, 1, 2])
-grid.run(fake, num_cpu={num_cpu}, jobs=2, data_dir={data_dir!r})
+grid.run(fake, num_cpu={num_cpu}, jobs=2 * {num_cpu}, data_dir={data_dir!r})
 """
 
 

@@ -250,7 +250,7 @@ def test_folders_with_results_are_refused_and_unharmed(here):
         (dict(num_cpu=0), "num_cpu must be a positive integer or 'auto', not 0"),
         (dict(num_cpu=2.5), "num_cpu must be a positive integer or 'auto', not 2.5"),
         (dict(num_cpu="two"), "num_cpu must be a positive integer or 'auto', not 'two'"),
-        (dict(jobs=0), "jobs must be a positive integer, not 0"),
+        (dict(jobs=0), "jobs must be a positive integer or .auto., not 0"),
         (dict(data_dir="file/x"), "Results can't go to file/x/x/x_s0: .*file is not a folder"),
         (dict(thunk="algo"), "There is nothing to run: expected a function, not None"),
     ],

@@ -1,0 +1,61 @@
+"""A short training run that can be killed and resumed: ``resumable.py ALGORITHM FOLDER``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+import spinup
+from tests.algos.runs import timeless_progress
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ppo": dict(train_pi_iters=10, train_v_iters=10, epochs=10),
+    "sac": dict(alpha="auto", epochs=8),
+    "td3": dict(epochs=10),
+}
+OFF_POLICY = dict(start_steps=100, update_after=100, update_every=20, num_test_episodes=3)
+
+
+def train(algorithm: str, folder: str | Path, **kwargs: Any):
+    """Trains on Pendulum-v1, or resumes it; episodes are longer than an epoch."""
+    settings = dict(steps_per_epoch=161, max_ep_len=170, seed=3, checkpoint_every=0)
+    settings |= SETTINGS[algorithm] | (OFF_POLICY if algorithm != "ppo" else {})
+    settings |= dict(ac_kwargs=dict(hidden_sizes=(32, 32)))
+    settings |= dict(logger_kwargs=dict(output_dir=str(folder), resume=True))
+    return getattr(spinup, algorithm)(**dict(env_fn="Pendulum-v1") | settings | kwargs)
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """Returns all that a run's last checkpoint holds but times, and its log."""
+    steps = (folder / "checkpoint").glob("step-*")
+    last = max(steps, key=lambda path: int(path.name.removeprefix("step-")))
+    state: dict[str, Any] = {"step": last.name, "progress": timeless_progress(folder)}
+    for path in sorted(last.glob("rank*.json")):
+        content = json.loads(path.read_text())
+        del content["seconds"]
+        for name in ("seconds", "status", "progress"):
+            del content["parts"]["logger"][name]
+        state[path.name] = json.dumps(content, sort_keys=True)
+    for path in sorted(last.glob("rank*.safetensors")):
+        state |= {f"{path.stem}.{k}": v for k, v in load_file(path).items()}
+    state |= load_file(folder / "pyt_save" / "model.safetensors")
+    return state
+
+
+def differences(state: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names what isn't the same to the bit."""
+    same = {
+        key
+        for key in state.keys() & other.keys()
+        if np.array_equal(state[key], other[key], equal_nan=isinstance(state[key], np.ndarray))
+    }
+    return sorted((state.keys() | other.keys()) - same)
+
+
+if __name__ == "__main__":
+    train(*sys.argv[1:3], epochs=int(sys.argv[3]))

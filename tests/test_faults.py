@@ -1,0 +1,163 @@
+"""Real runs, really killed at random moments, resumed, and compared with one that wasn't."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from spinup.utils.logx import read_status
+from spinup.utils.mpi_tools import launch_command
+from tests.conftest import _clean_environment
+from tests.resumable import differences, final_state
+
+PROGRAM = Path(__file__).with_name("resumable.py")
+EPOCHS = {"ppo": 60, "sac": 12, "td3": 15}  # some seconds, most of them training
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+pytestmark = linux
+
+KILL, TERM, INT, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
+
+
+def start(algorithm, folder, ranks):
+    args = [str(PROGRAM), algorithm, str(folder), str(EPOCHS[algorithm])]
+    command, env = launch_command(ranks, args)
+    log = open(f"{folder}.log", "ab")  # noqa: SIM115 (the process's)
+    return subprocess.Popen(
+        command, env=_clean_environment(env), stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def descendants(pid):
+    """Returns the processes below a process, with their command lines."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            words = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended
+            continue
+        parents[int(path.name)] = int(fields[1]), words
+    found, new = {}, {pid}
+    while new:
+        new = {p for p, (parent, _) in parents.items() if parent in new}
+        found |= {p: parents[p][1] for p in new}
+    return found
+
+
+def strike(process, ranks, rng):
+    """Kills some part of a run, or asks it to stop; returns what was done."""
+    target, number = process.pid, rng.choice([KILL, KILL, TERM, INT, USR1])
+    name = "it"
+    if ranks > 1:
+        # mpiexec kills its ranks when it is told to end: what it hands on is SIGUSR1
+        number = rng.choice([KILL, KILL, TERM, USR1])
+        below = descendants(process.pid)
+        of_python = [p for p, words in below.items() if str(PROGRAM) in words]
+        if of_python and rng.random() < 0.6:
+            target, name = rng.choice(of_python), "a rank"
+        else:
+            name = "mpiexec"
+    os.kill(target, number)
+    return f"{signal.Signals(number).name} to {name}"
+
+
+def end_all(process):
+    below = descendants(process.pid)
+    for pid in [process.pid, *below]:
+        try:
+            os.kill(pid, KILL)
+        except ProcessLookupError:
+            pass
+    process.wait()
+
+
+def run_to_the_end(algorithm, folder, ranks, timeout=120):
+    process = start(algorithm, folder, ranks)
+    try:
+        status = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        end_all(process)
+        raise
+    assert status == 0, Path(f"{folder}.log").read_text()[-3000:]
+    assert read_status(folder)["state"] == "finished"
+
+
+def no_process_uses(folder):
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder) in path.read_bytes().decode(errors="replace").split("\0"):
+                return False
+        except OSError:
+            pass
+    return True
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """Returns the final state of runs that nothing has happened to, and how long they take: to the
+    start of the training, and to the end."""
+    made = {}
+
+    def get(algorithm, ranks):
+        if (algorithm, ranks) not in made:
+            folder = tmp_path_factory.mktemp("undisturbed") / "run"
+            began = time.monotonic()
+            run_to_the_end(algorithm, folder, ranks)
+            progress = (folder / "progress.txt").read_text().splitlines()
+            training = float(progress[-1].split("\t")[progress[0].split("\t").index("Time")])
+            end = time.monotonic() - began
+            made[algorithm, ranks] = final_state(folder), end - training, end
+        return made[algorithm, ranks]
+
+    return get
+
+
+def kill_and_resume(algorithm, ranks, kills, rng, folder, undisturbed):
+    """Disturbs a run `kills` times; returns what was done, and at which steps it went on."""
+    expected, begin, end = undisturbed(algorithm, ranks)
+    done = []
+    for _ in range(kills):
+        process = start(algorithm, folder, ranks)
+        time.sleep(rng.uniform(0.8 * begin, end))
+        if process.poll() is None:
+            done.append(strike(process, ranks, rng))
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            end_all(process)
+            raise
+        deadline = time.monotonic() + 10
+        while not no_process_uses(folder):  # no rank survives
+            assert time.monotonic() < deadline, "a process is left"
+            time.sleep(0.05)
+    run_to_the_end(algorithm, folder, ranks)
+    assert differences(expected, final_state(folder)) == []
+    log = Path(f"{folder}.log").read_text()
+    steps = [line.split()[3] for line in log.splitlines() if line.startswith("Continuing at step")]
+    return done, steps
+
+
+@pytest.mark.parametrize("algorithm, ranks", [("ppo", 2), ("sac", 1), ("td3", 2)])
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(algorithm, ranks, tmp_path, undisturbed):
+    rng = random.Random(f"{algorithm}{ranks}")
+    kill_and_resume(algorithm, ranks, 2, rng, tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_kills(tmp_path, undisturbed):
+    rng, count, number = random.Random(), 0, 0
+    cases = [(algorithm, ranks) for algorithm in ("ppo", "sac", "td3") for ranks in (1, 2)]
+    while count < 50:
+        algorithm, ranks = cases[number % len(cases)]
+        folder = tmp_path / f"run{number}"
+        done, steps = kill_and_resume(algorithm, ranks, 3, rng, folder, undisturbed)
+        count, number = count + len(done), number + 1
+        print(f"{algorithm} on {ranks}: {', '.join(done)}; continued at {', '.join(steps)}: same")
+    print(f"{count} kills, {number} runs, every one the same to the bit at its end")

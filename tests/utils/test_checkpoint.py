@@ -1,0 +1,487 @@
+"""Checkpoints: their files, their damage, and what a run makes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+
+from spinup import sac
+from spinup.utils import checkpoint, interrupts
+from spinup.utils.buffers import ReplayBuffer
+from spinup.utils.envs import make_env, seed_everything
+from spinup.utils.flat import Adam, flatten
+from spinup.utils.logx import EpochLogger, Logger, read_status
+from tests.resumable import differences, final_state, train
+
+STATE = {
+    "counters": {"t": 7, "ep_ret": 0.1 + 0.2, "big": 2**100, "none": None},
+    "arrays": [np.arange(6.0).reshape(2, 3), torch.tensor([1, 2]), np.zeros((0, 4), np.float32)],
+    "nan": float("nan"),
+    "text": "ü",
+}
+
+
+def write(folder, *steps, state=STATE):
+    for step in steps:
+        checkpoint.write(folder, step, state)
+
+
+# --- Files ---
+
+
+def test_what_is_written_is_read(tmp_path):
+    write(tmp_path, 7)
+    assert checkpoint.find(tmp_path) == 7
+    state = checkpoint.read(tmp_path, 7)
+    assert state["counters"] == STATE["counters"]
+    assert (state["text"], np.isnan(state["nan"])) == ("ü", True)
+    for ours, theirs in zip(state["arrays"], STATE["arrays"], strict=True):
+        assert np.array_equal(ours, np.asarray(theirs))
+        assert (ours.dtype, ours.shape) == (np.asarray(theirs).dtype, np.asarray(theirs).shape)
+
+
+def test_the_last_two_are_kept_and_nothing_unfinished(tmp_path):
+    (tmp_path / ".unfinished-3").mkdir()
+    write(tmp_path, 1, 2, 10, 9, 100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-100"]
+
+
+def test_the_same_step_again_replaces_it(tmp_path):
+    write(tmp_path, 5)
+    write(tmp_path, 5, state={"new": 1})
+    assert checkpoint.read(tmp_path, 5) == {"new": 1}
+
+
+def test_nothing_there(tmp_path):
+    assert checkpoint.find(tmp_path / "none") is None
+    (tmp_path / "step-x").mkdir()
+    assert checkpoint.find(tmp_path) is None
+
+
+def test_two_hundred_damages_are_all_found(tmp_path):
+    write(tmp_path, 1)
+    intact = tmp_path / "step-1"
+    assert checkpoint.check(intact) is None
+    rng = random.Random(0)
+    for number in range(200):
+        copy = tmp_path / f"copy{number}" / "step-1"
+        shutil.copytree(intact, copy)
+        path = rng.choice(sorted(copy.iterdir()))
+        content = bytearray(path.read_bytes())
+        if number % 2:
+            place = rng.randrange(len(content))
+            content[place] ^= 1 << rng.randrange(8)
+        else:
+            del content[rng.randrange(len(content)) :]
+        path.write_bytes(content)
+        damage = checkpoint.check(copy)
+        # A flip in the manifest's white space changes nothing that it says
+        if damage is None:
+            ours, theirs = (json.loads((p / "manifest.json").read_bytes()) for p in (copy, intact))
+            assert path.name == "manifest.json" and ours == theirs, (number, path.name)
+        shutil.rmtree(copy.parent)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "rank0.json", "rank0.safetensors"])
+def test_a_damaged_one_is_named_and_the_one_before_is_used(name, tmp_path):
+    write(tmp_path, 1, 2)
+    path = tmp_path / "step-2" / name
+    path.write_bytes(path.read_bytes()[:-3])
+    said = []
+    assert checkpoint.find(tmp_path, said.append) == 1
+    assert re.match(r"The checkpoint of step 2 is damaged \(.*\); looking for the one", said[0])
+    (tmp_path / "step-1" / name).unlink()
+    assert checkpoint.find(tmp_path, said.append) is None
+
+
+def test_one_of_another_step_or_number_of_ranks_is_not_taken(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    os.rename(tmp_path / "step-1", tmp_path / "step-2")
+    assert "of another checkpoint" in checkpoint.check(tmp_path / "step-2")
+    write(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "num_procs", lambda: 2)
+    assert checkpoint.check(tmp_path / "step-1") == "it is of 1 ranks, and there are 2"
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.safetensors.numpy, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path, 2)
+    assert checkpoint.find(tmp_path) == 1
+
+
+# --- What is saved ---
+
+
+def test_optimizers_buffers_and_generators_come_back():
+    torch.manual_seed(0)
+    params = flatten(torch.nn.Linear(3, 2))
+    rng = np.random.default_rng(0)
+    buf = ReplayBuffer(Box(-1, 1, (2,)), Box(-1, 1, (1,)), 5, rng)
+    for i in range(7):
+        buf.store([i, i], [i], i, [i, i], False)
+    for threads in (1, 2):  # the library's own, and PyTorch's
+        torch.set_num_threads(threads)
+        adam = Adam(params, 0.1)
+        for _ in range(3):
+            params.grad.normal_()
+            adam.step()
+        state = checkpoint._without_arrays(
+            {"adam": adam.state_dict(), "buf": buf.state_dict()}, "", {}
+        )
+        assert state["adam"]["steps"] == 3
+        other = torch.nn.Parameter(params.detach().clone())
+        other.grad = params.grad.clone()
+        again = Adam(other, 0.1)
+        again.load_state_dict(adam.state_dict())
+        adam.step()
+        again.step()
+        assert torch.equal(params, other)
+    torch.set_num_threads(1)
+    new = ReplayBuffer(Box(-1, 1, (2,)), Box(-1, 1, (1,)), 5, np.random.default_rng(9))
+    new.load_state_dict(buf.state_dict())
+    checkpoint._load(new.rng, checkpoint._state(rng))
+    assert (new.size, new.ptr) == (5, 2)
+    assert torch.equal(new.sample_batch(20)["rew"], buf.sample_batch(20)["rew"])
+
+
+def test_global_generators_come_back():
+    seed_everything(4)
+    generators = checkpoint._GlobalGenerators()
+    arrays: dict = {}
+    state = json.loads(json.dumps(checkpoint._without_arrays(generators.state_dict(), "", arrays)))
+    draws = [random.random(), np.random.rand(), torch.rand(1).item(), np.random.normal()]
+    seed_everything(5)
+    generators.load_state_dict(checkpoint._with_arrays(state, arrays))
+    assert draws == [random.random(), np.random.rand(), torch.rand(1).item(), np.random.normal()]
+
+
+# --- Environments ---
+
+
+def steps(env, number, rng):
+    obs, ep_ret = None, 0.0
+    for _ in range(number):
+        obs, rew, *_ = env.step(env.random_action() if rng is None else rng.normal(size=1))
+        ep_ret += rew
+    return obs, ep_ret
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "HalfCheetah-v5"])
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_an_episode_is_played_again(name, episodes):
+    env = make_env(name, 3)
+    for _ in range(episodes):
+        obs, _, length = env.continue_episode()
+        obs, ep_ret = steps(env, 23, None)
+    state = env.state_dict()
+    again = make_env(name, 77)
+    again.reset()
+    again.load_state_dict(state)
+    obs_again, ep_ret_again, length = again.continue_episode()
+    assert (ep_ret_again, length, again.steps) == (ep_ret, 23, env.steps)
+    assert np.array_equal(obs_again, obs)
+    for _ in range(3):  # and goes on the same, into the episodes after it
+        for ours, theirs in zip(steps(again, 10, None), steps(env, 10, None)):
+            assert np.array_equal(ours, theirs)
+        assert np.array_equal(again.reset()[0], env.reset()[0])
+
+
+class Drifting(gym.Env):
+    """Isn't deterministic: what it shows depends on all environments made before."""
+
+    observation_space, action_space = Box(-9, 9, (1,)), Box(-1, 1, (1,))
+    made = 0
+
+    def __init__(self):
+        Drifting.made += 1
+        self.number = Drifting.made
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        if self.number > 2 and self.fails:
+            raise RuntimeError("by test")
+        return np.full(1, self.number, np.float32), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    "fails, reason", [(False, "the observation"), (True, "EnvFailed: Drifting raised RuntimeError")]
+)
+def test_an_environment_that_is_not_deterministic_starts_anew(fails, reason, monkeypatch):
+    monkeypatch.setattr(Drifting, "made", 0)
+    monkeypatch.setattr(Drifting, "fails", fails, raising=False)
+    env = make_env(Drifting, 0)
+    env.reset()
+    steps(env, 3, np.random.default_rng(0))
+    again = make_env(Drifting, 0)
+    again.unwrapped.number = 3
+    again.load_state_dict(env.state_dict())
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match=rf"Drifting can't be brought back .*\({reason}"):
+        obs, ep_ret, length = again.continue_episode()
+    assert (obs.tolist(), ep_ret, length, again.steps) == ([0], 0, 0, 3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# --- Runs ---
+
+
+class Enough(Exception):
+    """Ends a run from inside."""
+
+
+def stop_after(monkeypatch, saves):
+    """Has a run fail after so many checkpoints."""
+    save, count = checkpoint.Checkpoint.save, []
+
+    def counted(self, t, **counters):
+        save(self, t, **counters)
+        count.append(t)
+        if len(count) == saves:
+            raise Enough
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", counted)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac", "td3"])
+def test_a_resumed_run_is_the_run_without_a_break(algorithm, tmp_path, monkeypatch):
+    ac = train(algorithm, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Enough):
+            train(algorithm, tmp_path / "cut")
+    seed_everything(99)
+    resumed = train(algorithm, tmp_path / "cut")
+    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "cut")) == []
+    for ours, theirs in zip(ac.parameters(), resumed.parameters()):
+        assert torch.equal(ours, theirs)
+    # Once more, when nothing is left to do: the trained networks
+    finished = train(algorithm, tmp_path / "cut")
+    assert torch.equal(next(finished.parameters()), next(ac.parameters()))
+    assert read_status(tmp_path / "cut")["state"] == "finished"
+
+
+def test_more_epochs_make_a_finished_run_longer(tmp_path):
+    train("sac", tmp_path / "long", epochs=6)
+    train("sac", tmp_path / "short", epochs=4)
+    train("sac", tmp_path / "short", epochs=6)
+    assert differences(final_state(tmp_path / "long"), final_state(tmp_path / "short")) == []
+
+
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, monkeypatch, capsys):
+    train("td3", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Enough):
+            train("td3", tmp_path / "cut")
+    newest = max((tmp_path / "cut" / "checkpoint").iterdir(), key=lambda path: path.name)
+    path = newest / "rank0.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(content)
+    train("td3", tmp_path / "cut")
+    assert "is damaged (rank0.safetensors isn't what was written)" in capsys.readouterr().out
+    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "cut")) == []
+
+
+def test_without_a_checkpoint_it_starts_anew(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "progress.txt").write_text("Epoch\tTorn")
+    train("ppo", folder)
+    train("ppo", tmp_path / "other")
+    assert differences(final_state(folder), final_state(tmp_path / "other")) == []
+    assert "Continuing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (dict(gamma=0.9), r"gamma is 0.9, but the run to resume has 0.99: give it that, or start"),
+        (dict(seed=4), "seed is 4, but the run to resume has 3"),
+        (dict(ac_kwargs=dict(hidden_sizes=(8, 8))), r"ac_kwargs is \{'hidden_sizes': \[8, 8\]\}"),
+        (dict(env_fn="MountainCarContinuous-v0"), "env_fn is 'MountainCarContinuous-v0'"),
+        (dict(epochs=2), "epochs is 2, but the run to resume has 10: more are allowed"),
+    ],
+)
+def test_what_has_changed_is_refused_and_named(changed, message, tmp_path):
+    train("ppo", tmp_path)
+    before = final_state(tmp_path), (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match=message):
+        train("ppo", tmp_path, **changed)
+    assert before[1] == (tmp_path / "config.json").read_text()
+    assert differences(before[0], final_state(tmp_path)) == []
+
+
+def test_checkpoints_come_by_the_clock_at_ends_of_epochs_and_at_the_end(tmp_path, monkeypatch):
+    clock, taken = [0.0], []
+    monkeypatch.setattr(checkpoint.time, "time", lambda: clock[0])
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", lambda self, t: taken.append(t))
+    logger = EpochLogger(output_dir=tmp_path)
+    kept = checkpoint.Checkpoint(logger, 10, steps_per_epoch=5, total_steps=23, meet_every=2)
+    kept.save = lambda t: (taken.append(t), setattr(kept, "_saved", clock[0]))
+    for t in range(1, 24):
+        clock[0] += 3
+        kept.step(t)
+    # Due after 10 seconds, which is after 15, 30, 45 and 60 seconds at the ends of epochs
+    assert taken == [5, 10, 15, 20]
+    kept.total_steps = 24
+    kept.step(24)
+    assert taken == [5, 10, 15, 20, 24]
+    logger.close()
+
+
+# --- Signals, and the lock ---
+
+SCRIPT = """
+import sys
+from tests.resumable import train
+train(sys.argv[1], sys.argv[2], epochs=100000)
+"""
+
+
+def started(run, folder, algorithm="sac"):
+    process = run(["-c", SCRIPT, algorithm, str(folder)])
+    deadline = time.monotonic() + 60
+    while not (folder / "progress.txt").exists() or not (folder / "progress.txt").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+@pytest.fixture
+def start_python(tmp_path):
+    from spinup.utils.mpi_tools import launch_command
+    from tests.conftest import _clean_environment
+
+    processes = []
+
+    def start(args):
+        command, env = launch_command(1, args)
+        streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(subprocess.Popen(command, env=_clean_environment(env), **streams))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_and_ends(name, tmp_path, start_python):
+    process = started(start_python, tmp_path / "run")
+    process.send_signal(getattr(signal, name))
+    printed = process.communicate(timeout=60)[0]
+    step = int(re.search(r"Saved at step (\d+); continue with the same command", printed)[1])
+    assert "Stopping at the next point" in printed
+    status = read_status(tmp_path / "run")
+    assert status["state"] == "interrupted"
+    assert status["error"] == f"Interrupted: {name}; saved at step {step}, continue with --resume"
+    assert checkpoint.find(tmp_path / "run" / "checkpoint") == step
+    assert process.returncode != 0
+
+
+def test_two_runs_in_one_folder(tmp_path, start_python):
+    process = started(start_python, tmp_path / "run")
+    for settings in (dict(resume=True), dict(overwrite=True)):
+        with pytest.raises(BlockingIOError, match="run is in use by a run that is under way"):
+            Logger(output_dir=tmp_path / "run", **settings)
+    process.kill()
+    process.wait()
+    assert (tmp_path / "run" / "progress.txt").read_text()
+    Logger(output_dir=tmp_path / "run", resume=True).close()  # the dead don't block
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("content")
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError):
+        Logger(output_dir=tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "content"
+
+
+def test_signals_are_as_before_after_a_run(tmp_path):
+    before = [signal.getsignal(number) for number in interrupts._SIGNALS]
+    train("ppo", tmp_path, epochs=1)
+    assert [signal.getsignal(number) for number in interrupts._SIGNALS] == before
+    assert interrupts.requested() == 0
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with interrupts.noted():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.requested() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert interrupts.requested() == 0
+
+
+def test_what_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with interrupts.noted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupts.requested() == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_users_networks_with_buffers_come_back(tmp_path, monkeypatch):
+    from tests.algos.plain import OnPolicy
+
+    class Normalised(OnPolicy):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.pi.register_buffer("seen", torch.zeros(1))
+
+        def act(self, obs):
+            self.pi.seen += 1
+            return super().act(obs)
+
+    kwargs = dict(actor_critic=Normalised, ac_kwargs={}, epochs=4)
+    whole = train("ppo", tmp_path / "whole", **kwargs)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Enough):
+            train("ppo", tmp_path / "cut", **kwargs)
+    cut = train("ppo", tmp_path / "cut", **kwargs)
+    assert cut.pi.seen == whole.pi.seen == 4 * 161
+    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "cut")) == []
+
+
+def test_sac_with_a_fixed_temperature(tmp_path):
+    kwargs = dict(steps_per_epoch=60, start_steps=20, update_after=20, num_test_episodes=1)
+    kwargs |= dict(alpha=0.1, max_ep_len=50, ac_kwargs=dict(hidden_sizes=(8,)))
+    for epochs in (2, 4):
+        sac(
+            "Pendulum-v1",
+            epochs=epochs,
+            logger_kwargs=dict(output_dir=tmp_path / "a", resume=True),
+            **kwargs,
+        )
+    sac("Pendulum-v1", epochs=4, logger_kwargs=dict(output_dir=tmp_path / "b"), **kwargs)
+    assert differences(final_state(tmp_path / "a"), final_state(tmp_path / "b")) == []
