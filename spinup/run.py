@@ -35,7 +35,11 @@ ALGORITHMS = {
     "sac": ("spinup.algos.sac", "Soft Actor-Critic"),
     "td3": ("spinup.algos.td3", "Twin Delayed DDPG"),
 }
-UTILITIES = {"plot": "spinup.utils.plot", "test_policy": "spinup.utils.test_policy"}
+UTILITIES = {
+    "plot": "spinup.utils.plot",
+    "status": "spinup.utils.run_status",
+    "test_policy": "spinup.utils.test_policy",
+}
 HELP = ("help", "--help", "-h")
 
 

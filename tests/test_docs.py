@@ -19,7 +19,7 @@ import pytest
 
 import spinup
 from spinup import run, user_config
-from spinup.utils import devices, logx, mpi_tools, plot, run_utils, test_policy
+from spinup.utils import devices, logx, mpi_tools, plot, run_status, run_utils, test_policy
 from spinup.utils.command_line import UsageError, read_docstring
 from spinup.utils.launch import Outcome
 from spinup.utils.run_entrypoint import execute
@@ -179,6 +179,7 @@ def test_python_code_runs(page, small_world):
 def test_commands_parse(page, monkeypatch, tmp_path):
     monkeypatch.setattr(plot, "make_plots", lambda *args, **kwargs: [])
     monkeypatch.setattr(plot, "_can_show", lambda: True)
+    monkeypatch.setattr(run_status, "find", lambda folders: [tmp_path / "status.json"])
     monkeypatch.setattr(test_policy, "_watch", lambda args: [0.0] * args.episodes)
     monkeypatch.setattr(devices, "choose_device", lambda device: device)
     monkeypatch.setattr(run, "_check_options", lambda options: None)  # needs TensorBoard

@@ -27,6 +27,15 @@ def fake(env_fn=None, seed=0, ending="finish", epochs=2, ac_kwargs=None, logger_
         logger.dump_tabular()
 
 
+def fragile(seed=0, logger_kwargs=None):
+    """As `fake`, with endings by the seed, until there is a file called ``mended`` at hand."""
+    endings = {3: "raise", 7: "exit", 11: "kill", 15: "never"}
+    ending = "finish" if Path("mended").exists() else endings.get(seed, "finish")
+    with open("ran.txt", "a") as file:
+        file.write(f"{seed}\n")
+    fake(seed=seed, ending=ending, logger_kwargs=logger_kwargs)
+
+
 def end(ending):
     """Ends a run in one of the ways in which runs end."""
     if ending == "raise":

@@ -26,6 +26,7 @@ Train
 
 Look at results
   plot DIR...         plot learning curves
+  status DIR          list all runs below a folder: state, progress, errors
   test_policy DIR     watch a trained agent
 
 More

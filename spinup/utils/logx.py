@@ -457,6 +457,20 @@ def _lock(folder):
     return file
 
 
+def is_locked(folder: str | os.PathLike) -> bool | None:
+    """Says whether a run is writing to a folder; None where that can't be told."""
+    try:
+        import fcntl
+
+        with open(Path(folder, ".lock"), "r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except (ImportError, OSError):
+        return None
+    return False
+
+
 def _agreed_folder(folder):
     """Returns rank 0's folder, on all ranks."""
     name = np.zeros(4096, dtype=np.uint8)

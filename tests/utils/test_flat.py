@@ -165,7 +165,7 @@ def test_adam_takes_no_step_along_a_gradient_that_is_not_finite(place, bad, thre
     adam.step()
     before = [x.clone() for x in (params, *list(adam.state_dict().values())[1:])]
     params.grad[place] = bad
-    with pytest.raises(FloatingPointError, match="gradient of LossQ in Env-v0 is NaN .* update 2"):
+    with pytest.raises(FloatingPointError, match=r"gradient of LossQ in Env-v0 is NaN .* update 2"):
         adam.step()
     after = [params, *list(adam.state_dict().values())[1:]]
     assert all(torch.equal(a, b) for a, b in zip(before, after))

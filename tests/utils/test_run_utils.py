@@ -5,6 +5,7 @@ import stat
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from spinup.utils.run_utils import (
     setup_logger_kwargs,
     valid_str,
 )
-from tests.thunks import fake, note
+from tests.thunks import fake, fragile, note
 
 
 @pytest.fixture(autouse=True)
@@ -368,6 +369,69 @@ def test_a_variant_that_fails_does_not_stop_the_others(here, capsys):
         assert (status["state"], status["error"]) == ("failed", reason)
     assert "python -m spinup.run plot data/g" in rows[-2]
     assert rows[-1].endswith("python -m spinup.run test_policy data/g_endfinish/g_endfinish_s5")
+
+
+def test_of_twenty_sixteen_finish_and_resume_runs_the_other_four(here, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 2)
+    grid = grid_of("g", seed=list(range(20)))
+    with pytest.raises(RuntimeError, match="4 of 20 experiments failed: g_s3: ValueError"):
+        grid.run(fragile, jobs=2, timeout=20)
+    printed = capsys.readouterr().out
+    table = printed[printed.index("16 of 20 runs finished") :]
+    rows = [" ".join(line.split()) for line in table.splitlines()]
+    assert sum(" finished 2/2 200 " in row for row in rows) == 16
+    for seed, reason in [
+        (3, "ValueError: the reward is NaN"),
+        (7, "exit status 0 before the run had finished"),
+        (11, "killed by signal 9 (SIGKILL)"),
+        (15, "it ran for longer than the timeout of 20 s"),
+    ]:
+        assert any(row.startswith(f"g/g_s{seed} failed 1/2 100 ") for row in rows)
+        assert f"g_s{seed}: {reason}" in rows
+    (here / "mended").touch()
+    (here / "ran.txt").unlink()
+    with pytest.raises(ValueError, match="give --resume"):
+        grid.run(fragile)
+    folders = grid.run(fragile, jobs="auto", resume=True)
+    assert sorted((here / "ran.txt").read_text().split(), key=int) == ["3", "7", "11", "15"]
+    printed = capsys.readouterr().out
+    assert "16 of 20 have finished already" in printed and "4 of 4 runs finished" in printed
+    assert [os.path.basename(folder) for folder in folders] == [f"g_s{seed}" for seed in range(20)]
+    assert grid.run(fragile, resume=True) == folders
+    assert "20 of 20 have finished already: there is nothing to run" in capsys.readouterr().out
+
+
+def test_ranks_take_as_many_slots_as_they_are(here):
+    waiting = [launch.Experiment("g", fake, {}, num_cpu=n) for n in (1, 2, 3, 9)]
+    running = [SimpleNamespace(experiment=waiting[1])]
+    assert [launch._fits(experiment, running, 4) for experiment in waiting] == [1, 1, 0, 0]
+    assert all(launch._fits(experiment, [], 4) for experiment in waiting)  # alone, all may
+
+
+def test_what_resume_excludes():
+    for given, message in [
+        (dict(overwrite=True), "resume and overwrite exclude each other"),
+        (dict(datestamp=True), "datestamp makes a new one each time"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            grid_of("g", seed=0).plan(fake, resume=True, **given)
+    for bad in (0, -1, True, "long"):
+        with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
+            grid_of("g", seed=0).plan(fake, timeout=bad)
+
+
+def test_a_run_is_resumed_from_the_command_line(here, capsys):
+    words = "ppo --env CartPole-v1 --hid [8] --steps_per_epoch 100 --checkpoint_every 0".split()
+    assert spinup.run.main([*words, "--epochs", "2"]) == 0
+    assert spinup.run.main([*words, "--epochs", "2"]) == 2
+    assert spinup.run.main([*words, "--epochs", "2", "--resume"]) == 0
+    assert "1 of 1 have finished already: there is nothing to run" in capsys.readouterr().out
+    assert spinup.run.main([*words, "--epochs", "4", "--resume"]) == 0
+    folder = here / "data/cmd_ppo/cmd_ppo_s0"
+    assert "Continuing at step 200 of 400" in (folder / "log.txt").read_text()
+    assert len((folder / "progress.txt").read_text().splitlines()) == 5
+    assert spinup.run.main([*words, "--epochs", "5", "--gamma", "0.9", "--resume"]) == 1
+    assert "gamma is 0.9, but the run to resume has 0.99" in capsys.readouterr().out
 
 
 def test_a_grid_over_functions_and_overwriting(here, capsys):
