@@ -459,6 +459,8 @@ def _lock(folder):
 
 def is_locked(folder: str | os.PathLike) -> bool | None:
     """Says whether a run is writing to a folder; None where that can't be told."""
+    if Logger.current is not None and Logger.current.shared_dir == Path(os.path.abspath(folder)):
+        return True  # by this process, whose look would undo the lock
     try:
         import fcntl
 

@@ -16,7 +16,7 @@ def make(folder, **status):
 
 def test_every_run_below_a_folder_is_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    done = dict(epoch=3, epochs=3, steps=1200, steps_per_second=321.4, error=None)
+    done = dict(epoch=3, epochs=3, steps=1200, total_steps=1200, steps_per_second=321.4, error=None)
     done["return"] = 12.34
     make(tmp_path / "data/a/a_s0", state="finished", **done)
     make(tmp_path / "data/a/a_s1", state="failed", error="ValueError: why", epoch=1, epochs=3)
@@ -27,7 +27,7 @@ def test_every_run_below_a_folder_is_listed(tmp_path, monkeypatch, capsys):
     rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == "run state epochs steps return steps/s left"
     assert "data/a/a_s0 finished 3/3 1,200 12.3 321" in rows
-    assert any(row.startswith("data/a/a_s1 failed 1/3") for row in rows)
+    assert any(row.startswith("data/a/a_s1 failed 1") for row in rows)
     assert any(row.startswith("data/b interrupted") for row in rows)
     assert any(row.startswith("data/c unknown") for row in rows)
     assert "data/a/a_s1: ValueError: why" in rows
@@ -55,6 +55,7 @@ time.sleep(100)
 
 def test_looking_disturbs_no_run(tmp_path):
     logger = Logger(output_dir=tmp_path / "run")
+    assert state_of(tmp_path / "run")["state"] == "running"
     logger.close()
     assert state_of(tmp_path / "run")["state"] == "finished"
     Logger(output_dir=tmp_path / "run").close()
