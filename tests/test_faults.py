@@ -161,3 +161,62 @@ def test_fifty_kills(tmp_path, undisturbed):
         count, number = count + len(done), number + 1
         print(f"{algorithm} on {ranks}: {', '.join(done)}; continued at {', '.join(steps)}: same")
     print(f"{count} kills, {number} runs, every one the same to the bit at its end")
+
+
+# --- Ranks that leave the others waiting ---
+
+LEAVES = """
+import os, signal, sys, threading, time
+import gymnasium as gym
+from spinup import ppo
+from spinup.utils.mpi_tools import proc_id
+
+class Leaves(gym.Wrapper):
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 1500 and proc_id() == 1:
+            {how}
+        return self.env.step(action)
+
+ppo(lambda: Leaves(gym.make("CartPole-v1")), epochs=100, ac_kwargs=dict(hidden_sizes=(8,)),
+    logger_kwargs=dict(output_dir={folder!r}))
+print("THE END", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "how, told",
+    [
+        ("sys.exit(0)", "Timeout (0:00:03)!"),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", "Timeout (0:00:03)!"),
+        ("time.sleep(1000)", "Timeout (0:00:03)!"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "(signal 9)"),
+        ("os._exit(3)", ""),
+        ("raise ValueError('by test')", "Rank 1 of 2 failed:"),
+    ],
+    ids=lambda x: x if "(" in x else "",
+)
+def test_a_rank_that_leaves_takes_the_others_with_it(how, told, tmp_path, run_on_ranks):
+    code = LEAVES.format(how=how, folder=str(tmp_path / "run"))
+    env = {"SPINUP_HANG_SECONDS": "3"}
+    began = time.monotonic()
+    result = run_on_ranks(2, code, env=env, timeout=60, check=False)
+    assert result.returncode != 0
+    assert "THE END" not in result.stdout
+    assert told in result.stdout + result.stderr
+    if told.startswith("Timeout"):
+        assert "most recent call first" in result.stderr
+        assert time.monotonic() - began < 30
+    assert read_status(tmp_path / "run").get("state") != "finished"
+    while not no_process_uses(tmp_path / "on_ranks_0.py"):
+        assert time.monotonic() - began < 40, "a process is left"
+        time.sleep(0.1)
+
+
+def test_an_exit_status_of_zero_is_not_success(tmp_path, run_on_ranks):
+    code = LEAVES.format(how="os._exit(0)", folder=str(tmp_path / "run"))
+    result = run_on_ranks(2, code, env={"SPINUP_HANG_SECONDS": "3"}, timeout=60, check=False)
+    assert "THE END" not in result.stdout
+    assert read_status(tmp_path / "run").get("state") != "finished"

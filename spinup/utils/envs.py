@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, Space
 
+from spinup.utils.mpi_tools import num_procs, still_alive
+
 EnvFn = Callable[[], gym.Env] | str
 
 
@@ -38,6 +40,7 @@ class AdaptedEnv(gym.Wrapper):
         self.steps = 0
         self._seed = self._first_seed = seed
         self._obs_shape = env.observation_space.shape
+        self._is_watched = num_procs() > 1
         self.action_space.seed(seed)
         # The episode under way: how it began, its actions, and what came of the last
         self._origin: dict[str, Any] | None = None
@@ -80,6 +83,8 @@ class AdaptedEnv(gym.Wrapper):
         else:
             action = int(action) + self.action_space.start
         self._actions.append(action)
+        if self._is_watched:
+            still_alive()
         try:
             obs, rew, terminated, truncated, info = self.env.step(action)
         except Exception as error:

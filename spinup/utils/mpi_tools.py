@@ -6,6 +6,7 @@ without mpi4py on one process. This is the only file that imports ``mpi4py.MPI``
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import os
 import shutil
@@ -90,7 +91,37 @@ def barrier() -> None:
     """Returns once every rank has called it."""
     world = _world()
     if world is not None:
+        still_alive()
         world.Barrier()
+
+
+# Seconds without any progress after which a rank among several gives up; 0 for never.
+_HANG_SECONDS = float(os.environ.get("SPINUP_HANG_SECONDS") or 600)
+_armed_at = 0.0
+
+
+def still_alive() -> None:
+    """Notes that this rank makes progress, if it is one of several.
+
+    A rank that ends early or stands still would have the others wait for it for ever. So one that
+    has noted no progress for ``SPINUP_HANG_SECONDS`` (600 unless the environment says otherwise)
+    prints its stack and ends, and with it all others.
+    """
+    global _armed_at
+    if _HANG_SECONDS <= 0 or _world() is None:
+        return
+    now = time.monotonic()
+    if now - _armed_at > min(1.0, _HANG_SECONDS / 10):  # arming takes some microseconds
+        _armed_at = now
+        faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
+
+
+def stop_watching() -> None:
+    """Ends the watch that `still_alive` keeps."""
+    global _armed_at
+    if _armed_at:
+        faulthandler.cancel_dump_traceback_later()
+        _armed_at = 0.0
 
 
 def msg(m: object, string: str = "") -> None:
@@ -118,7 +149,9 @@ def allreduce(send, receive, op=None) -> None:
     if world is None:
         if isinstance(send, (np.ndarray, list, tuple)):  # else MPI.IN_PLACE
             receive[...] = send
-    elif op is None:
+        return
+    still_alive()
+    if op is None:
         world.Allreduce(send, receive)
     else:
         world.Allreduce(send, receive, op=op)
@@ -128,6 +161,7 @@ def broadcast(x: np.ndarray, root: int = 0) -> None:
     """Overwrites the array `x` on every rank with the one of rank `root`."""
     world = _world()
     if world is not None:
+        still_alive()
         world.Bcast(x, root=root)
 
 
@@ -137,6 +171,7 @@ def sum_in_place(x: np.ndarray) -> None:
     if world is not None:
         from mpi4py import MPI
 
+        still_alive()
         world.Allreduce(MPI.IN_PLACE, x)
 
 

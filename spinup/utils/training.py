@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from spinup.utils import interrupts
 from spinup.utils.logx import Logger
 from spinup.utils.mpi_pytorch import one_thread_per_rank
-from spinup.utils.mpi_tools import num_procs
+from spinup.utils.mpi_tools import num_procs, stop_watching
 from spinup.utils.nets import gradients_in_place
 
 P = ParamSpec("P")
@@ -35,13 +35,15 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
         try:
             with interrupts.noted(), one_thread_per_rank(), gradients_in_place():
                 result = algorithm(*call.args, **call.kwargs)
+            if Logger.current is not None:
+                Logger.current.close()
+            return result
         except BaseException as error:
             if Logger.current is not None:
                 Logger.current.close(error)
             raise
-        if Logger.current is not None:
-            Logger.current.close()
-        return result
+        finally:
+            stop_watching()
 
     return run
 
