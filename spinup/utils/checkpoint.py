@@ -8,10 +8,12 @@ the last two are kept. What doesn't match its manifest is not used. Nothing is p
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -112,13 +114,25 @@ class Checkpoint:
             raise interrupts.Interrupted(signal, t)
 
     def save(self, t: int, **counters: Any) -> None:
-        """Saves a checkpoint after `t` environment steps."""
+        """Saves a checkpoint after `t` environment steps.
+
+        Raises:
+            OSError: it can't be written.
+        """
         state = {
             "counters": {**counters, "t": t},
             "seconds": time.time() - self._began,
             "parts": {name: _state(part) for name, part in self.parts.items()},
         }
-        write(self.logger.shared_dir / FOLDER, t, state)
+        folder = self.logger.shared_dir / FOLDER
+        try:
+            write(folder, t, state)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: the checkpoint of step {t} can't be written to {folder}; those "
+                "before it are as they were. Make room, and continue with --resume",
+            ) from error
         self._saved = time.time()
 
     def _read(self):
@@ -186,6 +200,8 @@ def write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
         OSError: it can't be written; the checkpoints before it are as they were.
     """
     unfinished, rank = folder / f"{_TEMPORARY}{step}", proc_id()
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, f"{folder} is a link, and nothing is written through it")
     if rank == 0:
         for rest in folder.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(rest)
@@ -193,7 +209,7 @@ def write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     barrier()
     arrays: dict[str, np.ndarray] = {}
     content = json.dumps(_without_arrays(state, "", arrays))
-    safetensors.numpy.save_file(arrays, unfinished / f"rank{rank}.safetensors")
+    _save_arrays(arrays, unfinished / f"rank{rank}.safetensors")
     (unfinished / f"rank{rank}.json").write_text(content)
     names = [f"rank{rank}.safetensors", f"rank{rank}.json"]
     described = _gathered([_describe(unfinished / name) for name in names])
@@ -213,6 +229,16 @@ def write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
         for old in _steps(folder)[_KEPT:]:
             shutil.rmtree(folder / f"step-{old}")
     barrier()
+
+
+def _save_arrays(arrays, path):
+    try:
+        safetensors.numpy.save_file(arrays, path)
+    except safetensors.SafetensorError as error:  # as the library calls what the system said
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def find(folder: Path, log=print) -> int | None:
@@ -241,10 +267,14 @@ def check(path: Path) -> str | None:
             return "manifest.json is of another checkpoint, or another version"
         if manifest["ranks"] != num_procs():
             return f"it is of {manifest['ranks']} ranks, and there are {num_procs()}"
+        ranks = range(num_procs())
+        names = {f"rank{rank}{ending}" for rank in ranks for ending in (".json", ".safetensors")}
+        if set(manifest["files"]) != names:
+            return "manifest.json names other files"
         for name, (size, sha256) in manifest["files"].items():
             if [size, sha256] != _describe(path / name, flushes=False):
                 return f"{name} isn't what was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -145,7 +145,7 @@ class Logger:
             self._board = _open_tensorboard(self.output_dir) if tensorboard else None
             self._output_path = self.output_dir / output_fname
             # What is there stays until the checkpoint that it belongs to has been read
-            self.output_file = self._output_path.open("a" if self.resumes else "w")
+            self.output_file = _open_own(self._output_path, "a" if self.resumes else "w")
             self._write_status("running")
             self.log(f"Logging to {self._output_path}")
         self.shared_dir = _agreed_folder(self.output_dir or output_dir)
@@ -218,9 +218,16 @@ class Logger:
             if self.first_row:
                 self.output_file.write("\t".join(self.log_headers) + "\n")
             values = [row.get(key, "") for key in self.log_headers]
-            self.output_file.write("\t".join(map(str, values)) + "\n")
-            self.output_file.flush()
-            self._write_status("running", row)
+            try:
+                self.output_file.write("\t".join(map(str, values)) + "\n")
+                self.output_file.flush()
+                self._write_status("running", row)
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"{error.strerror}: the log can't be written to {self.output_dir}. Make room, "
+                    "and continue with --resume",
+                ) from error
             if self._board is not None:
                 for key, val in row.items():
                     self._board.add_scalar(key, val, int(row.get("TotalEnvInteracts", 0)))
@@ -251,7 +258,7 @@ class Logger:
             temporary = self._output_path.with_suffix(".tmp")
             temporary.write_text(state["progress"])
             os.replace(temporary, self._output_path)
-            self.output_file = self._output_path.open("a")
+            self.output_file = _open_own(self._output_path, "a")
 
     def close(self, error: BaseException | None = None) -> None:
         """Ends the run's log: its status becomes finished, or failed and why."""
@@ -436,6 +443,12 @@ class _Samples:
         self._on_gpu.clear()
 
 
+def _open_own(path, mode):
+    """Opens a file of a run folder for writing; a link in its place is an error, not followed."""
+    no_link = getattr(os, "O_NOFOLLOW", 0)
+    return open(path, mode, opener=lambda path, flags: os.open(path, flags | no_link, 0o666))
+
+
 def _lock(folder):
     """Returns the open file whose lock keeps other runs out of a folder, until it is closed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -443,9 +456,7 @@ def _lock(folder):
         import fcntl
     except ImportError:  # Windows
         return None
-    # Where a link in its place leads is nobody's business
-    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
-    file = os.fdopen(os.open(folder / ".lock", flags, 0o600), "w")
+    file = _open_own(folder / ".lock", "w")
     try:
         # The process's own, not inherited by its children: it goes when the process goes
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

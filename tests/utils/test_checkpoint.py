@@ -414,13 +414,51 @@ def test_two_runs_in_one_folder(tmp_path, start_python):
     Logger(output_dir=tmp_path / "run", resume=True).close()  # the dead don't block
 
 
-def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
+@pytest.mark.parametrize("name", [".lock", "progress.txt"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_link_in_place_of_a_file_is_not_followed(name, resume, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "precious").write_text("content")
-    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").write_text("")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
     with pytest.raises(OSError):
-        Logger(output_dir=tmp_path / "run")
-    assert (tmp_path / "precious").read_text() == "content"
+        Logger(output_dir=tmp_path / "run", resume=resume)
+        Logger.current.log_tabular("Epoch", 1)
+        Logger.current.dump_tabular()
+    assert (tmp_path / "precious").read_text() == ""
+
+
+def test_a_hostile_folder_runs_nothing_and_reaches_nothing_outside(tmp_path, monkeypatch):
+    train("sac", tmp_path / "run", epochs=2)
+    outside = tmp_path / "outside"
+    shutil.copytree(tmp_path / "run" / "checkpoint", outside)
+    before = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
+    steps = sorted((tmp_path / "run" / "checkpoint").iterdir())
+    # A pickle in place of the arrays, with a manifest to match
+    bomb = b"cos\nsystem\n(S'touch " + str(tmp_path / "PWNED").encode() + b"'\ntR."
+    for step in steps:
+        (step / "rank0.safetensors").write_bytes(bomb)
+        manifest = json.loads((step / "manifest.json").read_text())
+        manifest["files"]["rank0.safetensors"] = checkpoint._describe(step / "rank0.safetensors")
+        del manifest["sha256"]
+        manifest["sha256"] = checkpoint._digest(manifest)
+        (step / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Exception, match=r"(?i)header"):
+        train("sac", tmp_path / "run", epochs=3)
+    # Files named elsewhere
+    manifest["files"]["../../outside/x"] = manifest["files"].pop("rank0.safetensors")
+    del manifest["sha256"]
+    manifest["sha256"] = checkpoint._digest(manifest)
+    (steps[-1] / "manifest.json").write_text(json.dumps(manifest))
+    assert checkpoint.check(steps[-1]) == "manifest.json names other files"
+    (steps[-1] / "manifest.json").write_text("[" * 100_000)
+    assert "RecursionError" in checkpoint.check(steps[-1])
+    # A link out of the folder
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    (tmp_path / "run" / "checkpoint").symlink_to(outside)
+    with pytest.raises(OSError, match="is a link, and nothing is written through it"):
+        train("sac", tmp_path / "run", epochs=3)
+    assert before == {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
+    assert not (tmp_path / "PWNED").exists()
 
 
 def test_signals_are_as_before_after_a_run(tmp_path):
@@ -485,3 +523,27 @@ def test_sac_with_a_fixed_temperature(tmp_path):
         )
     sac("Pendulum-v1", epochs=4, logger_kwargs=dict(output_dir=tmp_path / "b"), **kwargs)
     assert differences(final_state(tmp_path / "a"), final_state(tmp_path / "b")) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no such limit on Windows")
+def test_a_full_disk(tmp_path, run_python):
+    code = f"""
+import resource
+from tests.resumable import train
+train("td3", {str(tmp_path / "run")!r}, epochs=2)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # room for two epochs, not for thirty
+train("td3", {str(tmp_path / "run")!r}, epochs=30)
+"""
+    result = run_python(["-c", code])
+    assert result.returncode == 1
+    last_line = result.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(
+        r"OSError: \[Errno 27\] File too large: the checkpoint of step \d+ can't be written to "
+        r".*/checkpoint; those before it are as they were. Make room, and continue with --resume",
+        last_line,
+    )
+    assert read_status(tmp_path / "run")["state"] == "failed"
+    assert checkpoint.find(tmp_path / "run" / "checkpoint") >= 2 * 161
+    train("td3", tmp_path / "run", epochs=30)
+    train("td3", tmp_path / "whole", epochs=30)
+    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "run")) == []
