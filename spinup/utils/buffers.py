@@ -174,7 +174,7 @@ class ReplayBuffer:
         if len(self._minibatch) != batch_size:
             self._minibatch = torch.empty(batch_size, self.rows.shape[1])
             self._parts = self._split(self._minibatch)
-        capture.run(self._draw, self._minibatch.numpy())
+        capture.run(self._draw, capture.array(self._minibatch))
         if torch.device(device).type == "cpu":
             return dict(self._parts)
         return self._split(self._minibatch.to(device))

@@ -9,18 +9,21 @@ graphs are to a GPU.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Replays from one check that the update is still what was captured to the next.
 _CHECK_EVERY = 1000
 
-_tape: _Tape | None = None  # of the capture under way
+_local = threading.local()  # its `tape` is that of the capture under way in a thread
 
 
 def replayed(update: Callable[..., None]) -> Callable[..., None]:
@@ -28,9 +31,9 @@ def replayed(update: Callable[..., None]) -> Callable[..., None]:
 
     The update must do its work on tensors that stay where they are (parameters, their gradients,
     a minibatch from `ReplayBuffer`), by PyTorch's operations and the library's. Its arguments are
-    flags: a capture is made for each combination. If it isn't the same at each call (a Python
-    number in it has changed, a tensor comes from elsewhere, it looks at a value), it goes on
-    uncaptured.
+    flags: a capture is made for each combination. Two captures are compared before the first
+    replay, and another one with them every thousand calls: if they differ (a Python number has
+    changed, a tensor comes from elsewhere), or if the update looks at a value, it goes on as it is.
 
     Args:
         update: a function that returns nothing.
@@ -60,9 +63,23 @@ def run(function: Callable[..., Any], *args: Any, tensors: Sequence[Tensor] = ()
         tensors: those whose addresses are among the arguments. They are kept as long as the
             capture, which is given up if one that the update didn't make comes from elsewhere.
     """
-    if _tape is None:
-        return function(*args)
-    return _tape.run(function, args, tensors)
+    tape = _tape()
+    return function(*args) if tape is None else tape.run(function, args, tensors)
+
+
+def array(x: Tensor) -> np.ndarray:
+    """Returns a tensor's memory as an array, for a function that `run` is to call.
+
+    Where an update takes values out of PyTorch in another way, its capture is given up.
+    """
+    tape = _tape()
+    if tape is None:
+        return x.numpy()
+    return tape.aside(x.numpy)
+
+
+def _tape() -> _Tape | None:
+    return getattr(_local, "tape", None)
 
 
 class _Captured:
@@ -72,13 +89,15 @@ class _Captured:
         self.update = update
         self.calls = 0
         self.tape = None
+        self.is_checked = False  # against a second tape
         self.gave_up = False
 
     def __call__(self):
         self.calls += 1
         if self.gave_up or self.calls == 1:  # the first call may allocate what stays
             self.update()
-        elif self.tape is None or self.calls == 3 or self.calls % _CHECK_EVERY == 0:
+        elif not self.is_checked or self.calls % _CHECK_EVERY == 0:
+            self.is_checked = False  # until it has been, if this call should fail
             self.record()
         else:
             with torch.no_grad():
@@ -97,6 +116,8 @@ class _Captured:
             )
         elif self.tape is None:
             self.tape = tape
+        else:
+            self.is_checked = True
 
 
 class _Tape(TorchDispatchMode):
@@ -108,29 +129,32 @@ class _Tape(TorchDispatchMode):
         self.kept: list[Any] = []
         self.trace: list[Any] = []  # operations with what must be the same at each call
         self.obstacle = None
+        self._lookout = _Lookout(self)
         self._inside = False  # of a function called as a whole
         self._made: dict[int, int] = {}  # storages made on the way, by address
 
     def __enter__(self):
-        global _tape
-        _tape = self
+        _local.tape = self
+        self._lookout.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error):
-        global _tape
-        _tape = None
-        return super().__exit__(*error)
+        _local.tape = None
+        super().__exit__(*error)
+        return self._lookout.__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if self._inside:
             return out
-        outs = out if isinstance(out, (tuple, list)) else [out]
+        outs = [x for x in (out if isinstance(out, (tuple, list)) else [out]) if x is not None]
         self.trace.append((func, *map(self._describe, [*args, *kwargs.items()])))
         if not all(isinstance(x, Tensor) for x in outs):
-            self.obstacle = "it reads a tensor's value, as .item() and if do"
+            self.reads_value()
             return out
+        if torch.Tag.dynamic_output_shape in func.tags:
+            self.obstacle = f"the shape of what {func} returns depends on values"
         self.kept.append(_detached(outs))
         if func._schema.is_mutable:
             self.calls.append((functools.partial(func, **_detached(kwargs)), _detached(args)))
@@ -143,14 +167,25 @@ class _Tape(TorchDispatchMode):
 
     def run(self, function, args, tensors):
         """Calls what is to be called as a whole, and writes it down."""
+        if self._inside:  # of one that calls another
+            return function(*args)
         self.calls.append((function, args))
         self.kept.append(_detached(tensors))
-        self.trace.append(("run", *map(self._describe, tensors)))
-        self._inside = True
+        self.trace.append((function, *map(self._describe, tensors)))
+        return self.aside(function, *args)
+
+    def aside(self, function, *args):
+        """Calls a function without a look at what it does."""
+        inside, self._inside = self._inside, True
         try:
             return function(*args)
         finally:
-            self._inside = False
+            self._inside = inside
+
+    def reads_value(self):
+        """Notes that the update does what a replay can't."""
+        if not self._inside:
+            self.obstacle = "it reads a tensor's value, as .item(), .numpy() and if do"
 
     def _describe(self, x):
         """Returns what must be the same at each call: numbers, shapes, memory from before."""
@@ -170,6 +205,21 @@ class _Tape(TorchDispatchMode):
         if len(self.trace) != len(other.trace):
             return "it takes other steps than before"
         return None
+
+
+class _Lookout(TorchFunctionMode):
+    """Sees values leave PyTorch, which the dispatcher doesn't."""
+
+    ways = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+
+    def __init__(self, tape):
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.ways:
+            self.tape.reads_value()
+        return func(*args, **(kwargs or {}))
 
 
 def _address(x):
@@ -209,7 +259,9 @@ def _into(func, args, kwargs, outs):
     if packet in _FACTORIES:
         return _FACTORIES[packet], (outs[0],)
     if func is torch.ops.aten.rsub.Scalar and len(args) == 2:  # number - tensor
-        packet, args = torch.ops.aten.sub, (torch.tensor(args[1]), args[0])
+        swapped = torch.tensor(args[1], dtype=outs[0].dtype), args[0]
+        if _computes(torch.sub, swapped, kwargs, outs[0]):
+            return functools.partial(torch.sub, **kwargs, out=outs[0]), swapped
     if len(outs) == 1 and torch.Tag.nondeterministic_seeded not in func.tags:
         # By its name in torch, an operation is called twice as fast as by its overload
         name = packet.__name__
@@ -219,7 +271,8 @@ def _into(func, args, kwargs, outs):
 
     def copy(*args):
         made = func(*args, **kwargs)
-        for x, y in zip(outs, made if isinstance(made, (tuple, list)) else [made]):
+        made = made if isinstance(made, (tuple, list)) else [made]
+        for x, y in zip(outs, [y for y in made if y is not None], strict=True):
             x.copy_(y)
 
     return copy, args

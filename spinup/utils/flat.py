@@ -131,20 +131,21 @@ class Adam:
             self._torch.state[self.params] = {"step": step, **moments}
 
     def _step(self):
-        self.steps += 1
+        step = self.steps + 1
         if self._torch is not None:
             # On a GPU a look would be a wait: the losses are looked at once an epoch
             if not self.params.is_cuda and not self.params.grad.isfinite().all():
-                self._refuse()
+                self._refuse(step)
             self._torch.step()
-            return
-        settings = self.steps, self.lr, self.betas, self.eps
-        if not adam_step(self.params, self.params.grad, self.exp_avg, self.exp_avg_sq, *settings):
-            self._refuse()
+        elif not adam_step(
+            *(self.params, self.params.grad, self.exp_avg, self.exp_avg_sq),
+            *(step, self.lr, self.betas, self.eps),
+        ):
+            self._refuse(step)
+        self.steps = step
 
-    def _refuse(self):
+    def _refuse(self, step):
         raise FloatingPointError(
-            f"the gradient of {self.loss} is NaN or infinite in update {self.steps}, and the "
-            "parameters are left as they were. Lower the learning rate, or look at the rewards' "
-            "scale"
+            f"the gradient of {self.loss} is NaN or infinite in update {step}, and the parameters "
+            "are left as they were. Lower the learning rate, or look at the rewards' scale"
         )

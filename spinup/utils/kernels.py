@@ -33,6 +33,7 @@ IDENTITY, RELU, TANH = ACTIVATIONS.values()
 
 # Wider layers outgrow the cache that _kernels.c counts on: PyTorch is faster from there on.
 _WIDEST = 512
+_MOST_PARAMS = 64
 
 
 class TorchMLP:
@@ -104,8 +105,9 @@ class CompiledMLP:
         keep: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         stack, rows, sizes = _shape(params, len(inputs[0]))
-        result = torch.empty(*params[0].shape[:-2], rows, sizes[-1])
-        outputs = torch.empty(rows * (sizes[0] + stack * sum(sizes[1:-1])) if keep else 0)
+        result = params[0].new_empty(*params[0].shape[:-2], rows, sizes[-1])
+        outputs = params[0].new_empty(rows * (sizes[0] + stack * sum(sizes[1:-1])) if keep else 0)
+        # Of each input its address, the step to its next row, and its features
         where = [x for i in inputs for x in (i.data_ptr(), i.stride(0), i.shape[1])]
         capture.run(
             _kernels.mlp_forward,
@@ -126,7 +128,7 @@ class CompiledMLP:
     ) -> list[Tensor]:
         grad = grad.contiguous()
         stack, rows, sizes = _shape(params, grad.shape[-2])
-        grads = [torch.zeros(rows, part.stop - part.start) for part in columns]
+        grads = [grad.new_zeros(rows, part.stop - part.start) for part in columns]
         where = [
             x for part, g in zip(columns, grads) for x in (part.start, g.shape[1], g.data_ptr())
         ]
@@ -149,21 +151,42 @@ def can_run_on(*tensors: Tensor) -> bool:
     return (
         _kernels is not None
         and torch.get_num_threads() == 1
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and all(type(x) in (Tensor, nn.Parameter) for x in tensors)
         and all(x.dtype is torch.float32 and x.is_cpu and x.is_contiguous() for x in tensors)
     )
 
 
 def mlp_engine(inputs: Sequence[Tensor], params: Sequence[Tensor]) -> type:
-    """Returns the fastest of `TorchMLP` and `CompiledMLP` that can evaluate a network."""
+    """Returns the fastest of `TorchMLP` and `CompiledMLP` that can evaluate a network.
+
+    What doesn't fit together is left to the first, which says so.
+    """
     fits = (
         can_run_on(*params)
+        and len(params) <= _MOST_PARAMS
         and all(
             x.dtype is torch.float32 and x.is_cpu and x.dim() == 2 and x.stride(1) == 1
             for x in inputs
         )
-        and all(max(weight.shape[-2:]) <= _WIDEST for weight in params[::2])
     )
-    return CompiledMLP if fits else TorchMLP
+    return CompiledMLP if fits and _match(inputs, params) else TorchMLP
+
+
+def _match(inputs, params):
+    """Says whether inputs and layers have the shapes of a network, and none is too wide."""
+    stack, n_in = params[0].shape[:-2], sum(x.shape[1] for x in inputs)
+    if len({len(x) for x in inputs}) > 1 or len(stack) > 1:
+        return False
+    for weight, bias in zip(params[::2], params[1::2], strict=True):
+        n_out = weight.shape[-2]
+        if weight.shape != (*stack, n_out, n_in) or max(n_in, n_out) > _WIDEST:
+            return False
+        if bias.shape != ((*stack, 1, n_out) if stack else (n_out,)):
+            return False
+        n_in = n_out
+    return True
 
 
 def squashed_gaussian(
@@ -181,8 +204,8 @@ def squashed_gaussian(
         the squashed actions and the noise, ``(rows, act_dim)``.
     """
     rows, dim = eps.shape
-    act, squashed, noise = torch.empty(3, rows, dim).unbind()
-    logp = torch.empty(rows)
+    act, squashed, noise = out.new_empty(3, rows, dim).unbind()
+    logp = out.new_empty(rows)
     tensors = (out, eps, mid, half_range, act, logp, squashed, noise)
     capture.run(_kernels.squashed_gaussian, rows, dim, *_addresses(tensors), tensors=tensors)
     return act, logp, squashed, noise
@@ -276,7 +299,7 @@ def _tanh_(x):
     """Overwrites `x` with its tanh; on a CPU by NumPy's, seven times as fast as PyTorch's."""
     if x.device.type != "cpu":
         return x.tanh_()
-    capture.run(_numpy_tanh_, x.numpy(), tensors=(x,))
+    capture.run(_numpy_tanh_, capture.array(x), tensors=(x,))
     return x
 
 

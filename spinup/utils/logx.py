@@ -416,11 +416,11 @@ class _Samples:
     def add(self, val):
         """Appends a scalar, or all elements of an array or a tensor."""
         if isinstance(val, torch.Tensor):
-            val = val.detach().reshape(-1)
+            val = val.detach().reshape(-1).contiguous()
             if val.device.type != "cpu":
                 self._on_gpu.append(val)
                 return
-            val = val.float().numpy() if val.dtype is torch.bfloat16 else val.numpy()
+            val = capture.array(val.float() if val.dtype is torch.bfloat16 else val)
         capture.run(self._extend, np.ravel(val))
 
     def _extend(self, array):

@@ -151,7 +151,7 @@ class _MLPFunction(torch.autograd.Function):
         in_place = (
             _adds_in_place
             and all(needs_param)
-            and all(p.is_leaf and p.grad is not None for p in ctx.params)
+            and all(p.is_leaf and p.grad is not None and p.grad.is_contiguous() for p in ctx.params)
         )
         param_grads = None
         if any(needs_param):
@@ -360,7 +360,8 @@ class SquashedGaussianActor(_BoxActor):
         out = self.net(obs)
         draw = torch.zeros_like if deterministic else torch.randn_like
         eps = draw(out[..., : len(self.mid)])
-        if out.dim() == 2 and can_run_on(out, eps):
+        fits = out.dim() == 2 and out.shape[1] == 2 * len(self.mid)
+        if fits and can_run_on(out, eps, self.mid, self.half_range):
             act, logp = _CompiledSquashedGaussian.apply(out, eps, self.mid, self.half_range)
         else:
             squashed, logp = _SquashedGaussian.apply(out, eps)

@@ -85,7 +85,7 @@ class Noise:
 
     def __call__(self, like: torch.Tensor) -> torch.Tensor:
         noise = torch.empty_like(like)
-        capture.run(self._fill, noise.numpy())
+        capture.run(self._fill, capture.array(noise))
         return noise
 
     def _fill(self, noise):

@@ -1,5 +1,6 @@
 """An update replayed against the same update run as it is."""
 
+import threading
 import warnings
 
 import numpy as np
@@ -47,11 +48,10 @@ class Learner:
         if moves_target:
             with torch.no_grad():
                 self.targ.lerp_(self.params, 0.1)
-        capture.run(self.losses.append, loss.detach().numpy().copy())
-        capture.run(self.note, loss.detach().numpy())
+        capture.run(self.note, capture.array(loss.detach()))
 
     def note(self, loss):
-        self.losses[-1] = float(loss)
+        self.losses.append(float(loss))
 
     def state(self):
         optimizer = self.optimizer
@@ -144,6 +144,12 @@ def test_a_number_that_changes_ends_it(monkeypatch):
     [
         (lambda learner: learner.params.sum().item(), "reads a tensor's value"),
         (lambda learner: bool(learner.params[0] > 0), "reads a tensor's value"),
+        (lambda learner: learner.params.tolist(), "reads a tensor's value"),
+        (lambda learner: learner.params.detach().numpy().sum(), "reads a tensor's value"),
+        (lambda learner: np.asarray(learner.targ), "reads a tensor's value"),
+        (lambda learner: learner.targ[learner.targ > 0].sum(), "depends on values"),
+        (lambda learner: learner.targ.nonzero(), "depends on values"),
+        (lambda learner: torch.masked_select(learner.targ, learner.targ > 0), "depends on values"),
         (lambda learner: learner.net(torch.tensor([[1.0, 2, 3]])), "other memory"),
         (lambda learner: learner.targ.add_(len(learner.losses) * 1e-9), "other numbers"),
         (lambda learner: [learner.targ.add_(0) for _ in learner.losses], "other"),
@@ -161,6 +167,116 @@ def test_what_can_not_be_captured_runs_as_it_is(look, reason):
         assert_same(*both(update, calls=60))
 
 
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda targ: targ.add_((0.3 - targ.double()).sum() * 1e-9),
+        lambda targ: targ.add_(2 - targ, alpha=1e-9),
+        lambda targ: targ.add_(torch.stack([targ, -targ]).T.sum(1), alpha=1e-9),
+        lambda targ: targ.mul_(nn.functional.layer_norm(targ, targ.shape).abs().mean() * 0 + 1),
+        lambda targ: torch._foreach_mul_([targ], 0.999),
+    ],
+    ids=["number-double", "number-float", "strided", "layer-norm", "foreach"],
+)
+def test_more_operations(compute, count):
+    def update(learner):
+        def call():
+            learner.update()
+            with torch.no_grad():
+                compute(learner.targ)
+
+        return call
+
+    assert_same(*both(update, calls=200))
+    assert count["update"] == 200 + 3
+
+
+def test_what_is_stored_may_be_strided(tmp_path):
+    logger = spinup.EpochLogger(output_dir=tmp_path)
+    values = torch.arange(12.0).reshape(6, 2)
+    step = replayed(lambda: logger.store(Q=values.mul_(1).t()[1]))
+    for i in range(6):
+        values.copy_(torch.arange(12.0).reshape(6, 2) + i)
+        step()
+    assert logger.epoch_dict["Q"].values()[-6:].tolist() == [6, 8, 10, 12, 14, 16]
+    logger.close()
+
+
+def test_a_frozen_network_of_a_users_own_is_captured(count):
+    frozen = nn.Sequential(nn.Linear(1, 4), nn.LayerNorm(4), nn.Linear(4, 1)).requires_grad_(False)
+
+    def make():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1), Scaled(frozen))
+
+    assert_same(*both(calls=300, make=make))
+    assert count["update"] == 300 + 3
+
+
+class Scaled(nn.Module):
+    """Adds a little of a frozen network's output."""
+
+    def __init__(self, frozen):
+        super().__init__()
+        self.frozen = [frozen]  # not among its parameters
+
+    def forward(self, x):
+        return x + 1e-3 * self.frozen[0](x)
+
+
+def test_functions_called_as_a_whole_may_call_others():
+    calls = []
+
+    def inner():
+        calls.append("inner")
+
+    def outer():
+        calls.append("outer")
+        capture.run(inner)
+
+    step = replayed(lambda: capture.run(outer))
+    for _ in range(5):
+        step()
+    assert calls == ["outer", "inner"] * 5
+
+
+def test_another_threads_updates_are_its_own():
+    learner, other = Learner(), Learner()
+
+    def update():
+        learner.update()
+        thread = threading.Thread(target=other.update)
+        thread.start()
+        thread.join()
+
+    step = replayed(update)
+    for _ in range(5):
+        step()
+    assert len(learner.losses) == 5
+    assert len(other.losses) == 3  # replays don't start it
+
+
+def test_a_comparison_that_an_error_cut_short_is_made_up():
+    learner, fails = Learner(), [False, False, True, False, False]
+
+    def update():
+        learner.update()
+        if fails[len(learner.losses) - 1]:
+            raise KeyError("by test")
+
+    step = replayed(update)
+    for failing in fails:
+        if failing:
+            learner.scale = 2.0  # which the comparison would have seen
+            with pytest.raises(KeyError):
+                step()
+        elif learner.scale == 2.0 and len(learner.losses) == 3:
+            with pytest.warns(UserWarning, match="other numbers"):
+                step()
+        else:
+            step()
+
+
 def test_an_error_passes_and_ends_the_capture():
     learner = Learner()
 
@@ -173,7 +289,7 @@ def test_an_error_passes_and_ends_the_capture():
     step()
     with pytest.raises(FloatingPointError, match="by test"):
         step()
-    assert capture._tape is None
+    assert capture._tape() is None
     for _ in range(5):
         step()
     assert len(learner.losses) == 7

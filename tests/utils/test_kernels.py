@@ -166,8 +166,41 @@ def test_who_evaluates_what():
     assert mlp_engine([torch.zeros(2, 2, 3)], params) is TorchMLP
     assert mlp_engine([x], [params[0].t().contiguous().t(), *params[1:]]) is TorchMLP
     assert mlp_engine([x], network([3, 513, 1])) is TorchMLP
+    assert mlp_engine([torch.zeros(2, 4)], params) is TorchMLP  # not of its width
+    assert mlp_engine([torch.zeros(2, 2), torch.zeros(1, 1)], params) is TorchMLP
+    assert mlp_engine([x], [*params[:2], torch.zeros(1, 5), params[3]]) is TorchMLP
+    assert mlp_engine([x], [*params[:3], torch.zeros(2)]) is TorchMLP
+    assert mlp_engine([x], network([3] * 34)) is TorchMLP
     torch.set_num_threads(2)
     assert mlp_engine([x], params) is TorchMLP
+
+
+@pytest.mark.parametrize("inputs", [(100, 400), (100, 3)])
+def test_a_wrong_width_is_pytorchs_error(inputs):
+    with pytest.raises(RuntimeError, match=r"shape|size"), torch.no_grad():
+        mlp([4, 8, 2], nn.ReLU)(torch.zeros(*inputs))
+
+
+def test_rows_that_differ_are_pytorchs_error():
+    with pytest.raises(RuntimeError, match="size"):
+        mlp([5, 8, 2], nn.ReLU, num_stacked=2)(torch.zeros(100, 4), torch.zeros(1, 1))
+
+
+def test_another_default_dtype_changes_nothing():
+    net, x = mlp([4, 8, 2], nn.ReLU), torch.randn(5, 4)
+    expected = net(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(net(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_tracing_is_pytorchs():
+    net, x = mlp([4, 8, 2], nn.ReLU), torch.randn(5, 4)
+    with torch.no_grad():
+        traced = torch.jit.trace(net, x)
+        torch.testing.assert_close(traced(x + 1), net(x + 1))
 
 
 def test_without_them_pytorch_does_the_work(monkeypatch):
