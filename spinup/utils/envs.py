@@ -18,10 +18,6 @@ from spinup.utils.mpi_tools import num_procs, still_alive
 EnvFn = Callable[[], gym.Env] | str
 
 
-class EnvFailed(RuntimeError):
-    """An environment has raised an exception, which is this one's cause."""
-
-
 class AdaptedEnv(gym.Wrapper):
     """An environment as the algorithms see it.
 
@@ -63,7 +59,8 @@ class AdaptedEnv(gym.Wrapper):
         try:
             obs, info = self.env.reset(seed=seed, **kwargs)
         except Exception as error:
-            raise self._failure(error) from error
+            self._explain(error)
+            raise
         obs = np.array(obs)  # a copy: some environments go on to change theirs in place
         self._check_shape(obs)
         self._check("observation", obs)
@@ -88,7 +85,8 @@ class AdaptedEnv(gym.Wrapper):
         try:
             obs, rew, terminated, truncated, info = self.env.step(action)
         except Exception as error:
-            raise self._failure(error) from error
+            self._explain(error)
+            raise
         self.steps += 1
         self._last_obs = obs = np.array(obs)
         self._check_shape(obs)
@@ -190,11 +188,10 @@ class AdaptedEnv(gym.Wrapper):
                 f"{self.observation_space} ({self._circumstances()})"
             )
 
-    def _failure(self, error):
-        return EnvFailed(
-            f"{self.name} raised {type(error).__name__} at step {self.steps}: {error} "
-            f"({self._circumstances()})"
-        )
+    def _explain(self, error):
+        """Adds to an environment's exception, which stays what it is, how to bring it about."""
+        note = f"raised by {self.name} at step {self.steps} ({self._circumstances()})"
+        error.__notes__ = [*getattr(error, "__notes__", []), note]  # as add_note of Python 3.11
 
     def _circumstances(self):
         """Says by what to bring an error about again."""

@@ -78,7 +78,8 @@ def read_status(output_dir: str | os.PathLike) -> dict[str, Any]:
 def describe_error(error: BaseException) -> str:
     """Returns an exception in one line, ``"ValueError: what it says"``."""
     name, text = type(error).__name__, " ".join(str(error).split())
-    return f"{name}: {text}" if text else name
+    notes = "".join(f"; {' '.join(note.split())}" for note in getattr(error, "__notes__", []))
+    return (f"{name}: {text}" if text else name) + notes
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

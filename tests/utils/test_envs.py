@@ -1,5 +1,6 @@
 import json
 import random
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -25,6 +26,7 @@ from spinup.utils.envs import (
     restore_space,
     seed_everything,
 )
+from spinup.utils.logx import describe_error
 
 VECTOR = Box(-np.inf, np.inf, (2,), np.float32)
 
@@ -449,11 +451,7 @@ def _raise():
 @pytest.mark.parametrize(
     "fault, kind, message",
     [
-        (
-            _raise,
-            RuntimeError,
-            r"raised KeyError at step {step}: 'by test' \(seed 7, {action}",
-        ),
+        (_raise, KeyError, "by test"),
         (
             lambda: np.zeros(3),
             ValueError,
@@ -477,6 +475,6 @@ def test_what_an_environment_does_wrong_is_told_with_the_circumstances(fault, ki
         env.reset()
         for _ in range(1000):
             env.step(np.array([0.25], np.float32))
-    if fault is _raise:
-        assert isinstance(raised.value.__cause__, KeyError)
-        assert "_raise" in str(raised.getrepr(chain=True))
+    if fault is _raise:  # the exception is the environment's own, with a note
+        said = describe_error(raised.value)
+        assert re.search(rf"by test.; raised by Faulty at step {step} \(seed 7, {action}\)$", said)

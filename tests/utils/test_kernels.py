@@ -196,6 +196,7 @@ def test_another_default_dtype_changes_nothing():
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tracing_is_pytorchs():
     net, x = mlp([4, 8, 2], nn.ReLU), torch.randn(5, 4)
     with torch.no_grad():
