@@ -165,12 +165,13 @@ class Logger:
             config: hyperparameters and other facts; what JSON can't hold is described in words.
         """
         self.config.update(convert_json(config))
-        _check_unchanged(self._config_before, self.config)
         self.config["num_cpu"] = num_procs()
+        _check_unchanged(self._config_before, self.config)
         self.config["versions"] = _versions()
         if self.exp_name is not None:
             self.config["exp_name"] = self.exp_name
-        if self.output_dir is not None:
+        # That of the run to resume stays until all that it holds has been compared
+        if self.output_dir is not None and self._config_before.keys() <= self.config.keys():
             write_json(self.output_dir / "config.json", self.config)
 
     def setup_pytorch_saver(self, what_to_save: torch.nn.Module) -> None:
