@@ -26,7 +26,18 @@ typedef struct {
     const long *out_rows, *other_rows;
 } sink;
 
+enum {
+    CHUNK = 512, /* rows of a batch taken at a time: they stay in the cache */
+    DEEP = 128,  /* rows of a panel that do, where they are called upon in no order */
+};
+
 static float *panel_room; /* for one panel; the interpreter's lock guards it, as all rooms */
+
+static struct { /* of a matrix the numbers that aren't zero, and of its product the sums: see list() */
+    float *values, *sums, *flipped;
+    int *places;
+    long *starts;
+} sparse;
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
@@ -67,11 +78,13 @@ static inline __attribute__((always_inline)) void transpose_8x8(const float *fro
 
 static int has_avx512;
 #define product(...) (has_avx512 ? product_avx512 : product_avx2)(__VA_ARGS__)
+#define sparse_product(...) (has_avx512 ? sparse_product_avx512 : sparse_product_avx2)(__VA_ARGS__)
+#define is_sparse(...) (has_avx512 ? is_sparse_avx512 : is_sparse_avx2)(__VA_ARGS__)
+#define transpose(...) (has_avx512 ? transpose_avx512 : transpose_avx2)(__VA_ARGS__)
 #define dots(...) (has_avx512 ? dots_avx512 : dots_avx2)(__VA_ARGS__)
 #define add_rows(...) (has_avx512 ? add_rows_avx512 : add_rows_avx2)(__VA_ARGS__)
 #define through(...) (has_avx512 ? through_avx512 : through_avx2)(__VA_ARGS__)
 
-static const long CHUNK = 512; /* rows of a batch summed at a time: they stay in the cache */
 static const long FEW = 4;     /* columns that are not worth a panel */
 
 /* --- Networks ------------------------------------------------------------------------------------ */
@@ -102,19 +115,25 @@ static void run_forward(const network *net, long s) {
                    .out_row = n_out, .other = net->params[2 * i + 1] + s * n_out};
         if (n_out <= FEW)
             dots(net->rows, n_out, n_in, x, w, &to);
+        else if (i && net->activation[i - 1] == RELU && is_sparse(net->rows, n_out, n_in, x, n_in))
+            sparse_product(net->rows, n_out, n_in, x, n_in, w, n_in, 1, &to);
         else
             product(net->rows, n_out, n_in, x, n_in, 1, w, n_in, 1, &to);
     }
 }
 
 /* Adds the products of a batch's gradients and inputs to the gradients of a layer's parameters. */
-static void add_param_grads(long rows, long n_in, long n_out, const float *grad, const float *x,
-                            float *weight_grad, float *bias_grad) {
+static void add_param_grads(long rows, long n_in, long n_out, int sparse_grad, const float *grad,
+                            const float *x, float *weight_grad, float *bias_grad) {
     sink to = {.kind = ADD, .out = weight_grad, .out_row = n_in};
     for (long row = 0; row < rows; row += CHUNK) {
         long n = rows - row < CHUNK ? rows - row : CHUNK;
         const float *g = grad + row * n_out;
-        product(n_out, n_in, n, g, 1, n_out, x + row * n_in, n_in, 0, &to);
+        if (sparse_grad && is_sparse(n, n_in, n_out, g, n_out)) {
+            transpose(n, n_out, g, sparse.flipped);
+            sparse_product(n_out, n_in, n, sparse.flipped, n, x + row * n_in, n_in, 0, &to);
+        } else
+            product(n_out, n_in, n, g, 1, n_out, x + row * n_in, n_in, 0, &to);
         add_rows(n, n_out, g, bias_grad);
     }
 }
@@ -150,13 +169,17 @@ static void run_backward(const network *net, const float *grad, float *const *pa
         for (long i = last - 1; i >= 0; i--) {
             long n_in = net->size[i], n_out = net->size[i + 1];
             const float *x = output(net, i, s), *w = net->params[2 * i] + s * n_out * n_in;
+            int of_relu = net->activation[i] == RELU;
             if (param_grads)
-                add_param_grads(rows, n_in, n_out, g, x, param_grads[2 * i] + s * n_out * n_in,
+                add_param_grads(rows, n_in, n_out, of_relu, g, x, param_grads[2 * i] + s * n_out * n_in,
                                 param_grads[2 * i + 1] + s * n_out);
             if (i > 0) {
                 sink to = {.kind = BACKWARD + (int)net->activation[i - 1], .out = rooms[i % 2],
                            .out_row = n_in, .other = x, .other_row = n_in, .other_rows = listed};
-                product(rows, n_in, n_out, g, n_out, 1, w, n_in, 0, &to);
+                if (of_relu && is_sparse(rows, n_in, n_out, g, n_out))
+                    sparse_product(rows, n_in, n_out, g, n_out, w, n_in, 0, &to);
+                else
+                    product(rows, n_in, n_out, g, n_out, 1, w, n_in, 0, &to);
                 g = rooms[i % 2];
             }
         }
@@ -225,6 +248,23 @@ static int make_room(void **room, size_t *has, size_t bytes) {
     return *room != NULL;
 }
 
+/* Makes room for a matrix of at most `tall` rows and columns: see list(). */
+static int make_sparse_room(long tall) {
+    static void *room;
+    static size_t has;
+    size_t most = tall * tall + 16, before = has; /* whole vectors are written at the end */
+    size_t starts = tall * (tall / DEEP + 1) + 1, sums = tall * 64;
+    if (!make_room(&room, &has, (3 * most + sums) * sizeof(float) + starts * sizeof(long) + 64))
+        return 0;
+    if (has == before) return 1;
+    sparse.starts = room;
+    sparse.sums = (float *)((char *)room + (starts * sizeof(long) + 63) / 64 * 64);
+    sparse.values = sparse.sums + sums;
+    sparse.flipped = sparse.values + most;
+    sparse.places = (int *)(sparse.flipped + most);
+    return 1;
+}
+
 /* Reads integers, or addresses, out of a tuple. Returns how many, or -1 with an exception set. */
 static long read_numbers(PyObject *tuple, long most, long *values) {
     if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) > most) {
@@ -261,8 +301,9 @@ static int read_network(PyObject *const *args, Py_ssize_t given, Py_ssize_t want
     }
     long widest = 0;
     for (long i = 0; i < sizes; i++) widest = net->size[i] > widest ? net->size[i] : widest;
-    long tall = widest > CHUNK ? widest : CHUNK; /* of a panel, which is two vectors wide */
-    if (!make_room((void **)&panel_room, &panel_has, tall * 32 * sizeof(float))) return 0;
+    long tall = widest > CHUNK ? widest : CHUNK; /* of a panel, which is 64 floats wide at most */
+    if (!make_room((void **)&panel_room, &panel_has, tall * 64 * sizeof(float))) return 0;
+    if (!make_sparse_room(tall)) return 0;
     net->kept = h != NULL;
     if (!net->kept) { /* layers take turns at two rooms, which stay in the cache */
         if (!make_room(&room, &has, 2 * net->rows * widest * sizeof(float))) return 0;

@@ -95,6 +95,50 @@ def test_networks_are_pytorchs(sizes, activations, rows, stack, vectors):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [14, 100, 600])
+@pytest.mark.parametrize("alive", [0.5, 0.2, 0.03, 0.0])
+@pytest.mark.parametrize("stack", [None, 2])
+def test_networks_are_pytorchs_where_most_units_rest(rows, alive, stack, vectors):
+    params, activations = network([23, 300, 131, 70, 9], stack), (RELU, RELU, RELU, IDENTITY)
+    x, grad = torch.randn(rows, 23), torch.randn(*([stack] if stack else []), rows, 9)
+    h = x
+    for weight, bias in zip(params[:6:2], params[1:6:2]):  # biases that leave some above zero
+        h = h @ weight.transpose(-1, -2)
+        values = h.flatten().sort().values
+        place = int((1 - alive) * (len(values) - 2))
+        bias.copy_(-values[place : place + 2].mean())
+        h = (h + bias).relu()
+    assert (h > 0).float().mean() <= alive + 0.01
+    results = []
+    for engine in (CompiledMLP, TorchMLP):
+        result, saved = engine.forward([x], params, activations)
+        grads = [torch.zeros_like(p) for p in params]
+        inputs = engine.backward(saved, params, activations, grad, grads, [slice(0, 23)])
+        results.append([result, *inputs, *grads])
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=rows**0.5 * 2e-5)
+
+
+def test_zeros_that_are_left_out_change_no_bit(vectors):
+    params, activations = network([20, 256, 192, 3]), (RELU, RELU, IDENTITY)
+    params[0][:, 0] = 4  # the first feature decides whether units are alive
+    params[2][:, :] += 0.05
+    params[3] -= 0.3
+    x, grad = torch.randn(700, 20), torch.randn(700, 3)
+    x[:, 0] = 1.0  # hardly a zero
+    x[:30, 0] = -1.0  # nearly all zeros
+    results = []
+    for rows in (30, 700):
+        result, saved = CompiledMLP.forward([x[:rows]], params, activations)
+        (inputs,) = CompiledMLP.backward(
+            saved, params, activations, grad[:rows], None, [slice(0, 20)]
+        )
+        results.append((result[:30], inputs[:30]))
+        zeros = (saved[0][rows * 20 :] == 0).float().mean()  # of the hidden layers' outputs
+        assert zeros > 0.7 if rows == 30 else zeros < 0.3
+    assert all(torch.equal(few, many) for few, many in zip(*results))
+
+
 def test_rows_without_a_gradient_have_none(vectors):
     params, activations = network([5, 32, 32, 1], stack=2), (RELU, RELU, IDENTITY)
     x = torch.randn(50, 5)
