@@ -30,7 +30,7 @@ from torch import Tensor
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import TrajectoryBuffer
 from spinup.utils.checkpoint import Checkpoint
-from spinup.utils.devices import choose_device
+from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
 from spinup.utils.flat import Adam, flatten_each
 from spinup.utils.logx import EpochLogger
@@ -174,43 +174,58 @@ def ppo(
         """Evaluates both losses, and what is logged of them, averaged over ranks."""
         with torch.no_grad():
             pi, logp = ac.pi(data["obs"], data["act"])
-            loss_pi, info = policy_loss(logp, data["logp"], data["adv"], clip_ratio)
+            loss_pi, info = policy_loss(logp, logp_old, data["adv"], clip_ratio)
             loss_v = value_loss(ac.v(data["obs"]), data["ret"])
             values = [loss_pi, loss_v, info["KL"], info["ClipFrac"], pi.entropy().mean()]
         return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
 
+    # What captured updates share: of the policy that acted, and of the one being trained
+    logp_old = torch.zeros(local_steps, device=torch_device)
+    kl = torch.zeros((), device=torch_device)
+
+    def policy_gradient():
+        data = buf.data
+        _, logp = ac.pi(data["obs"], data["act"])
+        loss_pi, info = policy_loss(logp, logp_old, data["adv"], clip_ratio)
+        pi_params.grad.zero_()
+        loss_pi.backward()
+        mpi_avg_grads(pi_params, weight)
+        kl.copy_(info["KL"])
+
+    def value_gradient():
+        loss_v = value_loss(ac.v(buf.data["obs"]), buf.data["ret"])
+        v_params.grad.zero_()
+        loss_v.backward()
+        mpi_avg_grads(v_params, weight)
+
+    policy_gradient = capture(policy_gradient, torch_device)
+    value_gradient = capture(value_gradient, torch_device)
+
     def update():
         data = buf.get(ac.v, torch_device)
         with torch.no_grad():
-            data["logp"] = ac.pi(data["obs"], data["act"])[1]
+            logp_old.copy_(ac.pi(data["obs"], data["act"])[1])
         loss_pi_old, loss_v_old, _, _, entropy = compute_losses(data)
 
         # Gradient steps on the policy, until it is too far from the one that acted
         stop_iter = 0
         while stop_iter < train_pi_iters:
-            _, logp = ac.pi(data["obs"], data["act"])
-            loss_pi, info = policy_loss(logp, data["logp"], data["adv"], clip_ratio)
-            if mpi_avg(info["KL"].item(), weight) > 1.5 * target_kl:
+            policy_gradient()
+            if mpi_avg(kl.item(), weight) > 1.5 * target_kl:
                 logger.log(f"Early stopping at step {stop_iter}: the KL reached 1.5 x target_kl.")
                 break
-            pi_params.grad.zero_()
-            loss_pi.backward()
-            mpi_avg_grads(pi_params, weight)
             pi_optimizer.step()
             stop_iter += 1
 
         # Gradient steps on the value function
         for _ in range(train_v_iters):
-            loss_v = value_loss(ac.v(data["obs"]), data["ret"])
-            v_params.grad.zero_()
-            loss_v.backward()
-            mpi_avg_grads(v_params, weight)
+            value_gradient()
             vf_optimizer.step()
 
-        loss_pi, loss_v, kl, clip_frac, _ = compute_losses(data)
+        loss_pi, loss_v, new_kl, clip_frac, _ = compute_losses(data)
         logger.store(VVals=data["val"], LossPi=loss_pi_old, LossV=loss_v_old, Entropy=entropy)
         logger.store(DeltaLossPi=loss_pi - loss_pi_old, DeltaLossV=loss_v - loss_v_old)
-        logger.store(KL=kl, ClipFrac=clip_frac, StopIter=stop_iter)
+        logger.store(KL=new_kl, ClipFrac=clip_frac, StopIter=stop_iter)
         policy.refresh()
 
     # Checkpoints, and the start: that of the run, or where one was taken

@@ -73,6 +73,7 @@ class TrajectoryBuffer:
         self.ptr = 0
         # A path's end, and the observation whose value continues it: None after a terminal state.
         self.path_ends: list[tuple[int, np.ndarray | None]] = []
+        self.data: dict[str, Tensor] = {}  # of the epoch that was handed over last
 
     def store(self, obs: np.ndarray, act: np.ndarray, rew: float) -> None:
         """Appends a step."""
@@ -91,7 +92,7 @@ class TrajectoryBuffer:
     def get(
         self, value: Callable[[Tensor], Tensor], device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """Returns the epoch's data and empties the buffer.
+        """Returns the epoch's data, in the same memory each time, and empties the buffer.
 
         Args:
             value: the value function, of observations ``(batch, obs_dim)``.
@@ -118,7 +119,10 @@ class TrajectoryBuffer:
         adv = (adv - mean) / (std + 1e-8)  # equal advantages become zeros, not NaN
         self.ptr, self.path_ends = 0, []
         data = dict(act=self.act, ret=ret, val=val, adv=adv)
-        return {"obs": obs} | {k: _to_tensor(v, device) for k, v in data.items()}
+        new = {"obs": obs} | {k: _to_tensor(v, device) for k, v in data.items()}
+        for key, tensor in new.items():
+            self.data.setdefault(key, tensor).copy_(tensor)
+        return self.data
 
 
 class ReplayBuffer:

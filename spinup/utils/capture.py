@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -135,11 +136,15 @@ class _Tape(TorchDispatchMode):
 
     def __enter__(self):
         _local.tape = self
+        # PyTorch's distributions look at their arguments' values, to check them
+        self._checks = Distribution._validate_args
+        Distribution.set_default_validate_args(False)
         self._lookout.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error):
         _local.tape = None
+        Distribution.set_default_validate_args(self._checks)
         super().__exit__(*error)
         return self._lookout.__exit__(*error)
 

@@ -1,12 +1,13 @@
 """An update replayed against the same update run as it is."""
 
+import math
 import threading
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 import spinup
@@ -224,6 +225,25 @@ class Scaled(nn.Module):
         return x + 1e-3 * self.frozen[0](x)
 
 
+def test_distributions_that_check_their_arguments_are_captured():
+    mean, result, calls = torch.ones(3), torch.zeros(()), []
+
+    def update():
+        calls.append(1)
+        pi = torch.distributions.Normal(mean, torch.ones(3))
+        result.add_(pi.log_prob(torch.zeros(3)).sum())
+
+    step = replayed(update)
+    for _ in range(5):
+        step()
+    assert result.item() == pytest.approx(5 * 3 * -1.4189385)
+    assert len(calls) == 3
+    assert torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(True)
+    with pytest.raises(ValueError, match="invalid values"):
+        torch.distributions.Normal(mean, -torch.ones(3))
+
+
 def test_functions_called_as_a_whole_may_call_others():
     calls = []
 
@@ -295,11 +315,23 @@ def test_an_error_passes_and_ends_the_capture():
     assert len(learner.losses) == 7
 
 
-@pytest.mark.parametrize("algorithm", ["sac", "td3"])
-@pytest.mark.parametrize("kwargs", [{}, {"alpha": "auto"}])
-def test_algorithms_train_to_the_same_bits(algorithm, kwargs, tmp_path, monkeypatch, threads):
-    if algorithm == "td3" and kwargs:
-        return
+OFF_POLICY = dict(start_steps=50, update_after=50, update_every=25, num_test_episodes=1)
+
+
+@pytest.mark.parametrize(
+    "algorithm, actions, kwargs",
+    [
+        ("ppo", Box(-1, 1, (2,)), dict(target_kl=math.inf)),
+        ("ppo", Discrete(3), dict(pi_lr=0.01)),
+        ("sac", Box(-1, 1, (2,)), OFF_POLICY),
+        ("sac", Box(-1, 1, (2,)), OFF_POLICY | dict(alpha="auto")),
+        ("td3", Box(-1, 1, (2,)), OFF_POLICY),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_algorithms_train_to_the_same_bits(
+    algorithm, actions, kwargs, tmp_path, monkeypatch, threads
+):
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     rows = []
     for name in ("captured", "plain"):
@@ -308,9 +340,9 @@ def test_algorithms_train_to_the_same_bits(algorithm, kwargs, tmp_path, monkeypa
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # none says that it wasn't captured
             ac = getattr(spinup, algorithm)(
-                lambda: Clock(action_space=Box(-1, 1, (2,))),
-                **dict(steps_per_epoch=100, epochs=3, start_steps=50, update_after=50, **kwargs),
-                **dict(update_every=25, num_test_episodes=1, ac_kwargs=dict(hidden_sizes=(16, 16))),
+                lambda: Clock(action_space=actions),
+                **dict(steps_per_epoch=100, epochs=3, ac_kwargs=dict(hidden_sizes=(16, 16))),
+                **kwargs,
                 logger_kwargs=dict(output_dir=tmp_path / name),
             )
         lines = (tmp_path / name / "progress.txt").read_text().splitlines()
