@@ -24,6 +24,7 @@ from spinup.utils.command_line import (
     check_env_id,
     nearest,
     parameters_of,
+    read_pairs,
     read_values,
     split_flags,
 )
@@ -156,7 +157,9 @@ def build_grid(command: str, algorithm: Callable, words: Sequence[str]):
     options: dict[str, Any] = {"exp_name": f"cmd_{command}"}
     chosen = []
     for flag in split_flags(words):
-        if flag.key in RUN_FLAGS:
+        if flag.key == "slurm":
+            options[flag.key] = read_pairs(flag)
+        elif flag.key in RUN_FLAGS:
             options[flag.key] = _one_value(flag)
         else:
             values = read_values(flag, _find(flag, parameters, command))
@@ -219,11 +222,12 @@ def _check_options(options):
 
 @contextlib.contextmanager
 def _ended_by_signals():
-    """Has a request to end, or the terminal's closing, end the experiments as Ctrl-C does."""
+    """Has requests to end, a scheduler's warning, and the terminal's closing do what Ctrl-C does."""
     if num_procs() > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    names = ("SIGTERM", "SIGHUP", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     # What is ignored stays so: nohup has the terminal's closing ignored.
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}

@@ -269,8 +269,9 @@ def test_ctrl_c_gives_status_130(here):
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=100)[0]
     assert process.returncode == 130
-    stopped, remedy = printed.splitlines()[-2:]
-    assert stopped.endswith("stopped 1 variant (cmd_ppo_s0)")
+    stopping, stopped, remedy = printed.splitlines()[-3:]
+    assert "Stopping cmd_ppo_s0: waiting until the state is saved" in stopping
+    assert re.search(r"cmd_ppo_s0 interrupted: stopped, and saved at step \d+000", stopped)
     assert remedy.endswith("Continue with the same command and --resume")
 
 

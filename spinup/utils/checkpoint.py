@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -27,7 +28,7 @@ import safetensors.numpy
 import torch
 
 from spinup.utils import interrupts
-from spinup.utils.logx import EpochLogger
+from spinup.utils.logx import EpochLogger, fixed_config, holds_checkpoint
 from spinup.utils.mpi_tools import barrier, broadcast, mpi_op, mpi_sum, num_procs, proc_id
 
 FOLDER = "checkpoint"
@@ -67,7 +68,8 @@ class Checkpoint:
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.meet_every = meet_every
         self.parts = {**parts, "logger": logger, "generators": _GlobalGenerators()}
-        self._began = self._saved = time.time()
+        self._began = time.time()
+        self._saved = -math.inf  # so that the first epoch's end has one
 
     def restore(self, **counters: Any) -> SimpleNamespace:
         """Continues where the newest checkpoint was taken, if the run is one to resume.
@@ -82,8 +84,12 @@ class Checkpoint:
         saved = self._read() if self.logger.resumes else None
         at = SimpleNamespace(**counters, t=0, start_time=self._began)
         if saved is None:
+            if self.logger.resumes:
+                self.logger.log("There is no checkpoint to continue: starting anew")
             self.logger.begin()
             return at
+        self.logger.check_resumes(saved["config"])
+        self._saved = time.time()
         vars(at).update(saved["counters"])
         at.start_time = self._began = time.time() - saved["seconds"]
         for name, part in self.parts.items():
@@ -109,6 +115,8 @@ class Checkpoint:
             signal, due = map(int, mpi_op(both, "MAX"))  # type: ignore[assignment]
         if due or signal or t == self.total_steps:
             self.save(t, **counters)
+        if signal:
+            self.logger.save_state()
         if signal and t < self.total_steps:
             self.logger.log(f"Saved at step {t}; continue with the same command and --resume")
             raise interrupts.Interrupted(signal, t)
@@ -122,6 +130,7 @@ class Checkpoint:
         state = {
             "counters": {**counters, "t": t},
             "seconds": time.time() - self._began,
+            "config": fixed_config(self.logger.config),
             "parts": {name: _state(part) for name, part in self.parts.items()},
         }
         folder = self.logger.shared_dir / FOLDER
@@ -141,7 +150,14 @@ class Checkpoint:
         if proc_id() == 0:
             found = find(folder, self.logger.log)
             step[0] = -1 if found is None else found
+            if found is None and holds_checkpoint(folder.parent):
+                step[0] = -2
         broadcast(step)
+        if step[0] == -2:
+            raise self.logger.refusal(
+                f"No checkpoint in {folder} can be used, as the lines above say; start anew with "
+                "--overwrite (overwrite=True)"
+            )
         return None if step[0] < 0 else read(folder, int(step[0]))
 
 
@@ -252,7 +268,7 @@ def find(folder: Path, log=print) -> int | None:
         damage = check(folder / f"step-{step}")
         if damage is None:
             return step
-        log(f"The checkpoint of step {step} is damaged ({damage}); looking for the one before it")
+        log(f"The checkpoint of step {step} can't be used: {damage}")
     return None
 
 

@@ -75,7 +75,7 @@ class Parameter:
     meaning: str = ""
 
 
-# Flags of the runner itself; each takes one value.
+# Flags of the runner itself; each takes one value, but for slurm, which takes pairs.
 RUN_FLAGS = {
     flag.key: flag
     for flag in (
@@ -85,6 +85,9 @@ RUN_FLAGS = {
         ),
         Parameter("num_cpu", ("int", "str"), 1, "MPI ranks of each variant, or auto: all cores"),
         Parameter("jobs", ("int", "str"), 1, "ranks that run at once, or auto: all cores"),
+        Parameter(
+            "slurm", ("str",), None, "submit the grid: time=8:00:00 partition=gpu mem=4G gpus=1 ..."
+        ),
         Parameter("timeout", ("float",), None, "seconds after which a variant is ended"),
         Parameter("datestamp", ("bool",), False, "put date and time into the folders' names"),
         Parameter("overwrite", ("bool",), False, "replace results that the folders hold"),
@@ -237,6 +240,21 @@ def read_values(flag: Flag, parameter: Parameter) -> list[Any]:
         kinds = _expected(parameter.kinds)
         raise UsageError(f"--{flag.typed} needs a value" + (f": {kinds}" if kinds else ""))
     return [True]
+
+
+def read_pairs(flag: Flag) -> dict[str, str]:
+    """Returns the ``key=value`` pairs after a flag, of which there may be none.
+
+    Raises:
+        UsageError: a word isn't one.
+    """
+    pairs: dict[str, str] = {}
+    for word in flag.values:
+        key, equals, value = word.partition("=")
+        if not (equals and key and value) or key in pairs:
+            raise UsageError(f"--{flag.typed} takes key=value, each key once, not {word!r}")
+        pairs[key] = value
+    return pairs
 
 
 def read_value(name: str, text: str, kinds: Sequence[str]) -> Any:

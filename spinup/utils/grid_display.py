@@ -21,16 +21,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from spinup.utils.launch import Experiment, Outcome, Run
+from spinup.utils.grid_record import Record
+from spinup.utils.launch import GRACE_SECONDS, Experiment, Outcome, Run
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0  # between two lines of one variant where lines stay
 BAR_WIDTH = 16
+STOPPING = f"for {GRACE_SECONDS:.0f} s at most (Ctrl-C again ends it at once)"
 
 # Columns of `facts` that a narrow terminal does without.
 STEPS_COLUMN, SPEED_COLUMN = 1, 3
 
-STATE_STYLES = {"finished": "green", "failed": "red", "not run": "dim"}
+STATE_STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
 
 
 def console() -> Console:
@@ -123,7 +125,13 @@ def print_parameters(name: str, rows: Sequence[tuple[str, str, str]], variants: 
     out.print(f"\n{plural(variants, 'variant')}{seeds}\n")
 
 
-def print_plan(experiments: Sequence[Experiment], root: str, jobs: int, notes: Sequence[str]):
+def print_plan(
+    experiments: Sequence[Experiment],
+    root: str,
+    jobs: int,
+    notes: Sequence[str],
+    slurm: bool = False,
+):
     """Prints which variants are about to run, where, and how.
 
     Args:
@@ -131,6 +139,7 @@ def print_plan(experiments: Sequence[Experiment], root: str, jobs: int, notes: S
         root: the folder that all of theirs lie below.
         jobs: how many run at once.
         notes: remarks to show, such as a warning that there are too few cores.
+        slurm: whether Slurm runs them.
     """
     out = console()
     for note in notes if not experiments else ():
@@ -140,7 +149,9 @@ def print_plan(experiments: Sequence[Experiment], root: str, jobs: int, notes: S
     number = max(1, jobs // experiments[0].num_cpu)
     at_once = "one at a time" if number == 1 else f"{number} at a time"
     parts = [plural(experiments[0].num_cpu, "rank") + (" each" if len(experiments) > 1 else "")]
-    if len(experiments) > 1:
+    if slurm:
+        parts.insert(0, "submitted to Slurm")
+    elif len(experiments) > 1:
         parts.insert(0, at_once)
     how = escape(f"{', '.join(parts)}, results below {short_path(root)}{os.sep}")
     out.print(f"[bold green]Plan:[/] {how}\n", soft_wrap=True)
@@ -171,12 +182,13 @@ class Display:
 
     Args:
         total: how many variants there are.
+        record: also told, if there is one.
     """
 
-    def __init__(self, total: int):
-        self.total = total
+    def __init__(self, total: int, record: Record | None = None):
+        self.total, self.record = total, record
         self.began = time.monotonic()
-        self.ends = {"finished": 0, "failed": 0}
+        self.ends = dict.fromkeys(STATE_STYLES, 0)
         self.console = console()
 
     def __enter__(self):
@@ -187,6 +199,8 @@ class Display:
 
     def started(self, experiment: Experiment) -> None:
         """Says that a variant has started."""
+        if self.record:
+            self.record.started(experiment)
 
     def refresh(self, running: Sequence[Run], waiting: int) -> None:
         """Brings the lines of the running variants up to date."""
@@ -194,20 +208,35 @@ class Display:
     def ended(self, outcome: Outcome) -> None:
         """Says how a variant ended."""
         self.ends[outcome.state] += 1
+        if self.record:
+            self.record.ended(outcome)
         label, style = escape(outcome.experiment.label), STATE_STYLES[outcome.state]
         text = f"{label} [{style}]{outcome.state}[/] after {clock(outcome.seconds)}"
-        if outcome.state == "failed":
+        if outcome.state != "finished":
             log = short_path(outcome.experiment.log)
             text += escape(f": {outcome.reason} (log: {log})")
         elif outcome.status.get("return") is not None:
             text += f", last return {score(outcome.status['return'])}"
         self.say(text)
 
-    def stopped(self, running: Sequence[Run], waiting: int) -> None:
-        """Says what an interruption has ended."""
-        labels = ", ".join(run.experiment.label for run in running)
-        text = f"stopped {plural(len(running), 'variant')}{f' ({labels})' if labels else ''}"
-        self.say(escape(text + (f"; {waiting} had not started" if waiting else "")))
+    def stopping(self, running: Sequence[Run]) -> None:
+        """Says that variants have been asked to save their state and end."""
+        if running:
+            labels = ", ".join(run.experiment.label for run in running)
+            self.say(escape(f"Stopping {labels}: waiting until the state is saved, {STOPPING}"))
+
+    def stopped(self, outcomes: Sequence[Outcome], waiting: int) -> None:
+        """Says what an interruption has ended, and how."""
+        for outcome in outcomes:
+            if self.record:
+                self.record.ended(outcome)
+            style = STATE_STYLES[outcome.state]
+            reason = f": {outcome.reason}" if outcome.reason else ""
+            self.say(
+                f"{escape(outcome.experiment.label)} [{style}]{outcome.state}[/]{escape(reason)}"
+            )
+        if waiting:
+            self.say(f"{plural(waiting, 'variant')} had not started")
         self.say("Continue with the same command and --resume")
 
     def say(self, text: str) -> None:
@@ -218,11 +247,12 @@ class Display:
 class PlainDisplay(Display):
     """Prints lines that stay, for what is not a terminal."""
 
-    def __init__(self, total: int):
-        super().__init__(total)
+    def __init__(self, total: int, record: Record | None = None):
+        super().__init__(total, record)
         self._shown: dict[Path, tuple[float, int]] = {}  # when, and at which epoch, by folder
 
     def started(self, experiment):
+        super().started(experiment)
         self._shown[experiment.folder] = (-PLAIN_SECONDS, -1)
         number = len(self._shown)
         where = escape(short_path(experiment.log))
@@ -249,8 +279,8 @@ class PlainDisplay(Display):
 class LiveDisplay(Display):
     """Keeps one line per running variant up to date, for a terminal."""
 
-    def __init__(self, total: int):
-        super().__init__(total)
+    def __init__(self, total: int, record: Record | None = None):
+        super().__init__(total, record)
         self._refreshed = -REFRESH_SECONDS
         # No thread refreshes it: a thread that has started processes mustn't end before they do.
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
@@ -352,9 +382,9 @@ def shortened(text: str, width: int) -> str:
     return text[: width - 1 - end] + "…" + text[len(text) - end :]
 
 
-def make_display(total: int) -> Display:
+def make_display(total: int, record: Record | None = None) -> Display:
     """Returns the display that suits where ``sys.stdout`` goes."""
-    return LiveDisplay(total) if sys.stdout.isatty() else PlainDisplay(total)
+    return (LiveDisplay if sys.stdout.isatty() else PlainDisplay)(total, record)
 
 
 # --- After ----------------------------------------------------------------------------------------
@@ -368,7 +398,7 @@ def print_outcomes(outcomes: Sequence[Outcome], root: str) -> None:
         root: the folder that all of theirs lie below.
     """
     out = console()
-    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    failed = [outcome for outcome in outcomes if outcome.state != "finished"]
     tally = f"{len(outcomes) - len(failed)} of {plural(len(outcomes), 'run')} finished"
     title = f"{tally}, results below {escape(short_path(root))}{os.sep}"
     table = Table(title=title, title_style="bold", title_justify="left", box=None)
@@ -388,11 +418,30 @@ def print_outcomes(outcomes: Sequence[Outcome], root: str) -> None:
     out.print()
     out.print(table)
     if failed:
-        out.print("\n[bold red]Failed[/]")
+        out.print("\n[bold red]Not finished[/]")
     for outcome in failed:
         label, reason = escape(outcome.experiment.label), escape(outcome.reason)
         out.print(f"  {label}: {reason}", soft_wrap=True)
         out.print(f"    [dim]log:[/] {escape(short_path(outcome.experiment.log))}", soft_wrap=True)
+
+
+def print_submitted(job: str, number: int, folder: str) -> None:
+    """Prints how to follow an array of jobs that Slurm has taken.
+
+    Args:
+        job: its id.
+        number: how many variants it has.
+        folder: where results go, or the beginning of the names of several.
+    """
+    out = console()
+    where = quoted(folder if os.path.isdir(folder) else os.path.dirname(folder))
+    out.print(f"[bold green]Submitted[/] {plural(number, 'variant')} as job {job}\n")
+    for verb, command in (
+        ("Follow", f"{_python()} -m spinup.run status {where}"),
+        ("Queue", f"squeue --job {job}"),
+        ("Stop", f"scancel {job}"),
+    ):
+        out.print(f"{verb + ':':8}[green]{escape(command)}[/]", soft_wrap=True)
 
 
 def print_commands(plot: str | None, watch: str | None) -> None:

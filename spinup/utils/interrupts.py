@@ -1,7 +1,7 @@
 """Signals that ask a run to stop: it saves its state first.
 
 Ctrl-C (SIGINT), SIGTERM and SIGUSR1, a scheduler's warning, only leave a note; the run looks at it
-where all ranks meet, saves a checkpoint and ends. A second SIGINT ends it at once.
+where all ranks meet, saves a checkpoint and ends. A SIGINT after another signal ends it at once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ _SIGNALS = [
 _requested = 0
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(SystemExit):
     """A run was asked to stop, and has saved a checkpoint.
+
+    Where nothing catches it the process ends without a traceback, its exit status 128 and the
+    signal's number.
 
     Attributes:
         signal: the signal's number.
@@ -28,14 +31,11 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, number: int, step: int):
-        name = signal.Signals(number).name
-        super().__init__(f"{name}; saved at step {step}, continue with --resume")
+        super().__init__(128 + number)
         self.signal, self.step = number, step
 
-    @property
-    def exit_status(self) -> int:
-        """The exit status of a process that it ends, as shells count it."""
-        return 128 + self.signal
+    def __str__(self) -> str:
+        return f"stopped, and saved at step {self.step}: continue with --resume"
 
 
 def requested() -> int:
@@ -66,7 +66,7 @@ def noted() -> Iterator[None]:
 
 def _note(number, frame):
     global _requested
-    if number == signal.SIGINT and _requested == signal.SIGINT:
+    if number == signal.SIGINT and _requested:
         raise KeyboardInterrupt
     if not _requested:
         # print() might be what the signal has interrupted

@@ -19,14 +19,14 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spinup.utils import tether
-from spinup.utils.logx import read_status, write_json
+from spinup.utils.logx import holds_checkpoint, read_status, slurm_job, write_json
 from spinup.utils.mpi_tools import launch_command
 from spinup.utils.run_entrypoint import PICKLE_SUFFIX
 from spinup.utils.serialization_utils import encode, importable_name
@@ -39,7 +39,7 @@ SPEC_FILE = "experiment.json"
 ENTRYPOINT = ("-m", "spinup.utils.run_entrypoint")
 
 # Between asking runs to save their state and end, and killing them.
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has only the latter
@@ -87,7 +87,8 @@ class Outcome:
 
     Attributes:
         experiment: the experiment.
-        state: ``"finished"`` or ``"failed"``.
+        state: ``"finished"``, ``"interrupted"`` (stopped by a signal, its state saved), or
+            ``"failed"``.
         reason: what went wrong, in one line; empty for a finished one.
         seconds: its wall time.
         status: the last content of its ``status.json``.
@@ -105,23 +106,28 @@ class Run:
 
     Args:
         experiment: what to run. Its folder is made if need be; its output goes to ``log.txt``.
+        holds_sigterm: whether only the experiment itself, not ``mpiexec``, is to heed SIGTERM.
+        gpus: those that it may use, by the names of CUDA_VISIBLE_DEVICES; all there are if none is
+            named.
 
     Raises:
         OSError: the folder can't be made, or the process can't be started.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(
+        self, experiment: Experiment, holds_sigterm: bool = False, gpus: Sequence[str] = ()
+    ):
         self.experiment = experiment
+        self.gpus = gpus
         self.began = time.monotonic()
         self._late: str | None = None
         experiment.folder.mkdir(parents=True, exist_ok=True)
-        # What an earlier run said of itself mustn't be taken for this one's word.
-        (experiment.folder / STATUS_FILE).unlink(missing_ok=True)
+        continues = bool(experiment.kwargs.get("logger_kwargs", {}).get("resume"))
+        forget_status(experiment.folder, continues)
         self._private, spec = write_spec(experiment)
         try:
-            continues = experiment.kwargs.get("logger_kwargs", {}).get("resume")
             with open(experiment.log, "ab" if continues else "wb") as log:
-                self.process = _spawn(experiment.num_cpu, spec, log)
+                self.process = _spawn(experiment.num_cpu, spec, log, holds_sigterm, gpus)
         except BaseException:
             self._forget_private()
             raise
@@ -142,9 +148,12 @@ class Run:
         self._end_group(KILL)  # what it has left behind, such as environments' workers
         self._forget_private()
         outcome = judge(self.experiment, exit_status, self.seconds)
-        if self._late and outcome.state == "failed":
-            saved = outcome.reason if outcome.status.get("state") == "interrupted" else ""
-            outcome.reason = f"{self._late}: {saved}" if saved else self._late
+        if self._late and outcome.state != "finished":
+            saved = outcome.state == "interrupted"
+            outcome.reason = f"{self._late}: {outcome.reason}" if saved else self._late
+            outcome.state = "failed"
+            state = "interrupted" if saved else "failed"
+            _record(self.experiment.folder, state, outcome.reason)
         return outcome
 
     def ask_to_end(self) -> None:
@@ -167,8 +176,11 @@ class Run:
         self._end_group(KILL)
         self.process.wait()
         self._forget_private()
-        if self.status().get("state") != "finished":
-            _record_failure(self.experiment.folder, "interrupted by its launcher")
+        if self.status().get("state") not in ("finished", "failed", "interrupted"):
+            goes_on = holds_checkpoint(self.experiment.folder)
+            remedy = "goes on from its last checkpoint" if goes_on else "starts it anew"
+            reason = f"ended before it could save its state; --resume {remedy}"
+            _record(self.experiment.folder, "interrupted", reason)
 
     def _end_group(self, number):
         if not hasattr(os, "killpg"):  # Windows knows no groups, and no ranks either
@@ -184,15 +196,18 @@ class Run:
             self._private.unlink(missing_ok=True)
 
 
-def _spawn(num_cpu, spec, log):
+def _spawn(num_cpu, spec, log, holds_sigterm, gpus):
     """Starts the process, or `mpiexec` and its ranks, that run the experiment in file `spec`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of too few cores: the plan has said so
         argv, env = launch_command(num_cpu, [*ENTRYPOINT, str(spec)])
     env["PYTHONPATH"] = os.pathsep.join(_own_module_folders())
     env["PYTHONUNBUFFERED"] = "1"
+    if gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if sys.platform.startswith("linux"):
-        argv = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *argv]
+        hold = ["--hold-sigterm"] if holds_sigterm else []
+        argv = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *hold, *argv]
     return subprocess.Popen(
         argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
@@ -263,11 +278,14 @@ def judge(experiment: Experiment, exit_status: int, seconds: float) -> Outcome:
         The outcome. A failure is recorded in ``status.json`` if the run couldn't do that itself.
     """
     status = read_status(experiment.folder)
-    if exit_status == 0 and status.get("state") == "finished":
+    state = status.get("state")
+    if exit_status == 0 and state == "finished":
         return Outcome(experiment, "finished", "", seconds, status)
     reason = status.get("error") or explain_exit(exit_status, _log_tail(experiment.log))
-    _record_failure(experiment.folder, reason)
-    return Outcome(experiment, "failed", reason, seconds, status)
+    if state not in ("failed", "interrupted"):
+        _record(experiment.folder, "failed", reason)
+    state = "interrupted" if state == "interrupted" else "failed"
+    return Outcome(experiment, state, reason, seconds, status)
 
 
 def explain_exit(exit_status: int, log: str) -> str:
@@ -311,12 +329,26 @@ def _log_tail(log, size=20_000):
         return ""
 
 
-def _record_failure(folder, reason):
-    status = read_status(folder)
-    if status.get("state") in ("failed", "interrupted"):
-        return
+def forget_status(folder: Path, continues: bool) -> None:
+    """Has a run folder say that a run is starting.
+
+    What an earlier one said of itself mustn't be taken for this one's word.
+
+    Args:
+        folder: the run's.
+        continues: whether it goes on with the earlier one, and so has come as far.
+    """
+    status = read_status(folder) if continues else {}
+    keep = ("epoch", "epochs", "steps", "total_steps", "return")
+    known = {key: status[key] for key in keep if key in status}
+    job = {"slurm_job": slurm_job()} if slurm_job() else {}
+    new = {"state": "starting", "error": None, **known, **job, "updated": time.time()}
+    write_json(folder / STATUS_FILE, new)
+
+
+def _record(folder, state, reason):
     try:
-        write_json(folder / STATUS_FILE, {**status, "state": "failed", "error": reason})
+        write_json(folder / STATUS_FILE, {**read_status(folder), "state": state, "error": reason})
     except OSError:  # such as a full disk: the caller says what happened all the same
         pass
 
@@ -399,8 +431,10 @@ def run_all(
             display.refresh(running, len(waiting))
             time.sleep(POLL_SECONDS)
     except BaseException:
+        display.stopping(running)
         stop(running)
-        display.stopped(running, len(waiting))
+        ends = [judge(run.experiment, run.process.returncode, run.seconds) for run in running]
+        display.stopped(ends, len(waiting))
         raise
     return [outcomes[id(experiment)] for experiment in experiments]
 
@@ -410,9 +444,31 @@ def _fits(experiment, running, jobs):
     return not running or busy + experiment.num_cpu <= jobs
 
 
+def _free_gpus(experiment, running):
+    """Returns the GPUs, one for each rank at most, that the fewest of the running variants use."""
+    device = str(experiment.kwargs.get("device", "cpu"))
+    gpus = visible_gpus() if device in ("cuda", "auto") else []
+    if len(gpus) < 2:
+        return ()
+    uses = Counter(gpu for run in running for gpu in run.gpus)
+    return tuple(
+        sorted(sorted(gpus, key=lambda gpu: uses[gpu])[: experiment.num_cpu], key=gpus.index)
+    )
+
+
+def visible_gpus() -> list[str]:
+    """Lists the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
 def _start(experiment, running, outcomes, display):
     try:
-        running.append(Run(experiment))
+        running.append(Run(experiment, gpus=_free_gpus(experiment, running)))
     except Exception as error:  # noqa: BLE001 (pickling an argument may raise anything)
         outcome = Outcome(experiment, "failed", f"it could not be started: {error}")
         outcomes[id(experiment)] = outcome

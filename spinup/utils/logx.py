@@ -66,6 +66,11 @@ def holds_results(output_dir: str | os.PathLike) -> bool:
     return has_rows or any((folder / name).exists() for name in ("pyt_save", "checkpoint"))
 
 
+def holds_checkpoint(output_dir: str | os.PathLike) -> bool:
+    """Says whether a folder holds a checkpoint, sound or not."""
+    return any(Path(output_dir, "checkpoint").glob("step-*"))
+
+
 def read_status(output_dir: str | os.PathLike) -> dict[str, Any]:
     """Returns what a run's ``status.json`` says, or an empty dict where there is none yet."""
     try:
@@ -75,9 +80,17 @@ def read_status(output_dir: str | os.PathLike) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
+def slurm_job() -> str | None:
+    """Returns the id of the Slurm job that this process belongs to, ``array_task`` in an array."""
+    array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
+    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else job
+
+
 def describe_error(error: BaseException) -> str:
     """Returns an exception in one line, ``"ValueError: what it says"``."""
     name, text = type(error).__name__, " ".join(str(error).split())
+    if isinstance(error, Interrupted):
+        return text
     notes = "".join(f"; {' '.join(note.split())}" for note in getattr(error, "__notes__", []))
     return (f"{name}: {text}" if text else name) + notes
 
@@ -122,6 +135,8 @@ class Logger:
         self.resumes = resume and not overwrite
         self._lock = None
         self._config_before: dict[str, Any] = {}
+        self._status_before: dict[str, Any] = {}
+        self._refused = False
         self.log_headers: list[str] = []
         self.log_current_row: dict[str, Any] = {}
         self.first_row = True
@@ -142,7 +157,8 @@ class Logger:
             if overwrite:
                 _remove_results(self.output_dir)
             if self.resumes and (self.output_dir / "checkpoint").is_dir():
-                self._config_before = _read_json(self.output_dir / "config.json")
+                self._config_before = read_config(self.output_dir)
+                self._status_before = read_status(self.output_dir)
             self._board = _open_tensorboard(self.output_dir) if tensorboard else None
             self._output_path = self.output_dir / output_fname
             # What is there stays until the checkpoint that it belongs to has been read
@@ -166,13 +182,32 @@ class Logger:
         """
         self.config.update(convert_json(config))
         self.config["num_cpu"] = num_procs()
-        _check_unchanged(self._config_before, self.config)
+        self.check_resumes(self._config_before)
         self.config["versions"] = _versions()
         if self.exp_name is not None:
             self.config["exp_name"] = self.exp_name
         # That of the run to resume stays until all that it holds has been compared
         if self.output_dir is not None and self._config_before.keys() <= self.config.keys():
             write_json(self.output_dir / "config.json", self.config)
+
+    def check_resumes(self, config: dict[str, Any]) -> None:
+        """Makes sure that a run to resume is of this configuration.
+
+        Args:
+            config: the one that it began with, or a part of that.
+
+        Raises:
+            ValueError: it is of another; its folder is as it was.
+        """
+        try:
+            check_unchanged(config, self.config)
+        except ValueError as error:
+            raise self.refusal(str(error)) from None
+
+    def refusal(self, reason: str) -> ValueError:
+        """Returns the error of a run that can't be resumed; its folder stays as it was."""
+        self._refused = True
+        return ValueError(reason)
 
     def setup_pytorch_saver(self, what_to_save: torch.nn.Module) -> None:
         """Names the module whose weights `save_state` saves."""
@@ -272,9 +307,17 @@ class Logger:
             self.output_file.close()
         if self._board is not None:
             self._board.close()
-        # A rank that fails says so itself: rank 0 waits for it, and is ended waiting.
-        if proc_id() == 0 or error is not None:
-            state = "interrupted" if isinstance(error, Interrupted) else "failed"
+        # A rank that fails says so itself: rank 0 waits for it, and is ended waiting. All are
+        # interrupted together.
+        interrupted = isinstance(error, Interrupted)
+        if self._refused and self._status_before and self._status_file is not None:
+            write_json(self._status_file, self._status_before)
+            if (
+                self.output_dir is not None and not self._config_before
+            ):  # it was lost, and that of this run is another's
+                (self.output_dir / "config.json").unlink(missing_ok=True)
+        elif proc_id() == 0 or not (error is None or interrupted):
+            state = "interrupted" if interrupted else "failed"
             self._write_status("finished" if error is None else state, error=error)
         if self._lock is not None:
             self._lock.close()
@@ -304,9 +347,12 @@ class Logger:
             )
         reason = None
         if error is not None:
-            rank = f"rank {proc_id()}: " if num_procs() > 1 else ""
+            by_one = num_procs() > 1 and not isinstance(error, Interrupted)
+            rank = f"rank {proc_id()}: " if by_one else ""
             reason = rank + describe_error(error)
         status = {"state": state, "error": reason, **self.status, "updated": time.time()}
+        if slurm_job() is not None:
+            status["slurm_job"] = slurm_job()
         try:
             write_json(self._status_file, convert_json(status))
         except OSError:
@@ -495,9 +541,10 @@ def _agreed_folder(folder):
     return Path(os.fsdecode(name.tobytes().rstrip(b"\0")))
 
 
-def _read_json(path):
+def read_config(output_dir: str | os.PathLike) -> dict[str, Any]:
+    """Returns a run's ``config.json``, or an empty dict where there is none that can be read."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(Path(output_dir, "config.json").read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -507,11 +554,24 @@ def _read_json(path):
 _MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_every", "save_freq"}
 
 
-def _check_unchanged(before, config):
-    """Refuses to resume a run with other hyperparameters than it began with."""
+def fixed_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a configuration can't change when a run is resumed."""
+    return {key: value for key, value in config.items() if key not in _MAY_CHANGE}
+
+
+def check_unchanged(before: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuses to resume a run with other hyperparameters than it began with.
+
+    Args:
+        before: its configuration, as JSON has it.
+        config: the one it is to go on with. What only one of the two has is not compared.
+
+    Raises:
+        ValueError: they differ, in what.
+    """
     for key in sorted(before.keys() & config.keys() - _MAY_CHANGE):
         # As JSON has it, where tuples are lists
-        if before[key] != json.loads(json.dumps(config[key])):
+        if (before[key] or None) != (json.loads(json.dumps(config[key])) or None):
             raise ValueError(
                 f"{key} is {config[key]!r}, but the run to resume has {before[key]!r}: give it "
                 "that, or start anew with --overwrite"

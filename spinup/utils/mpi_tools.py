@@ -43,6 +43,7 @@ def _world():
     asked = int(os.environ.get(_ASKED, "1"))
     started = [os.environ[name] for name in _SIZE_VARIABLES if name in os.environ]
     if not launched and asked == 1 and "mpi4py.MPI" not in sys.modules:
+        _check_srun()
         return None
     try:
         from mpi4py import MPI
@@ -63,6 +64,21 @@ def _world():
         return None
     sys.excepthook = _end_all_ranks
     return MPI.COMM_WORLD
+
+
+def _check_srun():
+    """Refuses to be one of several processes of srun that don't know of each other.
+
+    Raises:
+        RuntimeError: srun has started several without an interface that MPI can use.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1" and _ASKED not in os.environ:
+        raise RuntimeError(
+            f"srun started {tasks} processes (SLURM_STEP_NUM_TASKS), but each takes itself for the "
+            "only one: use srun --mpi=pmi2, or, for separate runs on purpose, set "
+            f"{_ASKED}=1"
+        )
 
 
 def _end_all_ranks(kind, error, trace):
@@ -289,7 +305,7 @@ def launch_command(
         raise ValueError(f"The number of ranks must be a positive integer, not {n!r}")
     env = {k: v for k, v in os.environ.items() if not k.startswith((*_INHERITED_PREFIXES, _ASKED))}
     if n == 1:
-        return [sys.executable, *args], env
+        return [sys.executable, *args], {**env, _ASKED: "1"}
     mpiexec = _find_mpiexec(n)
     if n > usable_cores():
         warnings.warn(

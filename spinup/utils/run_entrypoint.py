@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import pickle
+import signal
 import stat
 import sys
 from collections.abc import Callable
@@ -34,13 +35,12 @@ def main(spec_file: str) -> None:
 
     Raises:
         ValueError: the spec isn't one.
-        SystemExit: a signal asked the run to stop, and it saved a checkpoint.
+        Interrupted: a signal asked the run to stop, and it saved a checkpoint.
     """
     die_with_parent()  # a rank's parent is mpiexec's proxy
-    try:
-        execute(*read_spec(spec_file))
-    except Interrupted as error:
-        sys.exit(error.exit_status)
+    if hasattr(signal, "pthread_sigmask"):  # see tether.py
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    execute(*read_spec(spec_file))
 
 
 def read_spec(spec_file: str) -> tuple[Callable, dict[str, Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from rich.text import Text
 
 from spinup.utils.command_line import UsageError
 from spinup.utils.grid_display import clock, console, count, epochs, score, time_left
-from spinup.utils.logx import is_locked, read_status
+from spinup.utils.logx import holds_checkpoint, is_locked, read_status
+from spinup.utils.slurm import queued_jobs
 
-STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow"}  # else red
+STYLES = {"finished": "green", "running": "cyan", "starting": "cyan", "interrupted": "yellow"}
+STYLES["queued"] = "blue"  # else red
+
+# A run that hasn't begun this many seconds after its start has died.
+STARTING_SECONDS = 300
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,9 +47,9 @@ def main(argv: Sequence[str]) -> int:
     table.add_column("state", no_wrap=True)
     for heading in ("epochs", "steps", "return", "steps/s", "left"):
         table.add_column(heading, justify="right", no_wrap=True)
-    errors = []
+    errors, jobs = [], queued_jobs()
     for path in found:
-        status = state_of(path.parent)
+        status = state_of(path.parent, jobs)
         state, name = status["state"], os.path.relpath(path.parent)
         rate = status.get("steps_per_second")
         table.add_row(
@@ -79,15 +85,28 @@ def find(folders: Sequence[str]) -> list[Path]:
     return found
 
 
-def state_of(folder: str | os.PathLike) -> dict[str, Any]:
+def state_of(folder: str | os.PathLike, jobs: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Returns a run's status; its state is ``died`` if it couldn't say itself how it ended.
 
     Args:
         folder: the run's.
+        jobs: states of this user's Slurm jobs by id; None where there is no Slurm. A run that is
+            to go on in a job that waits is ``queued``.
     """
     status = read_status(folder)
-    status.setdefault("state", "unknown")
-    if status["state"] == "running" and is_locked(folder) is False:
-        status["state"] = "died"
-        status["error"] = "it was killed, and can be continued with --resume"
+    state = status.setdefault("state", "unknown")
+    job = status.get("slurm_job")
+    if job is not None and jobs is not None:
+        if jobs.get(job) in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"):
+            if state != "finished":
+                status.update(state="queued", error=None)
+            return status
+        died = job not in jobs and state in ("queued", "starting", "running")
+    else:
+        late = time.time() - status.get("updated", 0) > STARTING_SECONDS
+        waits = state == "running" or (state == "starting" and late)
+        died = waits and job is None and is_locked(folder) is False
+    if died:
+        remedy = "can be continued with" if holds_checkpoint(folder) else "starts anew with"
+        status.update(state="died", error=f"it was killed, and {remedy} --resume")
     return status

@@ -5,6 +5,7 @@ Names, shorthands and folders follow Spinning Up's rules, so that its users find
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import os
@@ -14,14 +15,23 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spinup import user_config
-from spinup.utils import grid_display
-from spinup.utils.launch import ENTRYPOINT, STATUS_FILE, Experiment, Outcome, run_all, run_one
-from spinup.utils.logx import check_exp_name, colorize, holds_results, read_status
+from spinup.utils import grid_display, grid_record, slurm
+from spinup.utils.launch import ENTRYPOINT, Experiment, Outcome, forget_status, run_all, run_one
+from spinup.utils.logx import (
+    check_exp_name,
+    check_unchanged,
+    colorize,
+    holds_results,
+    is_locked,
+    read_config,
+    read_status,
+)
 from spinup.utils.mpi_tools import (
     barrier,
     broadcast,
@@ -30,7 +40,7 @@ from spinup.utils.mpi_tools import (
     proc_id,
     usable_cores,
 )
-from spinup.utils.run_entrypoint import execute
+from spinup.utils.run_entrypoint import execute, with_env_fn
 from spinup.utils.serialization_utils import convert_json
 
 
@@ -201,9 +211,8 @@ def has_finished(experiment: Experiment) -> bool:
     if read_status(experiment.folder).get("state") != "finished":
         return False
     try:
-        config = json.loads((experiment.folder / "config.json").read_text())
-        return experiment.kwargs.get("epochs", 0) <= config.get("epochs", 0)
-    except (OSError, ValueError, TypeError, AttributeError):
+        return experiment.kwargs.get("epochs", 0) <= read_config(experiment.folder).get("epochs", 0)
+    except TypeError:
         return False
 
 
@@ -238,8 +247,7 @@ def _run_on_these_ranks(experiment):
     """
     if proc_id() == 0:
         experiment.folder.mkdir(parents=True, exist_ok=True)
-        # What an earlier run said of itself mustn't be taken for this one's word.
-        (experiment.folder / STATUS_FILE).unlink(missing_ok=True)
+        forget_status(experiment.folder, bool(experiment.kwargs["logger_kwargs"].get("resume")))
     barrier()
     execute(experiment.thunk, experiment.kwargs)
     barrier()
@@ -248,7 +256,7 @@ def _run_on_these_ranks(experiment):
 # --- Checks before anything runs ------------------------------------------------------------------
 
 
-def _check_ready(experiments: Sequence[Experiment]) -> list[str]:
+def _check_ready(experiments: Sequence[Experiment], here: bool = True) -> list[str]:
     """Makes sure that experiments can start, and returns remarks about them.
 
     Raises:
@@ -271,14 +279,39 @@ def _check_ready(experiments: Sequence[Experiment]) -> list[str]:
         )
     for experiment in experiments:
         _check_folder_can_be_made(experiment.folder)
+        if is_locked(experiment.folder):
+            folder = grid_display.short_path(experiment.folder)
+            raise ValueError(f"{folder} is in use by a run that is under way")
+        if experiment.kwargs["logger_kwargs"].get("resume"):
+            _check_resumes(experiment)
     barrier()  # no rank may start to write while another still looks
-    if num_procs() > 1:
+    if num_procs() > 1 or not here:
         return []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for ranks in sorted({e.num_cpu for e in experiments}):
             launch_command(ranks, ENTRYPOINT)
     return [str(warning.message) for warning in caught]
+
+
+def _check_resumes(experiment):
+    """Makes sure that an experiment to resume has the hyperparameters that it began with."""
+    before = read_config(experiment.folder)
+    name = getattr(experiment.thunk, "__name__", "")
+    if not holds_results(experiment.folder) or before.get("algo") != f"spinup.{name}":
+        return  # a function that may do anything with its arguments
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(experiment.thunk).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    config = convert_json({**defaults, **with_env_fn(experiment.kwargs)})
+    if not isinstance(before.get("env_fn"), str) or experiment.kwargs.get("env_kwargs"):
+        config.pop("env_fn", None)  # a function, which has no words of its own
+    try:
+        check_unchanged(before, {**config, "num_cpu": experiment.num_cpu})
+    except ValueError as error:
+        raise ValueError(f"{experiment.label} can't be resumed so: {error}") from None
 
 
 def _is_taken(experiment):
@@ -469,6 +502,7 @@ class ExperimentGrid:
         tensorboard: bool = False,
         resume: bool = False,
         timeout: float | None = None,
+        slurm: Mapping[str, Any] | None = None,
     ) -> list[str]:
         """Runs every variant in processes of its own; one that fails doesn't stop the others.
 
@@ -486,6 +520,9 @@ class ExperimentGrid:
             resume: continue what was stopped or failed, and skip what has finished.
             timeout: seconds after which a variant that hasn't ended is asked to save its state and
                 end, and counts as failed.
+            slurm: submit the variants to Slurm as an array of jobs, and return at once: options of
+                sbatch, such as ``{"partition": "gpu", "time": "8:00:00", "gpus": 1}``; see
+                `spinup.utils.slurm.check_options`. `jobs` and `timeout` are Slurm's affair then.
 
         Returns:
             The variants' folders.
@@ -496,7 +533,8 @@ class ExperimentGrid:
             RuntimeError: a variant failed; raised when all have ended.
         """
         plan = self.plan(
-            *(thunk, num_cpu, data_dir, datestamp, jobs, overwrite, tensorboard, resume, timeout)
+            *(thunk, num_cpu, data_dir, datestamp, jobs, overwrite, tensorboard, resume, timeout),
+            slurm=slurm,
         )
         return self.launch(plan)
 
@@ -511,6 +549,7 @@ class ExperimentGrid:
         tensorboard: bool = False,
         resume: bool = False,
         timeout: float | None = None,
+        slurm: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Makes sure that the variants can run, and writes nothing; takes the arguments of `run`.
 
@@ -519,6 +558,7 @@ class ExperimentGrid:
         """
         slots = _count_jobs(jobs)
         _check_timeout(timeout)
+        submission = None if slurm is None else _check_slurm(slurm, jobs, timeout)
         now, experiments = _now(), []
         for variant in self.variants():
             name = self.variant_name(variant)
@@ -532,7 +572,7 @@ class ExperimentGrid:
             if tensorboard:
                 experiment.kwargs["logger_kwargs"]["tensorboard"] = True
             experiments.append(experiment)
-        notes = _check_jobs(slots, experiments) + _check_ready(experiments)
+        notes = _check_jobs(slots, experiments) + _check_ready(experiments, submission is None)
         finished = [e for e in experiments if resume and has_finished(e)]
         if finished:
             notes.append(f"{len(finished)} of {len(experiments)} have finished already")
@@ -540,7 +580,8 @@ class ExperimentGrid:
         barrier()  # all ranks have looked at what has finished
         waiting = [e for e in experiments if e not in finished]
         folders = [str(e.folder) for e in experiments]
-        return Plan(waiting, root, slots, notes, folders, timeout)
+        record = grid_record.path(root, self._name or "grid", now if datestamp else None)
+        return Plan(waiting, root, slots, notes, folders, timeout, submission, record)
 
     def launch(self, plan: Plan) -> list[str]:
         """Runs what `plan` returned, shows how it goes, and how it ended.
@@ -553,10 +594,14 @@ class ExperimentGrid:
         """
         if proc_id() == 0:
             self.print()
-            grid_display.print_plan(plan.experiments, plan.root, plan.jobs, plan.notes)
+            grid_display.print_plan(
+                plan.experiments, plan.root, plan.jobs, plan.notes, plan.slurm is not None
+            )
             if plan.experiments:
                 grid_display.count_down(user_config.WAIT_BEFORE_LAUNCH)
-        if plan.experiments and num_procs() > 1:
+        if plan.experiments and plan.slurm is not None:
+            _submit(plan, self._name)
+        elif plan.experiments and num_procs() > 1:
             _run_in_this_world(plan)
         elif plan.experiments:
             _run_in_processes(plan)
@@ -574,6 +619,8 @@ class Plan:
         notes: remarks for whoever starts it.
         folders: of all variants, also of those of a resumed grid that finished before.
         timeout: seconds after which a variant is ended.
+        slurm: how to submit it to Slurm, if that is to run it.
+        record: the file that keeps how its variants ended.
     """
 
     experiments: list[Experiment]
@@ -582,6 +629,8 @@ class Plan:
     notes: list[str]
     folders: list[str]
     timeout: float | None = None
+    slurm: dict[str, Any] | None = None
+    record: Path = Path("grid.json")
 
 
 def _nest(items):
@@ -618,6 +667,19 @@ def _count_jobs(jobs):
     return jobs
 
 
+def _check_slurm(options, jobs, timeout):
+    if timeout is not None:
+        raise ValueError("timeout is Slurm's affair where it runs the grid: give slurm time=...")
+    if jobs != 1:
+        raise ValueError(
+            "jobs is Slurm's affair where it runs the grid: give slurm max_jobs=... to limit how "
+            "many run at once"
+        )
+    if num_procs() > 1:
+        raise ValueError("a grid can't be submitted to Slurm from within MPI ranks")
+    return slurm.check_options(options)
+
+
 def _check_timeout(timeout):
     is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
     if timeout is not None and not (is_number and timeout > 0):
@@ -651,9 +713,23 @@ def _run_in_this_world(plan):
         _print_commands(plan, plan.experiments[-1])
 
 
+def _submit(plan, name):
+    """Submits the variants to Slurm, and says how to follow them."""
+    try:
+        jobs = slurm.submit(plan.experiments, name, plan.root, plan.slurm)
+    except RuntimeError as error:
+        raise ExperimentFailed(str(error)) from error
+    record = grid_record.Record(plan.record, plan.folders)
+    for experiment, job in zip(plan.experiments, jobs):
+        record.queued(experiment, job)
+    folder = os.path.join(plan.root, _common_top(plan) or "")
+    grid_display.print_submitted(jobs[0].partition("_")[0], len(jobs), folder)
+
+
 def _run_in_processes(plan):
     """Runs the variants, each in processes of its own, and prints the closing table."""
-    with grid_display.make_display(len(plan.experiments)) as display:
+    record = grid_record.Record(plan.record, plan.folders)
+    with grid_display.make_display(len(plan.experiments), record) as display:
         outcomes = run_all(plan.experiments, plan.jobs, display, plan.timeout)
     grid_display.print_outcomes(outcomes, plan.root)
     finished = [outcome for outcome in outcomes if outcome.state == "finished"]
@@ -669,15 +745,21 @@ def _last_return(outcome: Outcome) -> float:
 
 
 def _print_commands(plan, best):
-    tops = {os.path.relpath(e.folder, plan.root).split(os.sep)[0] for e in plan.experiments}
-    if os.pardir in tops:  # a variant that names a folder of its own
+    common = _common_top(plan)
+    if common is None:  # a variant that names a folder of its own
         grid_display.print_commands(str(best.folder), str(best.folder))
-        return
-    # The plotter takes the beginning of a name for all names that begin so.
+    else:
+        grid_display.print_commands(os.path.join(plan.root, common), str(best.folder))
+
+
+def _common_top(plan):
+    """Returns what the names of the variants' folders begin with, which the plotter takes for all of
+    them; None if one lies elsewhere."""
+    tops = {os.path.relpath(e.folder, plan.root).split(os.sep)[0] for e in plan.experiments}
+    if os.pardir in tops:
+        return None
     common = os.path.commonprefix(sorted(tops))  # noqa: RUF071 (letters are meant)
-    if common not in tops:
-        common = common.rpartition("_")[0] or common
-    grid_display.print_commands(os.path.join(plan.root, common), str(best.folder))
+    return common if common in tops else common.rpartition("_")[0] or common
 
 
 def _describe_failures(outcomes):

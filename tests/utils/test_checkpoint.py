@@ -102,7 +102,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(name, tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     said = []
     assert checkpoint.find(tmp_path, said.append) == 1
-    assert re.match(r"The checkpoint of step 2 is damaged \(.*\); looking for the one", said[0])
+    assert said[0].startswith("The checkpoint of step 2 can't be used: ")
     (tmp_path / "step-1" / name).unlink()
     assert checkpoint.find(tmp_path, said.append) is None
 
@@ -301,7 +301,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, monkeypatch,
     content[-5] ^= 4
     path.write_bytes(content)
     train("td3", tmp_path / "cut")
-    assert "is damaged (rank0.safetensors isn't what was written)" in capsys.readouterr().out
+    assert "can't be used: rank0.safetensors isn't what was written" in capsys.readouterr().out
     assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "cut")) == []
 
 
@@ -312,7 +312,41 @@ def test_without_a_checkpoint_it_starts_anew(tmp_path, capsys):
     train("ppo", folder)
     train("ppo", tmp_path / "other")
     assert differences(final_state(folder), final_state(tmp_path / "other")) == []
-    assert "Continuing" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Continuing" not in printed
+    assert "There is no checkpoint to continue: starting anew" in printed
+
+
+def test_checkpoints_none_of_which_can_be_used_lose_nothing(tmp_path):
+    folder = tmp_path / "run"
+    train("ppo", folder)
+    for path in (folder / "checkpoint").glob("step-*/rank0.json"):
+        path.write_text("{}")
+    kept = {name: (folder / name).read_text() for name in ("progress.txt", "status.json")}
+    kept["config.json"] = (folder / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"No checkpoint in .*run/checkpoint can be used"):
+        train("ppo", folder)
+    assert {name: (folder / name).read_text() for name in kept} == kept
+
+
+def test_settings_are_compared_with_the_checkpoints_where_config_json_is_lost(tmp_path):
+    folder = tmp_path / "run"
+    train("ppo", folder)
+    (folder / "config.json").unlink()
+    status = read_status(folder)
+    with pytest.raises(ValueError, match=r"gamma is 0.9, but the run to resume has 0.99"):
+        train("ppo", folder, gamma=0.9)
+    assert not (folder / "config.json").exists()
+    assert read_status(folder) == status
+    train("ppo", folder, epochs=11)
+    assert (folder / "config.json").exists()
+
+
+def test_the_first_epoch_has_a_checkpoint_however_short(tmp_path, monkeypatch):
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Enough):
+        train("ppo", tmp_path / "run", checkpoint_every=1e9)
+    assert checkpoint.find(tmp_path / "run" / "checkpoint") == 161
 
 
 @pytest.mark.parametrize(
@@ -398,9 +432,11 @@ def test_a_signal_saves_and_ends(name, tmp_path, start_python):
     assert "Stopping at the next point" in printed
     status = read_status(tmp_path / "run")
     assert status["state"] == "interrupted"
-    assert status["error"] == f"Interrupted: {name}; saved at step {step}, continue with --resume"
+    assert status["error"] == f"stopped, and saved at step {step}: continue with --resume"
+    assert "Traceback" not in printed
     assert checkpoint.find(tmp_path / "run" / "checkpoint") == step
-    assert process.returncode != 0
+    assert process.returncode == 128 + getattr(signal, name)
+    assert (tmp_path / "run/pyt_save/model.safetensors").exists()
 
 
 def test_two_runs_in_one_folder(tmp_path, start_python):

@@ -85,7 +85,9 @@ def test_the_grace_of_one_that_will_not_end_is_limited(here):
     stop([run], grace=0.5)
     assert time.monotonic() - began < 10
     assert run.process.returncode == -signal.SIGKILL
-    assert read_status("data/x")["error"] == "interrupted by its launcher"
+    status = read_status("data/x")
+    assert status["state"] == "interrupted"
+    assert status["error"].startswith("ended before it could save its state; --resume starts it")
 
 
 def test_what_a_run_leaves_behind_is_ended(here):
@@ -170,13 +172,17 @@ def launcher(here):
 def test_ctrl_c_leaves_no_process_behind(launcher, here):
     process = launcher(num_cpu=2)
     process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=100)[0]
-    assert "stopped 2 variants (g_s0, g_s1); 1 had not started" in printed
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)  # they don't heed the first
+    printed = process.communicate(timeout=20)[0]
+    assert "Stopping g_s0, g_s1: waiting until the state is saved, for 60 s at most" in printed
+    assert "1 variant had not started" in printed
     assert process.returncode != 0
     assert processes_of(here) == []
     for seed in (0, 1):
         status = read_status(here / f"data/g/g_s{seed}")
-        assert (status["state"], status["error"]) == ("failed", "interrupted by its launcher")
+        assert status["state"] == "interrupted"
+        assert "ended before it could save its state" in printed
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can do it")

@@ -2,8 +2,10 @@ import json
 import os
 import re
 import stat
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -430,8 +432,85 @@ def test_a_run_is_resumed_from_the_command_line(here, capsys):
     folder = here / "data/cmd_ppo/cmd_ppo_s0"
     assert "Continuing at step 200 of 400" in (folder / "log.txt").read_text()
     assert len((folder / "progress.txt").read_text().splitlines()) == 5
-    assert spinup.run.main([*words, "--epochs", "5", "--gamma", "0.9", "--resume"]) == 1
-    assert "gamma is 0.9, but the run to resume has 0.99" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for change, told in [
+        ("--epochs 4 --gamma 0.9", "gamma is 0.9, but the run to resume has 0.99"),
+        ("--epochs 5 --gamma 0.9", "gamma is 0.9, but the run to resume has 0.99"),
+        ("--epochs 4 --cpu 2", "num_cpu is 2, but the run to resume has 1"),
+        ("--epochs 3", "epochs is 3, but the run to resume has 4: more are allowed"),
+    ]:
+        assert spinup.run.main([*words, *change.split(), "--resume"]) == 2
+        error = capsys.readouterr().err
+        assert "cmd_ppo_s0 can't be resumed so: " + told in error
+        assert error.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_written(here, capsys):
+    words = "ppo --env CartPole-v1 --hid [8] --steps_per_epoch 100 --epochs 1".split()
+    assert spinup.run.main(words) == 0
+    folder = here / "data/cmd_ppo/cmd_ppo_s0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "from spinup.utils.logx import Logger; import time\n"
+         f"logger = Logger({str(folder)!r}, resume=True); print(1, flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        holder.stdout.readline()
+        before["status.json"] = (folder / "status.json").read_bytes()
+        for flag in ("--overwrite", "--resume"):
+            assert spinup.run.main([*words, flag]) == 2
+            assert "cmd_ppo_s0 is in use by a run that is under way" in capsys.readouterr().err
+        assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+
+
+def test_a_grids_record(here):
+    grid = grid_of("g", seed=[0, 1, 2], ending=["finish"])
+    grid.run(fake, jobs=2)
+    record = json.loads((here / "data/g.grid.json").read_text())
+    assert [(v["folder"], v["state"]) for v in record["variants"]] == [
+        (f"g/g_s{seed}", "finished") for seed in range(3)
+    ]
+    grid = grid_of("g", seed=[1, 3], ending=["exit"])
+    with pytest.raises(RuntimeError):
+        grid.run(fake, overwrite=True)
+    variants = json.loads((here / "data/g.grid.json").read_text())["variants"]
+    assert {v["folder"]: v["state"] for v in variants} == {
+        "g/g_s0": "finished",
+        "g/g_s1": "failed",
+        "g/g_s2": "finished",
+        "g/g_s3": "failed",
+    }
+    assert all(v["reason"] for v in variants if v["state"] == "failed")
+
+
+def test_gpus_are_shared_evenly(here, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5,6")
+
+    def seen(seed, device, logger_kwargs):
+        gpus = os.environ["CUDA_VISIBLE_DEVICES"]
+        Path(logger_kwargs["output_dir"], "gpus").write_text(gpus)
+        deadline = time.monotonic() + 60
+        folders = Path(logger_kwargs["output_dir"]).parent
+        while len(list(folders.glob("*/gpus"))) < 6 and time.monotonic() < deadline:
+            time.sleep(0.05)  # all six are under way at once
+
+    grid_of("g", seed=list(range(6)), device=["cuda"]).run(seen, jobs=6)
+    used = sorted(path.read_text() for path in here.glob("data/g/*/gpus"))
+    assert used == sorted(["4", "GPU-5", "6"] * 2)
+
+    def three(seed, device, logger_kwargs):
+        return Path(logger_kwargs["output_dir"], "gpus").write_text(
+            os.environ["CUDA_VISIBLE_DEVICES"]
+        )
+
+    grid_of("h", seed=[0], device=["cpu"]).run(three)
+    assert (here / "data/h/h_s0/gpus").read_text() == "4,GPU-5,6"
 
 
 def test_a_grid_over_functions_and_overwriting(here, capsys):
@@ -458,10 +537,10 @@ def test_an_argument_that_no_process_can_be_given_fails_its_variant_alone(here):
 def test_a_folder_that_can_not_be_made_fails_its_variant_alone(here, monkeypatch, capsys):
     real = launch.Run
 
-    def run(experiment):
+    def run(experiment, **kwargs):
         if experiment.kwargs["seed"] == 0:
             raise OSError(28, "No space left on device")
-        return real(experiment)
+        return real(experiment, **kwargs)
 
     monkeypatch.setattr(launch, "Run", run)
     with pytest.raises(RuntimeError, match=r"1 of 2 .* g_s0: it could not be started: .*No space"):
