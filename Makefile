@@ -15,7 +15,7 @@ KERNELS := spinup/utils/_kernels.c spinup/utils/_kernels.h
 PIP_INSTALL = -m pip --disable-pip-version-check install $$(test -t 1 || echo --quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all test-faults lint format type bench clean
+.PHONY: help install train test test-all test-faults test-slurm lint format type bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ test-all: $(INSTALLED)  ## run every test, those that learn for long included
 
 test-faults: $(INSTALLED)  ## kill runs at random moments, fifty times, and resume them
 	$(VENV)/bin/python -m pytest -m "" -s tests/test_faults.py $(ARGS)
+
+test-slurm: $(INSTALLED)  ## run grids on a Slurm of this one machine, installed if need be (Debian, as root)
+	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends \
+	    slurm-wlm munge >/dev/null; }
+	$(VENV)/bin/python -m pytest -m slurm tests/test_slurm.py -v $(ARGS)
 
 lint: $(INSTALLED)  ## check the style, change nothing
 	$(VENV)/bin/python -m ruff check .

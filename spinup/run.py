@@ -130,6 +130,7 @@ def run_grid_from(command: str, algorithm: Callable, words: Sequence[str]) -> in
         UsageError: the grid can't run; nothing has been written.
     """
     from spinup.utils.run_utils import ExperimentFailed
+    from spinup.utils.slurm import SubmissionError
 
     grid, options = build_grid(command, algorithm, words)
     try:
@@ -141,6 +142,8 @@ def run_grid_from(command: str, algorithm: Callable, words: Sequence[str]) -> in
             grid.launch(plan)
         except ExperimentFailed:  # the closing table has told
             return 1
+        except SubmissionError as error:
+            raise UsageError(str(error)) from error
     return 0
 
 
@@ -222,7 +225,7 @@ def _check_options(options):
 
 @contextlib.contextmanager
 def _ended_by_signals():
-    """Has requests to end, a scheduler's warning, and the terminal's closing do what Ctrl-C does."""
+    """Has requests to end, a scheduler's warning, and a closed terminal do what Ctrl-C does."""
     if num_procs() > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return

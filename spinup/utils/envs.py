@@ -147,8 +147,8 @@ class AdaptedEnv(gym.Wrapper):
             return obs, ep_ret, len(saved["actions"])
         warnings.warn(
             f"{self.name} can't be brought back into the episode that the checkpoint was taken in "
-            f"({reason}): it isn't deterministic, or keeps state between episodes, and the run isn't the one without a break. A new "
-            "episode starts",
+            f"({reason}): it isn't deterministic, or keeps state between episodes. A new episode "
+            "starts, and the run isn't the one without a break",
             stacklevel=2,
         )
         return self.reset()[0], 0.0, 0

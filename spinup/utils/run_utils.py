@@ -715,10 +715,7 @@ def _run_in_this_world(plan):
 
 def _submit(plan, name):
     """Submits the variants to Slurm, and says how to follow them."""
-    try:
-        jobs = slurm.submit(plan.experiments, name, plan.root, plan.slurm)
-    except RuntimeError as error:
-        raise ExperimentFailed(str(error)) from error
+    jobs = slurm.submit(plan.experiments, name, plan.root, plan.slurm)
     record = grid_record.Record(plan.record, plan.folders)
     for experiment, job in zip(plan.experiments, jobs):
         record.queued(experiment, job)
@@ -753,8 +750,7 @@ def _print_commands(plan, best):
 
 
 def _common_top(plan):
-    """Returns what the names of the variants' folders begin with, which the plotter takes for all of
-    them; None if one lies elsewhere."""
+    """Returns what the names of the variants' folders begin with; None if one lies elsewhere."""
     tops = {os.path.relpath(e.folder, plan.root).split(os.sep)[0] for e in plan.experiments}
     if os.pardir in tops:
         return None

@@ -32,6 +32,10 @@ _MOST_TIMEOUTS = 1000
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
 
+class SubmissionError(RuntimeError):
+    """Slurm doesn't take a grid's jobs."""
+
+
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Reads how jobs are to be submitted, as submitit takes it.
 
@@ -109,7 +113,7 @@ def submit(
         The jobs' ids, ``array_task``.
 
     Raises:
-        RuntimeError: Slurm doesn't take them; why.
+        SubmissionError: Slurm doesn't take them; why.
     """
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = WARNING_SIGNAL  # read at submitit's import
     import submitit
@@ -130,7 +134,7 @@ def submit(
     except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if "sbatch:" in line), lines[-1] if lines else "")
-        raise RuntimeError(f"Slurm took no job: {reason}") from error
+        raise SubmissionError(f"Slurm took no job: {reason}") from error
     for experiment, job in zip(experiments, jobs):
         experiment.folder.mkdir(parents=True, exist_ok=True)
         status = read_status(experiment.folder)
