@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import spinup.run
 from spinup.utils.logx import read_status
 from spinup.utils.mpi_tools import launch_command
 from tests.conftest import _clean_environment
@@ -195,6 +197,7 @@ print("THE END", flush=True)
         ("os.kill(os.getpid(), signal.SIGKILL)", "(signal 9)"),
         ("os._exit(3)", ""),
         ("raise ValueError('by test')", "Rank 1 of 2 failed:"),
+        ("threading.Thread(target=lambda: 1 / 0).start(); time.sleep(1000)", "Rank 1 of 2 failed:"),
     ],
     ids=lambda x: x if "(" in x else "",
 )
@@ -213,6 +216,42 @@ def test_a_rank_that_leaves_takes_the_others_with_it(how, told, tmp_path, run_on
     while not no_process_uses(tmp_path / "on_ranks_0.py"):
         assert time.monotonic() - began < 40, "a process is left"
         time.sleep(0.1)
+
+
+HANGS = """
+import time
+import gymnasium as gym
+
+class Hangs(gym.Wrapper):
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == {at}:
+            time.sleep(1000)
+        return self.env.step(action)
+
+gym.register("Hangs-v0", lambda: Hangs(gym.make("CartPole-v1").unwrapped))
+"""
+
+
+@pytest.mark.parametrize("ranks, at", [(1, 1), (2, 200)])
+def test_an_environment_that_hangs(ranks, at, tmp_path, monkeypatch, capsys):
+    (tmp_path / "hangs.py").write_text(HANGS.format(at=at))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SPINUP_HANG_SECONDS", "3")
+    line = f"ppo --env hangs:Hangs-v0 --cpu {ranks} --data_dir {tmp_path} --exp_name x --hid [8]"
+    assert spinup.run.main(line.split()) == 1
+    printed = capsys.readouterr().out
+    who = "The run" if ranks == 1 else r"Rank \d"
+    where = rf"{who} hangs in Hangs-v0 at step {at - 1} \(seed \d+, last action"
+    error = f"no progress for 0:00:03: {where}"
+    assert re.search(error, printed)
+    status = read_status(tmp_path / "x/x_s0")
+    assert status["state"] == "failed"
+    assert re.match(error, status["error"])
+    log = (tmp_path / "x/x_s0/log.txt").read_text()
+    assert "hangs.py" in log[log.index("most recent call first") :]
 
 
 def test_an_exit_status_of_zero_is_not_success(tmp_path, run_on_ranks):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, Space
 
-from spinup.utils.mpi_tools import num_procs, still_alive
+from spinup.utils.mpi_tools import is_watched, still_alive
 
 EnvFn = Callable[[], gym.Env] | str
 
@@ -36,7 +36,7 @@ class AdaptedEnv(gym.Wrapper):
         self.steps = 0
         self._seed = self._first_seed = seed
         self._obs_shape = env.observation_space.shape
-        self._is_watched = num_procs() > 1
+        self._is_watched = is_watched()
         self.action_space.seed(seed)
         # The episode under way: how it began, its actions, and what came of the last
         self._origin: dict[str, Any] | None = None
@@ -56,6 +56,8 @@ class AdaptedEnv(gym.Wrapper):
             seed = self._seed
         self._seed = None
         self._origin, self._actions = dict(seed=seed, generator=self._generator_state()), []
+        if self._is_watched:
+            still_alive(self._where)
         try:
             obs, info = self.env.reset(seed=seed, **kwargs)
         except Exception as error:
@@ -81,7 +83,7 @@ class AdaptedEnv(gym.Wrapper):
             action = int(action) + self.action_space.start
         self._actions.append(action)
         if self._is_watched:
-            still_alive()
+            still_alive(self._where)
         try:
             obs, rew, terminated, truncated, info = self.env.step(action)
         except Exception as error:
@@ -190,8 +192,11 @@ class AdaptedEnv(gym.Wrapper):
 
     def _explain(self, error):
         """Adds to an environment's exception, which stays what it is, how to bring it about."""
-        note = f"raised by {self.name} at step {self.steps} ({self._circumstances()})"
+        note = f"raised by {self._where()}"
         error.__notes__ = [*getattr(error, "__notes__", []), note]  # as add_note of Python 3.11
+
+    def _where(self):
+        return f"{self.name} at step {self.steps} ({self._circumstances()})"
 
     def _circumstances(self):
         """Says by what to bring an error about again."""

@@ -47,6 +47,7 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has only the latter
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 ERROR_LINE = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b.*")
 MPIEXEC_BANNER = re.compile(r"^(=+$|=   |YOUR APPLICATION|This typically|Please see the FAQ)")
+HANGS = re.compile(r"(Rank \d+|The run) hangs in ")
 STUCK = re.compile(r"Timeout \((\d+:\d\d:\d\d)\S*\)!")
 MPIEXEC_SIGNAL = re.compile(r"EXIT STRING: .*\(signal (\d+)\)")
 
@@ -301,7 +302,11 @@ def explain_exit(exit_status: int, log: str) -> str:
     errors = [line for line in lines if ERROR_LINE.fullmatch(line)]
     stuck = next((found for line in lines if (found := STUCK.fullmatch(line))), None)
     if exit_status != 0 and stuck:
-        return f"no progress for {stuck[1]}: a rank hangs, or has ended early (stacks in the log)"
+        places = [line for line in lines if HANGS.match(line)]
+        # Others wait for one that does something
+        places.sort(key=lambda line: line.endswith("an exchange with the other ranks"))
+        where = places[0] if places else "a rank hangs"
+        return f"no progress for {stuck[1]}: {where}, or a rank has ended early (stacks in the log)"
     if exit_status != 0 and errors:
         return errors[-1]
     if number > 0:

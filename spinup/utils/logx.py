@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -304,7 +305,8 @@ class Logger:
         if error is None:
             barrier()  # finished means that every rank is
         if self.output_file is not None:
-            self.output_file.close()
+            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+                self.output_file.close()  # writes what is left, and can't on a full disk
         if self._board is not None:
             self._board.close()
         # A rank that fails says so itself: rank 0 waits for it, and is ended waiting. All are

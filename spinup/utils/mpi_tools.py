@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ def _world():
     if size == 1:
         return None
     sys.excepthook = _end_all_ranks
+    threading.excepthook = _end_all_ranks_by_thread
     return MPI.COMM_WORLD
 
 
@@ -91,6 +93,11 @@ def _end_all_ranks(kind, error, trace):
     _world().Abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
 
+def _end_all_ranks_by_thread(args):
+    if not issubclass(args.exc_type, SystemExit):
+        _end_all_ranks(args.exc_type, args.exc_value, args.exc_traceback)
+
+
 def proc_id() -> int:
     """Returns this process's rank."""
     world = _world()
@@ -111,25 +118,56 @@ def barrier() -> None:
         world.Barrier()
 
 
-# Seconds without any progress after which a rank among several gives up; 0 for never.
+# Seconds without any progress after which a watched process gives up; 0 for never.
 _HANG_SECONDS = float(os.environ.get("SPINUP_HANG_SECONDS") or 600)
 _armed_at = 0.0
+_has_own_process = False
+_doing: Callable[[], str] | None = None
 
 
-def still_alive() -> None:
-    """Notes that this rank makes progress, if it is one of several.
+def watch_own_process() -> None:
+    """Has `still_alive` watch this process even if it is the only rank: a run has it to itself."""
+    global _has_own_process
+    _has_own_process = True
+
+
+def is_watched() -> bool:
+    """Says whether `still_alive` ends this process when it hangs."""
+    return _HANG_SECONDS > 0 and (_has_own_process or _world() is not None)
+
+
+def still_alive(doing: Callable[[], str] | None = None) -> None:
+    """Notes that this process makes progress, if it is one of several ranks or a run has it alone.
 
     A rank that ends early or stands still would have the others wait for it for ever. So one that
     has noted no progress for ``SPINUP_HANG_SECONDS`` (600 unless the environment says otherwise)
-    prints its stack and ends, and with it all others.
+    says where it is, prints its stack and ends, and with it all others.
+
+    Args:
+        doing: says in words what is about to be done; an exchange with other ranks if None.
     """
-    global _armed_at
-    if _HANG_SECONDS <= 0 or _world() is None:
+    global _armed_at, _doing
+    if not is_watched():
         return
+    _doing = doing
     now = time.monotonic()
     if now - _armed_at > min(1.0, _HANG_SECONDS / 10):  # arming takes some microseconds
-        _armed_at = now
+        is_first, _armed_at = not _armed_at, now
+        if is_first:
+            threading.Thread(target=_tell_where_it_hangs, daemon=True).start()
         faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
+
+
+def _tell_where_it_hangs():
+    """Waits for the watch to run out, and says a little before what faulthandler can't know."""
+    while _armed_at:
+        if time.monotonic() - _armed_at > 0.9 * _HANG_SECONDS:
+            where = _doing() if _doing else "an exchange with the other ranks"
+            rank = f"Rank {proc_id()}" if num_procs() > 1 else "The run"
+            sys.stderr.write(f"{rank} hangs in {where}\n")
+            sys.stderr.flush()
+            return
+        time.sleep(min(1.0, _HANG_SECONDS / 20))
 
 
 def stop_watching() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from spinup.utils.interrupts import Interrupted
 from spinup.utils.logx import describe_error, read_status, write_json
-from spinup.utils.mpi_tools import num_procs, proc_id
+from spinup.utils.mpi_tools import num_procs, proc_id, watch_own_process
 from spinup.utils.serialization_utils import decode, import_callable
 from spinup.utils.tether import die_with_parent
 
@@ -40,6 +40,7 @@ def main(spec_file: str) -> None:
     die_with_parent()  # a rank's parent is mpiexec's proxy
     if hasattr(signal, "pthread_sigmask"):  # see tether.py
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    watch_own_process()
     execute(*read_spec(spec_file))
 
 

@@ -562,6 +562,31 @@ def test_sac_with_a_fixed_temperature(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no such limit on Windows")
+def test_a_disk_too_full_for_the_log(tmp_path, run_python):
+    settings = "checkpoint_every=1e9, save_freq=1000, ac_kwargs=dict(hidden_sizes=(2,))"
+    code = f"""
+import resource
+from tests.resumable import train
+train("ppo", {str(tmp_path / "run")!r}, epochs=1, {settings})
+resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000))  # of the log some rows
+train("ppo", {str(tmp_path / "run")!r}, epochs=20, {settings})
+"""
+    result = run_python(["-c", code])
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"OSError: \[Errno 27\] File too large: the log can't be written to .*/run\. Make room, "
+        "and continue with --resume",
+        result.stderr.strip().splitlines()[-1],
+    )
+    assert read_status(tmp_path / "run")["state"] == "failed"
+    assert 5 < len((tmp_path / "run/progress.txt").read_text().splitlines()) < 20
+    assert checkpoint.find(tmp_path / "run" / "checkpoint") == 161
+    settings = dict(checkpoint_every=0, ac_kwargs=dict(hidden_sizes=(2,)), epochs=20)
+    train("ppo", tmp_path / "run", **settings)
+    train("ppo", tmp_path / "whole", **settings)
+    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "run")) == []
+
+
 def test_a_full_disk(tmp_path, run_python):
     code = f"""
 import resource
