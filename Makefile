@@ -66,7 +66,8 @@ $(INSTALLED): setup.py pyproject.toml requirements-dev.txt $(KERNELS)
 $(INSTALLED_BENCH): setup.py pyproject.toml tests/benchmarks/requirements.txt $(KERNELS)
 	$(call make_venv,$(VENV_BENCH),tests/benchmarks/requirements.txt)
 
-# The checkout goes in last, built by the setuptools that the pins brought.
+# The checkout goes in last, built by the setuptools that the pins brought; as a path (compat), so
+# that it is found even from a folder in which the checkout itself is called spinup.
 define make_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "spinup needs CPython 3.10 or newer and found $$($(PYTHON) --version 2>&1);" \
@@ -74,6 +75,7 @@ define make_venv
 	@echo "Installing into $(1): some minutes the first time, most of them torch"
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python $(PIP_INSTALL) --requirement $(2)
-	$(1)/bin/python $(PIP_INSTALL) --no-build-isolation --editable .
+	$(1)/bin/python $(PIP_INSTALL) --no-build-isolation --config-settings editable_mode=compat \
+	  --editable .
 	@touch $(1)/.installed
 endef

@@ -21,6 +21,8 @@ from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spinup.utils.mpi_tools import still_alive
+
 # Replays from one check that the update is still what was captured to the next.
 _CHECK_EVERY = 1000
 
@@ -95,6 +97,7 @@ class _Captured:
 
     def __call__(self):
         self.calls += 1
+        still_alive()
         if self.gave_up or self.calls == 1:  # the first call may allocate what stays
             self.update()
         elif not self.is_checked or self.calls % _CHECK_EVERY == 0:

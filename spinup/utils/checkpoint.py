@@ -118,7 +118,8 @@ class Checkpoint:
         if signal:
             self.logger.save_state()
         if signal and t < self.total_steps:
-            self.logger.log(f"Saved at step {t}; continue with the same command and --resume")
+            how = "the same command and --resume, or from Python resume=True"
+            self.logger.log(f"Saved at step {t}; continue with {how}")
             raise interrupts.Interrupted(signal, t)
 
     def save(self, t: int, **counters: Any) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from spinup.utils import tether
 from spinup.utils.logx import holds_checkpoint, read_status, slurm_job, write_json
-from spinup.utils.mpi_tools import launch_command
+from spinup.utils.mpi_tools import UNKNOWN_PLACE, launch_command
 from spinup.utils.run_entrypoint import PICKLE_SUFFIX
 from spinup.utils.serialization_utils import encode, importable_name
 
@@ -304,7 +304,7 @@ def explain_exit(exit_status: int, log: str) -> str:
     if exit_status != 0 and stuck:
         places = [line for line in lines if HANGS.match(line)]
         # Others wait for one that does something
-        places.sort(key=lambda line: line.endswith("an exchange with the other ranks"))
+        places.sort(key=lambda line: line.endswith(UNKNOWN_PLACE))
         where = places[0] if places else "a rank hangs"
         return f"no progress for {stuck[1]}: {where}, or a rank has ended early (stacks in the log)"
     if exit_status != 0 and errors:

@@ -100,8 +100,12 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # ranks may write at once
-    temporary.write_text(json.dumps(content, indent=4) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(content, indent=4) + "\n")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class Logger:

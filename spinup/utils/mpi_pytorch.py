@@ -10,7 +10,7 @@ import threadpoolctl
 import torch
 
 from spinup.utils import capture
-from spinup.utils.mpi_tools import broadcast, num_procs, sum_in_place
+from spinup.utils.mpi_tools import broadcast, num_procs, still_alive, sum_in_place
 
 
 def setup_pytorch_for_mpi() -> None:
@@ -60,6 +60,7 @@ def mpi_avg_grads(
         weight: this rank's weight, its share of the batch that all ranks hold. The weights of all
             ranks add up to one. Equal weights by default.
     """
+    still_alive()  # also on one rank, where a step may take long
     if num_procs() == 1:
         return
     for p in _parameters(module):

@@ -124,6 +124,9 @@ _armed_at = 0.0
 _has_own_process = False
 _doing: Callable[[], str] | None = None
 
+# Where a rank hangs that doesn't step its environment: that waits, maybe, for one that does.
+UNKNOWN_PLACE = "an update or an exchange with other ranks"
+
 
 def watch_own_process() -> None:
     """Has `still_alive` watch this process even if it is the only rank: a run has it to itself."""
@@ -144,7 +147,8 @@ def still_alive(doing: Callable[[], str] | None = None) -> None:
     says where it is, prints its stack and ends, and with it all others.
 
     Args:
-        doing: says in words what is about to be done; an exchange with other ranks if None.
+        doing: says in words what is about to be done; if None it is an update, or an exchange with
+            other ranks.
     """
     global _armed_at, _doing
     if not is_watched():
@@ -162,7 +166,7 @@ def _tell_where_it_hangs():
     """Waits for the watch to run out, and says a little before what faulthandler can't know."""
     while _armed_at:
         if time.monotonic() - _armed_at > 0.9 * _HANG_SECONDS:
-            where = _doing() if _doing else "an exchange with the other ranks"
+            where = _doing() if _doing else UNKNOWN_PLACE
             rank = f"Rank {proc_id()}" if num_procs() > 1 else "The run"
             sys.stderr.write(f"{rank} hangs in {where}\n")
             sys.stderr.flush()

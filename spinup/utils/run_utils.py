@@ -576,6 +576,10 @@ class ExperimentGrid:
         finished = [e for e in experiments if resume and has_finished(e)]
         if finished:
             notes.append(f"{len(finished)} of {len(experiments)} have finished already")
+        new = [e for e in experiments if resume and not holds_results(e.folder)]
+        if new:
+            which = "it starts" if len(new) == 1 else "they start"
+            notes.append(f"{len(new)} of {len(experiments)} have no run to resume: {which} anew")
         root = os.path.abspath(data_dir or user_config.DEFAULT_DATA_DIR)
         barrier()  # all ranks have looked at what has finished
         waiting = [e for e in experiments if e not in finished]
