@@ -131,24 +131,26 @@ def test_a_job_that_fails_is_not_queued_again_and_resume_submits_what_is_left(
     cluster, spinup_run, tmp_path
 ):
     line = f"{PPO} --exp_name bad --epochs 1 --seed 0 1"
-    spinup_run(f"{line} --env_kwargs:nonsense 1 --slurm")
+    spinup_run(f"{line} --env_kwargs:nonsense 1 --slurm time=5")
     folders = [tmp_path / f"bad/bad_s{seed}" for seed in (0, 1)]
     cluster.wait_for(lambda: all(state(f) == "failed" for f in folders), 60)
     assert "nonsense" in read_status(folders[0])["error"]
     cluster.wait_for(lambda: "bad" not in cluster.ask("squeue"))
-    spinup_run(f"{line} --slurm max_jobs=1")
+    spinup_run(f"{line} --slurm time=5 max_jobs=1")
     cluster.wait_for(lambda: all(state(f) == "finished" for f in folders), 60)
-    assert "2 of 2 have finished already" in spinup_run(f"{line} --slurm --resume")
+    assert "2 of 2 have finished already" in spinup_run(f"{line} --slurm time=5 --resume")
 
 
 @pytest.mark.parametrize(
     "options, told",
     [
-        ("partition=nosuch", "spinup ppo: Slurm took no job: sbatch: error: "),
+        ("time=5 partition=nosuch", "spinup ppo: Slurm took no job: sbatch: error: "),
         ("partition", "--slurm takes key=value, each key once, not 'partition'"),
         ("time=soon", "slurm: time must be minutes, hours:minutes:seconds or days-hours"),
+        ("partition=low", "slurm needs a time limit, such as time=8:00:00"),
         ("gpus=none", "slurm: gpus must be a positive whole number, not 'none'"),
         ("output=x", "slurm: output is set by the grid itself: leave it out"),
+        ("cpus_per_task=8", "slurm: cpus_per_task is set by the grid itself: leave it out"),
         ("--jobs 2", "jobs is Slurm's affair"),
         ("--timeout 2", "timeout is Slurm's affair"),
     ],

@@ -14,7 +14,7 @@ from gymnasium.spaces import Discrete, Space
 from torch import Tensor
 
 from spinup.utils import capture
-from spinup.utils.mpi_tools import mpi_statistics_scalar, num_procs
+from spinup.utils.mpi_tools import mpi_statistics_scalar, num_procs, still_alive
 from spinup.utils.nets import space_dim
 
 
@@ -102,6 +102,7 @@ class TrajectoryBuffer:
             ``obs``, ``act``, ``ret``, ``val`` and ``adv`` (normalised over all ranks to mean 0 and
             deviation 1), of length ``size``.
         """
+        still_alive()
         assert self.ptr == self.size, "the buffer is handed over when it is full"
         obs = _to_tensor(self.obs, device)
         tails = [np.float32(last_obs) for _, last_obs in self.path_ends if last_obs is not None]

@@ -29,7 +29,15 @@ import torch
 
 from spinup.utils import interrupts
 from spinup.utils.logx import EpochLogger, fixed_config, holds_checkpoint
-from spinup.utils.mpi_tools import barrier, broadcast, mpi_op, mpi_sum, num_procs, proc_id
+from spinup.utils.mpi_tools import (
+    barrier,
+    broadcast,
+    mpi_op,
+    mpi_sum,
+    num_procs,
+    proc_id,
+    still_alive,
+)
 
 FOLDER = "checkpoint"
 FORMAT = 1
@@ -88,7 +96,7 @@ class Checkpoint:
                 self.logger.log("There is no checkpoint to continue: starting anew")
             self.logger.begin()
             return at
-        self.logger.check_resumes(saved["config"])
+        self.logger.check_resumes(saved.get("config", {}))
         self._saved = time.time()
         vars(at).update(saved["counters"])
         at.start_time = self._began = time.time() - saved["seconds"]
@@ -117,6 +125,7 @@ class Checkpoint:
             self.save(t, **counters)
         if signal:
             self.logger.save_state()
+            barrier()
         if signal and t < self.total_steps:
             how = "the same command and --resume, or from Python resume=True"
             self.logger.log(f"Saved at step {t}; continue with {how}")
@@ -135,6 +144,7 @@ class Checkpoint:
             "parts": {name: _state(part) for name, part in self.parts.items()},
         }
         folder = self.logger.shared_dir / FOLDER
+        still_alive()
         try:
             write(folder, t, state)
         except OSError as error:

@@ -40,9 +40,7 @@ class Record:
 
     def __init__(self, file: Path, folders: Sequence[str]):
         self._file = file
-        self._variants: dict[str, dict[str, Any]] = {
-            variant["folder"]: variant for variant in _read(file)
-        }
+        self._variants: dict[str, dict[str, Any]] = {}
         for folder in folders:
             status = read_status(folder)
             finished = status.get("state") == "finished"
@@ -51,12 +49,13 @@ class Record:
 
     def queued(self, experiment: Experiment, job: str) -> None:
         """Notes that Slurm has a variant, as a job."""
-        self._set(str(experiment.folder), "queued", job=job)
+        status = read_status(experiment.folder)
+        self._set(str(experiment.folder), "queued", status=status, job=job)
         self._write()
 
     def started(self, experiment: Experiment) -> None:
         """Notes that a variant has started."""
-        self._set(str(experiment.folder), "running")
+        self._set(str(experiment.folder), "running", status=read_status(experiment.folder))
         self._write()
 
     def ended(self, outcome: Outcome) -> None:
@@ -76,7 +75,9 @@ class Record:
         self._variants[name] = {"folder": name, "state": state, "reason": None, **known, **facts}
 
     def _write(self):
-        content = {"updated": time.time(), "variants": list(self._variants.values())}
+        # Others may be at work on a grid of the same name
+        variants = {variant["folder"]: variant for variant in _read(self._file)} | self._variants
+        content = {"updated": time.time(), "variants": list(variants.values())}
         with contextlib.suppress(OSError):  # such as a full disk: the grid goes on
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._file, content)

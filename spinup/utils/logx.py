@@ -318,13 +318,16 @@ class Logger:
         interrupted = isinstance(error, Interrupted)
         if self._refused and self._status_before and self._status_file is not None:
             write_json(self._status_file, self._status_before)
-            if (
-                self.output_dir is not None and not self._config_before
-            ):  # it was lost, and that of this run is another's
-                (self.output_dir / "config.json").unlink(missing_ok=True)
-        elif proc_id() == 0 or not (error is None or interrupted):
+            config = Path(self.shared_dir, "config.json")
+            if self._config_before:
+                write_json(config, self._config_before)
+            else:  # it was lost, and this run's is of another
+                config.unlink(missing_ok=True)
+        elif proc_id() == 0 or not (error is None or interrupted or self._refused):
             state = "interrupted" if interrupted else "failed"
             self._write_status("finished" if error is None else state, error=error)
+        if interrupted:
+            barrier()  # the first rank to exit ends all, and rank 0 has to write its status before
         if self._lock is not None:
             self._lock.close()
 
@@ -511,14 +514,19 @@ def _lock(folder):
     except ImportError:  # Windows
         return None
     file = _open_own(folder / ".lock", "w")
-    try:
-        # The process's own, not inherited by its children: it goes when the process goes
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise BlockingIOError(f"{folder} is in use by a run that is under way") from None
-    except OSError:  # a file system without locks
-        pass
+    for attempt in range(10):
+        try:
+            # The process's own, not inherited by its children: it goes when the process goes
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except (BlockingIOError, PermissionError):
+            if attempt < 9:  # it may be somebody's look, see is_locked
+                time.sleep(0.02)
+                continue
+            file.close()
+            raise BlockingIOError(f"{folder} is in use by a run that is under way") from None
+        except OSError:  # a file system without locks
+            break
     return file
 
 
@@ -530,7 +538,7 @@ def is_locked(folder: str | os.PathLike) -> bool | None:
         import fcntl
 
         with open(Path(folder, ".lock"), "r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may look at once
     except (BlockingIOError, PermissionError):
         return True
     except (ImportError, OSError):

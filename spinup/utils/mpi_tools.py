@@ -6,6 +6,7 @@ without mpi4py on one process. This is the only file that imports ``mpi4py.MPI``
 
 from __future__ import annotations
 
+import datetime
 import faulthandler
 import functools
 import os
@@ -156,22 +157,40 @@ def still_alive(doing: Callable[[], str] | None = None) -> None:
     _doing = doing
     now = time.monotonic()
     if now - _armed_at > min(1.0, _HANG_SECONDS / 10):  # arming takes some microseconds
-        is_first, _armed_at = not _armed_at, now
-        if is_first:
-            threading.Thread(target=_tell_where_it_hangs, daemon=True).start()
-        faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
+        _armed_at = now
+        if _world() is not None:
+            faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
+        if not _watcher or not _watcher[0].is_alive():
+            _watcher[:] = [threading.Thread(target=_watch, daemon=True)]
+            _watcher[0].start()
 
 
-def _tell_where_it_hangs():
-    """Waits for the watch to run out, and says a little before what faulthandler can't know."""
+_watcher: list[threading.Thread] = []
+
+
+def _watch():
+    """Says shortly before the watch runs out what faulthandler can't know, and ends a lone process.
+
+    It counts its own beats, so that the time in which a lone process is stopped, as by Ctrl-Z or a
+    scheduler, isn't taken for a hang. faulthandler, which needs no lock of Python's, doesn't.
+    """
+    beat = min(1.0, _HANG_SECONDS / 20)
+    beats, armed_at, told = 0, _armed_at, False
     while _armed_at:
-        if time.monotonic() - _armed_at > 0.9 * _HANG_SECONDS:
+        time.sleep(beat)
+        beats += 1
+        if _armed_at != armed_at:
+            beats, armed_at, told = 0, _armed_at, False
+        if beats * beat > 0.9 * _HANG_SECONDS and not told:
+            told = True
             where = _doing() if _doing else UNKNOWN_PLACE
             rank = f"Rank {proc_id()}" if num_procs() > 1 else "The run"
             sys.stderr.write(f"{rank} hangs in {where}\n")
             sys.stderr.flush()
-            return
-        time.sleep(min(1.0, _HANG_SECONDS / 20))
+        if beats * beat > _HANG_SECONDS and _world() is None:
+            sys.stderr.write(f"Timeout ({datetime.timedelta(seconds=round(_HANG_SECONDS))})!\n")
+            faulthandler.dump_traceback(sys.stderr)
+            os._exit(1)
 
 
 def stop_watching() -> None:

@@ -101,7 +101,8 @@ def state_of(folder: str | os.PathLike, jobs: Mapping[str, str] | None = None) -
             if state != "finished":
                 status.update(state="queued", error=None)
             return status
-        died = job not in jobs and state in ("queued", "starting", "running")
+        was_alive = state in ("queued", "starting", "running")
+        died = was_alive and job not in jobs and is_locked(folder) is not True
     else:
         late = time.time() - status.get("updated", 0) > STARTING_SECONDS
         waits = state == "running" or (state == "starting" and late)

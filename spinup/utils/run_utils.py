@@ -719,7 +719,7 @@ def _run_in_this_world(plan):
 
 def _submit(plan, name):
     """Submits the variants to Slurm, and says how to follow them."""
-    jobs = slurm.submit(plan.experiments, name, plan.root, plan.slurm)
+    jobs = slurm.submit(plan.experiments, name or "grid", plan.root, plan.slurm)
     record = grid_record.Record(plan.record, plan.folders)
     for experiment, job in zip(plan.experiments, jobs):
         record.queued(experiment, job)

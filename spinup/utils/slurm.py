@@ -7,6 +7,7 @@ failed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -28,6 +29,10 @@ WARNING_SIGNAL = "USR1"
 
 # Requeues after the time limit that a job may have: many, as each takes up where the last ended.
 _MOST_TIMEOUTS = 1000
+
+# Options of sbatch that a grid can't do without, or with.
+_ITS_OWN = {"array", "output", "error", "signal", "wrap", "nodes", "ntasks", "ntasks-per-node"}
+_ITS_OWN |= {"cpus-per-task", "cpus-per-gpu", "open-mode", "requeue", "job-name"}
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 
@@ -53,6 +58,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     parameters: dict[str, Any] = {}
     others: dict[str, Any] = {"requeue": True}
+    warning = options.get("warning", 90)
     numbers = {
         "gpus": "gpus_per_node",
         "max_jobs": "array_parallelism",
@@ -63,14 +69,20 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"slurm takes key=value, such as partition=gpu, not {key}={value}")
         if key == "time":
             parameters["time"] = _minutes(value)
+        elif key.replace("_", "-") in _ITS_OWN:
+            raise ValueError(f"slurm: {key} is set by the grid itself: leave it out")
         elif key in numbers:
             if not re.fullmatch(r"[1-9]\d*", str(value)):
                 raise ValueError(f"slurm: {key} must be a positive whole number, not {value!r}")
             parameters[numbers[key]] = int(value)
-        elif key in ("array", "output", "error", "signal", "ntasks", "cpus-per-task", "wrap"):
-            raise ValueError(f"slurm: {key} is set by the grid itself: leave it out")
         else:
             others[key.replace("_", "-")] = value
+    if "time" not in parameters:
+        raise ValueError(
+            "slurm needs a time limit, such as time=8:00:00 (a run may take longer: it then saves "
+            "its state and goes on in another job)"
+        )
+    others["signal"] = f"{WARNING_SIGNAL}@{warning}"
     if importlib.util.find_spec("submitit") is None:
         raise ValueError("slurm needs submitit: pip install 'spinup[slurm]'")
     if shutil.which("sbatch") is None:
@@ -119,9 +131,9 @@ def submit(
     import submitit
 
     folder = Path(root, ".slurm", name)
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.parent.chmod(0o700)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        Path(root, ".slurm").chmod(0o700)
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=_MOST_TIMEOUTS)
         executor.update_parameters(
             job_name=name,
@@ -139,8 +151,9 @@ def submit(
         experiment.folder.mkdir(parents=True, exist_ok=True)
         status = read_status(experiment.folder)
         if status.get("slurm_job") != job.job_id:  # else it runs already
+            known = status if experiment.kwargs["logger_kwargs"].get("resume") else {}
             new = {"state": "queued", "error": None, "slurm_job": job.job_id}
-            write_json(experiment.folder / STATUS_FILE, {**status, **new})
+            write_json(experiment.folder / STATUS_FILE, {**known, **new})
     return [job.job_id for job in jobs]
 
 
@@ -183,8 +196,10 @@ class Variant:
             time.sleep(POLL_SECONDS)
         if outcome.state == "finished":
             return str(experiment.folder)
-        # A job that is being cancelled, or that Slurm requeues by itself, isn't running any more
-        if outcome.status.get("state") == "interrupted" and job_state() == "RUNNING":
+        # Stopped by a warning, which a run that is only starting doesn't survive. A job that is
+        # being cancelled, or that Slurm requeues by itself, isn't running any more.
+        stopped = outcome.status.get("state") in ("interrupted", "starting")
+        if warned and stopped and job_state() == "RUNNING":
             requeue(signal.SIGUSR1, None)
         raise RuntimeError(f"{experiment.label} failed: {outcome.reason}")
 
@@ -212,11 +227,17 @@ def _restarts():
 
 def job_state() -> str:
     """Returns Slurm's word for the state of the job that this process belongs to."""
-    return _squeue("--jobs", os.environ["SLURM_JOB_ID"]).get(slurm_job() or "", "")
+    for _ in range(5):  # the controller may be busy
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            states = _squeue("--jobs", os.environ["SLURM_JOB_ID"])
+            if states is not None:
+                return states.get(slurm_job() or "", "")
+        time.sleep(2)
+    return ""
 
 
 def queued_jobs() -> dict[str, str] | None:
-    """Returns the states of this user's waiting and running jobs by id; None without Slurm."""
+    """Returns the states of this user's waiting and running jobs by id; None if unknown."""
     if shutil.which("squeue") is None:
         return None
     try:
@@ -229,5 +250,5 @@ def _squeue(*which):
     words = ["squeue", "--noheader", "--array", "--format", "%i %T", *which]
     answer = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     if answer.returncode:
-        return {}
+        return None
     return dict(line.split() for line in answer.stdout.splitlines() if len(line.split()) == 2)
