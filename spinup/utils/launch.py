@@ -207,7 +207,7 @@ def _spawn(num_cpu, spec, log, holds_sigterm, gpus):
     if gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if sys.platform.startswith("linux"):
-        hold = ["--hold-sigterm"] if holds_sigterm else []
+        hold = ["--hold", "TERM"] if holds_sigterm else []
         argv = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *hold, *argv]
     return subprocess.Popen(
         argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -11,15 +11,18 @@ import contextlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from spinup.utils import tether
 from spinup.utils.launch import POLL_SECONDS, STATUS_FILE, Experiment, Run
 from spinup.utils.logx import holds_checkpoint, read_status, slurm_job, write_json
 
@@ -134,7 +137,21 @@ def submit(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         Path(root, ".slurm").chmod(0o700)
-        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=_MOST_TIMEOUTS)
+        # A warning may come before Python is ready for it, and would end it
+        held = [
+            sys.executable,
+            "-I",
+            "-S",
+            tether.__file__,
+            "0",
+            "--hold",
+            f"TERM,{WARNING_SIGNAL}",
+        ]
+        executor = submitit.SlurmExecutor(
+            folder=folder,
+            max_num_timeout=_MOST_TIMEOUTS,
+            python=shlex.join([*held, sys.executable]),
+        )
         executor.update_parameters(
             job_name=name,
             cpus_per_task=experiments[0].num_cpu,
@@ -181,8 +198,10 @@ class Variant:
         """
         warned: list[int] = []
         requeue: Any = signal.getsignal(getattr(signal, f"SIG{WARNING_SIGNAL}"))  # submitit's
-        for name in ("SIGUSR1", "SIGTERM"):
-            signal.signal(getattr(signal, name), lambda number, _: warned.append(number))
+        signals = [getattr(signal, f"SIG{name}") for name in ("TERM", WARNING_SIGNAL)]
+        for number in signals:
+            signal.signal(number, lambda number, _: warned.append(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)  # see submit
         experiment = as_restarted(self.experiment) if _restarts() else self.experiment
         if experiment is None:
             return str(self.experiment.folder)

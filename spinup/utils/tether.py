@@ -1,14 +1,15 @@
 """Run a command that ends when the process that started it does.
 
-    python -I -S tether.py PARENT_PID [--hold-sigterm] COMMAND [ARGS...]
+    python -I -S tether.py PARENT_PID [--hold SIGNALS] COMMAND [ARGS...]
 
 A launcher that is killed with ``kill -9`` can't stop its experiments any more. So each of them is
 started through this file: it asks the kernel to kill it on the parent's death and then becomes the
 command (``exec`` keeps that wish). The death of ``mpiexec`` ends its ranks. Run by path and
 importing nothing, this costs about 15 ms. Only Linux can do it.
 
-With ``--hold-sigterm`` the command starts with SIGTERM blocked: ``mpiexec`` would end its ranks at
-once, where a scheduler sends the signal to all processes and ranks are to save their state first.
+With ``--hold TERM,USR1`` the command starts with these signals blocked: until it is ready for them,
+or for good, as ``mpiexec``, which would end its ranks at once where a scheduler sends SIGTERM to
+all processes and ranks are to save their state first. A PARENT_PID of 0 ties it to nobody.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ def die_with_parent(parent_pid: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[1]))
-    command = sys.argv[2:]
-    if command[0] == "--hold-sigterm":
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        command = command[1:]
+    parent, command = int(sys.argv[1]), sys.argv[2:]
+    if parent:
+        die_with_parent(parent)
+    if command[0] == "--hold":
+        held = [getattr(signal, f"SIG{name}") for name in command[1].split(",")]
+        signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        command = command[2:]
     os.execvp(command[0], command)

@@ -15,8 +15,9 @@ import torch
 import spinup.run
 from spinup import user_config
 from spinup.examples import bench_ppo_cartpole
-from spinup.utils import launch, run_utils
+from spinup.utils import grid_record, launch, run_utils
 from spinup.utils.command_line import RUN_FLAGS
+from spinup.utils.launch import Experiment, Outcome
 from spinup.utils.logx import read_status
 from spinup.utils.run_utils import (
     ExperimentGrid,
@@ -487,6 +488,19 @@ def test_a_grids_record(here):
         "g/g_s3": "failed",
     }
     assert all(v["reason"] for v in variants if v["state"] == "failed")
+
+
+def test_two_grids_of_one_name_share_a_record(here):
+    experiments = [Experiment("g", fake, dict(logger_kwargs=dict(output_dir=x))) for x in "ab"]
+    records = [grid_record.Record(here / "g.grid.json", [here / x]) for x in "ab"]
+    for experiment, record in zip(experiments, records):
+        record.started(experiment)
+        record.ended(Outcome(experiment, "finished", "", 1.5, {"epoch": 2}))
+    variants = json.loads((here / "g.grid.json").read_text())["variants"]
+    assert [(v["folder"], v["state"], v["epoch"]) for v in variants] == [
+        ("a", "finished", 2),
+        ("b", "finished", 2),
+    ]
 
 
 def test_gpus_are_shared_evenly(here, monkeypatch):

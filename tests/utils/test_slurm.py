@@ -1,0 +1,120 @@
+"""What needs no Slurm; tests/test_slurm.py has the rest."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from spinup.utils import mpi_tools, slurm
+from spinup.utils.launch import Experiment
+from spinup.utils.run_status import state_of
+from tests.thunks import fake
+
+
+@pytest.fixture
+def sbatch(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+
+
+@pytest.mark.parametrize(
+    "text, minutes",
+    [("90", 90), (5, 5), ("8:00:00", 480), ("90:30", 91), ("1-12", 2160), ("2-01:30:00", 2970)],
+)
+def test_time_limits(text, minutes, sbatch):
+    assert slurm.check_options({"time": text})["time"] == minutes
+
+
+def test_options_go_to_submitit_or_to_sbatch(sbatch):
+    given = dict(time=10, gpus="2", max_jobs=4, warning=300, mem="4G", mail_type="END")
+    assert slurm.check_options(given) == {
+        "time": 10,
+        "gpus_per_node": 2,
+        "array_parallelism": 4,
+        "signal_delay_s": 300,
+        "additional_parameters": {
+            "requeue": True,
+            "mem": "4G",
+            "mail-type": "END",
+            "signal": "USR1@300",
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "slurm needs a time limit"),
+        ({"time": "0"}, "a time limit must be a minute at least, not '0'"),
+        ({"time": "1:2:3:4"}, "time must be minutes, hours:minutes:seconds or days-hours"),
+        ({"time": 5, "gpus": 0}, "gpus must be a positive whole number, not 0"),
+        ({"time": 5, "ntasks_per_node": 2}, "ntasks_per_node is set by the grid itself"),
+        ({"time": 5, "Mem": "4G"}, "slurm takes key=value, such as partition=gpu, not Mem=4G"),
+        ({"time": 5, "x\n#SBATCH": 1}, "slurm takes key=value"),
+    ],
+)
+def test_options_that_can_not_be_meant(options, message, sbatch):
+    with pytest.raises(ValueError, match=message):
+        slurm.check_options(options)
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match="there is no sbatch here"):
+        slurm.check_options({"time": 5})
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"slurm needs submitit: pip install 'spinup\[slurm\]'"):
+        slurm.check_options({"time": 5})
+
+
+def test_a_restarted_job_goes_on_or_begins_anew(tmp_path):
+    settings = dict(output_dir=str(tmp_path), overwrite=True, exp_name="x")
+    experiment = Experiment("x", fake, dict(seed=1, logger_kwargs=settings))
+    anew = slurm.as_restarted(experiment)
+    assert anew.kwargs["logger_kwargs"] == settings
+    (tmp_path / "checkpoint/step-4000").mkdir(parents=True)
+    (tmp_path / "status.json").write_text('{"state": "interrupted"}')
+    goes_on = slurm.as_restarted(experiment)
+    assert goes_on.kwargs["logger_kwargs"] == dict(
+        output_dir=str(tmp_path), resume=True, exp_name="x"
+    )
+    assert experiment.kwargs["logger_kwargs"] == settings
+    (tmp_path / "status.json").write_text('{"state": "finished"}')
+    assert slurm.as_restarted(experiment) is None
+
+
+@pytest.mark.parametrize(
+    "state, jobs, expected",
+    [
+        ("running", {"7_0": "RUNNING"}, "running"),
+        ("interrupted", {"7_0": "PENDING"}, "queued"),
+        ("finished", {"7_0": "PENDING"}, "finished"),
+        ("queued", {}, "died"),
+        ("running", {}, "died"),
+        ("interrupted", {}, "interrupted"),
+        ("queued", None, "queued"),
+    ],
+)
+def test_states(state, jobs, expected, tmp_path):
+    (tmp_path / "status.json").write_text(f'{{"state": "{state}", "slurm_job": "7_0"}}')
+    assert state_of(tmp_path, jobs)["state"] == expected
+
+
+def test_a_queue_that_does_not_answer_is_not_an_empty_one(tmp_path, monkeypatch):
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 7_0 RUNNING\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert slurm.queued_jobs() == {"7_0": "RUNNING"}
+    squeue.write_text("#!/bin/sh\necho slurm_load_jobs error: Unable to contact >&2\nexit 1\n")
+    assert slurm.queued_jobs() is None
+
+
+def test_processes_of_srun_that_know_nothing_of_each_other(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.delenv("SPINUP_NUM_CPU", raising=False)
+    with pytest.raises(RuntimeError, match=r"srun started 2 processes .* use srun --mpi=pmi2"):
+        mpi_tools._check_srun()
+    monkeypatch.setenv("SPINUP_NUM_CPU", "1")
+    mpi_tools._check_srun()
