@@ -125,8 +125,10 @@ def kill_and_resume(algorithm, ranks, kills, rng, folder, undisturbed):
     expected, begin, end = undisturbed(algorithm, ranks)
     done = []
     for _ in range(kills):
+        status = read_status(folder)
+        left = 1 - (status.get("steps") or 0) / status.get("total_steps", 1)
         process = start(algorithm, folder, ranks)
-        time.sleep(rng.uniform(0.8 * begin, end))
+        time.sleep(rng.uniform(0.8 * begin, begin + left * (end - begin)))
         if process.poll() is None:
             done.append(strike(process, ranks, rng))
         try:
