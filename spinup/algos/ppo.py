@@ -179,7 +179,8 @@ def ppo(
             values = [loss_pi, loss_v, info["KL"], info["ClipFrac"], pi.entropy().mean()]
         return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
 
-    # What captured updates share: of the policy that acted, and of the one being trained
+    # In fixed places, for captures: log-probabilities under the policy that acted, and the KL
+    # divergence of the one being trained from it, on this rank
     logp_old = torch.zeros(local_steps, device=torch_device)
     kl = torch.zeros((), device=torch_device)
 

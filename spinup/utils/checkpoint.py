@@ -157,7 +157,7 @@ class Checkpoint:
 
     def _read(self):
         folder = self.logger.shared_dir / FOLDER
-        step = np.array([-1])
+        step = np.array([-1])  # there is none; -2 stands for some of which none can be used
         if proc_id() == 0:
             found = find(folder, self.logger.log)
             step[0] = -1 if found is None else found

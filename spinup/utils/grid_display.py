@@ -27,7 +27,6 @@ from spinup.utils.launch import GRACE_SECONDS, Experiment, Outcome, Run
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0  # between two lines of one variant where lines stay
 BAR_WIDTH = 16
-STOPPING = f"for {GRACE_SECONDS:.0f} s at most (Ctrl-C again ends it at once)"
 
 # Columns of `facts` that a narrow terminal does without.
 STEPS_COLUMN, SPEED_COLUMN = 1, 3
@@ -223,7 +222,8 @@ class Display:
         """Says that variants have been asked to save their state and end."""
         if running:
             labels = ", ".join(run.experiment.label for run in running)
-            self.say(escape(f"Stopping {labels}: waiting until the state is saved, {STOPPING}"))
+            limit = f"for {GRACE_SECONDS:.0f} s at most (Ctrl-C again ends it at once)"
+            self.say(escape(f"Stopping {labels}: waiting until the state is saved, {limit}"))
 
     def stopped(self, outcomes: Sequence[Outcome], waiting: int) -> None:
         """Says what an interruption has ended, and how."""

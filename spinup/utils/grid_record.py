@@ -47,10 +47,11 @@ class Record:
             self._set(folder, "finished" if finished else "waiting", status=status)
         self._write()
 
-    def queued(self, experiment: Experiment, job: str) -> None:
-        """Notes that Slurm has a variant, as a job."""
-        status = read_status(experiment.folder)
-        self._set(str(experiment.folder), "queued", status=status, job=job)
+    def queued(self, experiments: Sequence[Experiment], jobs: Sequence[str]) -> None:
+        """Notes that Slurm has variants, each as a job."""
+        for experiment, job in zip(experiments, jobs):
+            status = read_status(experiment.folder)
+            self._set(str(experiment.folder), "queued", status=status, job=job)
         self._write()
 
     def started(self, experiment: Experiment) -> None:

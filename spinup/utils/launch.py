@@ -78,6 +78,11 @@ class Experiment:
         return self.folder.name
 
     @property
+    def resumes(self) -> bool:
+        """Whether it is to continue the run whose results its folder holds."""
+        return bool(self.kwargs.get("logger_kwargs", {}).get("resume"))
+
+    @property
     def log(self) -> Path:
         return self.folder / LOG_FILE
 
@@ -123,11 +128,10 @@ class Run:
         self.began = time.monotonic()
         self._late: str | None = None
         experiment.folder.mkdir(parents=True, exist_ok=True)
-        continues = bool(experiment.kwargs.get("logger_kwargs", {}).get("resume"))
-        forget_status(experiment.folder, continues)
+        forget_status(experiment.folder, experiment.resumes)
         self._private, spec = write_spec(experiment)
         try:
-            with open(experiment.log, "ab" if continues else "wb") as log:
+            with open(experiment.log, "ab" if experiment.resumes else "wb") as log:
                 self.process = _spawn(experiment.num_cpu, spec, log, holds_sigterm, gpus)
         except BaseException:
             self._forget_private()

@@ -584,8 +584,9 @@ def check_unchanged(before: dict[str, Any], config: dict[str, Any]) -> None:
         ValueError: they differ, in what.
     """
     for key in sorted(before.keys() & config.keys() - _MAY_CHANGE):
-        # As JSON has it, where tuples are lists
-        if (before[key] or None) != (json.loads(json.dumps(config[key])) or None):
+        # As JSON has it, where tuples are lists; no arguments are None, or an empty dict
+        now = json.loads(json.dumps(config[key]))
+        if before[key] != now and not all(value in (None, {}) for value in (before[key], now)):
             raise ValueError(
                 f"{key} is {config[key]!r}, but the run to resume has {before[key]!r}: give it "
                 "that, or start anew with --overwrite"

@@ -121,7 +121,7 @@ def barrier() -> None:
 
 # Seconds without any progress after which a watched process gives up; 0 for never.
 _HANG_SECONDS = float(os.environ.get("SPINUP_HANG_SECONDS") or 600)
-_armed_at = 0.0
+_armed_at = 0.0  # when the watch was wound up last, 0 while there is none
 _has_own_process = False
 _doing: Callable[[], str] | None = None
 
@@ -172,7 +172,8 @@ def _watch():
     """Says shortly before the watch runs out what faulthandler can't know, and ends a lone process.
 
     It counts its own beats, so that the time in which a lone process is stopped, as by Ctrl-Z or a
-    scheduler, isn't taken for a hang. faulthandler, which needs no lock of Python's, doesn't.
+    scheduler, isn't taken for a hang. Several ranks are ended by faulthandler, by the clock: it
+    works even where a rank hangs in C code that holds Python's lock.
     """
     beat = min(1.0, _HANG_SECONDS / 20)
     beats, armed_at, told = 0, _armed_at, False

@@ -17,8 +17,13 @@ from spinup.utils.grid_display import clock, console, count, epochs, score, time
 from spinup.utils.logx import holds_checkpoint, is_locked, read_status
 from spinup.utils.slurm import queued_jobs
 
-STYLES = {"finished": "green", "running": "cyan", "starting": "cyan", "interrupted": "yellow"}
-STYLES["queued"] = "blue"  # else red
+STYLES = {  # else red
+    "finished": "green",
+    "interrupted": "yellow",
+    "queued": "blue",
+    "running": "cyan",
+    "starting": "cyan",
+}
 
 # A run that hasn't begun this many seconds after its start has died.
 STARTING_SECONDS = 300

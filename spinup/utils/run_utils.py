@@ -247,7 +247,7 @@ def _run_on_these_ranks(experiment):
     """
     if proc_id() == 0:
         experiment.folder.mkdir(parents=True, exist_ok=True)
-        forget_status(experiment.folder, bool(experiment.kwargs["logger_kwargs"].get("resume")))
+        forget_status(experiment.folder, experiment.resumes)
     barrier()
     execute(experiment.thunk, experiment.kwargs)
     barrier()
@@ -282,7 +282,7 @@ def _check_ready(experiments: Sequence[Experiment], here: bool = True) -> list[s
         if is_locked(experiment.folder):
             folder = grid_display.short_path(experiment.folder)
             raise ValueError(f"{folder} is in use by a run that is under way")
-        if experiment.kwargs["logger_kwargs"].get("resume"):
+        if experiment.resumes:
             _check_resumes(experiment)
     barrier()  # no rank may start to write while another still looks
     if num_procs() > 1 or not here:
@@ -721,8 +721,7 @@ def _submit(plan, name):
     """Submits the variants to Slurm, and says how to follow them."""
     jobs = slurm.submit(plan.experiments, name or "grid", plan.root, plan.slurm)
     record = grid_record.Record(plan.record, plan.folders)
-    for experiment, job in zip(plan.experiments, jobs):
-        record.queued(experiment, job)
+    record.queued(plan.experiments, jobs)
     folder = os.path.join(plan.root, _common_top(plan) or "")
     grid_display.print_submitted(jobs[0].partition("_")[0], len(jobs), folder)
 

@@ -61,12 +61,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     parameters: dict[str, Any] = {}
     others: dict[str, Any] = {"requeue": True}
-    warning = options.get("warning", 90)
-    numbers = {
-        "gpus": "gpus_per_node",
-        "max_jobs": "array_parallelism",
-        "warning": "signal_delay_s",
-    }
+    numbers = {"gpus": "gpus_per_node", "max_jobs": "array_parallelism", "warning": "warning"}
     for key, value in options.items():
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", key) or str(value) == "":
             raise ValueError(f"slurm takes key=value, such as partition=gpu, not {key}={value}")
@@ -85,7 +80,8 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
             "slurm needs a time limit, such as time=8:00:00 (a run may take longer: it then saves "
             "its state and goes on in another job)"
         )
-    others["signal"] = f"{WARNING_SIGNAL}@{warning}"
+    # Not as submitit's signal_delay_s, whose signal hangs on who has imported submitit first
+    others["signal"] = f"{WARNING_SIGNAL}@{parameters.pop('warning', 90)}"
     if importlib.util.find_spec("submitit") is None:
         raise ValueError("slurm needs submitit: pip install 'spinup[slurm]'")
     if shutil.which("sbatch") is None:
@@ -130,7 +126,6 @@ def submit(
     Raises:
         SubmissionError: Slurm doesn't take them; why.
     """
-    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = WARNING_SIGNAL  # read at submitit's import
     import submitit
 
     folder = Path(root, ".slurm", name)
@@ -168,7 +163,7 @@ def submit(
         experiment.folder.mkdir(parents=True, exist_ok=True)
         status = read_status(experiment.folder)
         if status.get("slurm_job") != job.job_id:  # else it runs already
-            known = status if experiment.kwargs["logger_kwargs"].get("resume") else {}
+            known = status if experiment.resumes else {}
             new = {"state": "queued", "error": None, "slurm_job": job.job_id}
             write_json(experiment.folder / STATUS_FILE, {**known, **new})
     return [job.job_id for job in jobs]

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from spinup.utils.logx import (
     EpochLogger,
     Logger,
     check_exp_name,
+    check_unchanged,
     colorize,
     holds_results,
     read_status,
@@ -519,3 +521,12 @@ def test_a_rank_that_fails_says_so_in_the_status(run_on_ranks, tmp_path):
     assert "Rank 1 of 2 failed:" in result.stderr
     status = read_status(tmp_path / "run")
     assert (status["state"], status["error"]) == ("failed", "rank 1: ValueError: no more")
+
+
+@pytest.mark.parametrize(
+    "before, now, same",
+    [({}, None, True), (None, {}, True), (0, None, False), (None, 0.0, False), ([8], (8,), True)],
+)
+def test_what_counts_as_unchanged(before, now, same):
+    with contextlib.nullcontext() if same else pytest.raises(ValueError, match="x is"):
+        check_unchanged(dict(x=before), dict(x=now))

@@ -31,7 +31,6 @@ def test_options_go_to_submitit_or_to_sbatch(sbatch):
         "time": 10,
         "gpus_per_node": 2,
         "array_parallelism": 4,
-        "signal_delay_s": 300,
         "additional_parameters": {
             "requeue": True,
             "mem": "4G",
