@@ -11,7 +11,7 @@ VENV := .venv
 VENV_BENCH := .venv-bench
 INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV_BENCH)/.installed
-KERNELS := spinup/utils/_kernels.c spinup/utils/_kernels.h
+KERNELS := spinup/fast/_kernels.c spinup/fast/_kernels.h
 PIP_INSTALL = -m pip --disable-pip-version-check install $$(test -t 1 || echo --quiet)
 
 .DEFAULT_GOAL := help

@@ -30,11 +30,11 @@ SLURM = ["submitit>=1.5"]
 DOCS = ["ipykernel>=6.25", "nbclient>=0.9", "nbformat>=5.9"]
 TOOLS = ["mypy>=1.8", "pytest>=8.0", "pytest-timeout>=2.2", "ruff>=0.6", "setuptools>=77"]
 
-# Faster training on a CPU, where the installation finds a C compiler: see spinup/utils/kernels.py.
+# Faster training on a CPU, where the installation finds a C compiler: see spinup/fast/kernels.py.
 KERNELS = Extension(
-    "spinup.utils._kernels",
-    ["spinup/utils/_kernels.c"],
-    depends=["spinup/utils/_kernels.h"],
+    "spinup.fast._kernels",
+    ["spinup/fast/_kernels.c"],
+    depends=["spinup/fast/_kernels.h"],
     extra_compile_args=["-O3", "-fno-math-errno", "-Wno-psabi"],
     optional=True,
 )
@@ -78,7 +78,7 @@ setup(
         "docs": DOCS,
         "dev": MUJOCO + VIDEO + SLURM + DOCS + TOOLS,
     },
-    entry_points={"console_scripts": ["spinup = spinup.run:main"]},
+    entry_points={"console_scripts": ["spinup = spinup.cli.main:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Education",

@@ -19,10 +19,14 @@ import pytest
 
 import spinup
 from spinup import run, user_config
-from spinup.utils import devices, logx, mpi_tools, plot, run_status, run_utils, test_policy
-from spinup.utils.command_line import UsageError, read_docstring
-from spinup.utils.launch import Outcome
-from spinup.utils.run_entrypoint import execute
+from spinup.cli import plot
+from spinup.cli import status as run_status
+from spinup.cli import watch as test_policy
+from spinup.cli.flags import UsageError, read_docstring
+from spinup.launch import grid as run_utils
+from spinup.launch.entrypoint import execute
+from spinup.launch.processes import Outcome
+from spinup.utils import devices, logx, mpi_tools
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

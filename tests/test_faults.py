@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import spinup.run
+import spinup.cli.main
 from spinup.utils.logx import read_status
 from spinup.utils.mpi_tools import launch_command
 from tests.conftest import _clean_environment
@@ -243,7 +243,7 @@ def test_an_environment_that_hangs(ranks, at, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("SPINUP_HANG_SECONDS", "3")
     line = f"ppo --env hangs:Hangs-v0 --cpu {ranks} --data_dir {tmp_path} --exp_name x --hid [8]"
-    assert spinup.run.main(line.split()) == 1
+    assert spinup.cli.main.main(line.split()) == 1
     printed = capsys.readouterr().out
     who = "The run" if ranks == 1 else r"Rank \d"
     where = rf"{who} hangs in Hangs-v0 at step {at - 1} \(seed \d+, last action"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from spinup import ppo, user_config
-from spinup.utils.grid_display import print_commands, quoted
+from spinup.launch.display import print_commands, quoted
 from spinup.utils.plot import make_plots
 from spinup.utils.run_utils import ExperimentGrid
 

@@ -13,7 +13,7 @@ import torch
 from gymnasium.spaces import Discrete, Space
 from torch import Tensor
 
-from spinup.utils import capture
+from spinup.fast import capture
 from spinup.utils.mpi_tools import mpi_statistics_scalar, num_procs, still_alive
 from spinup.utils.nets import space_dim
 

@@ -27,7 +27,7 @@ import safetensors
 import safetensors.numpy
 import torch
 
-from spinup.utils import interrupts
+from spinup.runs import interrupts
 from spinup.utils.logx import EpochLogger, fixed_config, holds_checkpoint
 from spinup.utils.mpi_tools import (
     barrier,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from spinup.utils import capture
-from spinup.utils.kernels import adam_step, can_run_on
+from spinup.fast import capture
+from spinup.fast.kernels import adam_step, can_run_on
 
 
 def flatten(module: nn.Module) -> nn.Parameter:

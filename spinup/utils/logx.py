@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from spinup.utils import capture, kernels
-from spinup.utils.interrupts import Interrupted
+from spinup.fast import capture, kernels
+from spinup.runs.interrupts import Interrupted
+from spinup.runs.json_values import convert_json
 from spinup.utils.mpi_tools import (
     barrier,
     broadcast,
@@ -28,7 +29,6 @@ from spinup.utils.mpi_tools import (
     num_procs,
     proc_id,
 )
-from spinup.utils.serialization_utils import convert_json
 
 _COLORS = dict(
     gray=30, red=31, green=32, yellow=33, blue=34, magenta=35, cyan=36, white=37, crimson=38

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import threadpoolctl
 import torch
 
-from spinup.utils import capture
+from spinup.fast import capture
 from spinup.utils.mpi_tools import broadcast, num_procs, still_alive, sum_in_place
 
 

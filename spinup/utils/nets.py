@@ -20,7 +20,7 @@ from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
-from spinup.utils.kernels import (
+from spinup.fast.kernels import (
     ACTIVATIONS,
     IDENTITY,
     TorchMLP,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
-from spinup.utils import interrupts
+from spinup.runs import interrupts
 from spinup.utils.logx import Logger
 from spinup.utils.mpi_pytorch import one_thread_per_rank
 from spinup.utils.mpi_tools import num_procs, stop_watching

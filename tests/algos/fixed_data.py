@@ -18,7 +18,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from spinup.utils import capture
+from spinup.fast import capture
 from spinup.utils.buffers import ReplayBuffer, TrajectoryBuffer
 from spinup.utils.mpi_tools import num_procs, proc_id
 from tests.algos.envs import Clock

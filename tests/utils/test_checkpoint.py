@@ -19,7 +19,8 @@ import torch
 from gymnasium.spaces import Box
 
 from spinup import sac
-from spinup.utils import checkpoint, interrupts
+from spinup.runs import interrupts
+from spinup.utils import checkpoint
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.envs import make_env, seed_everything
 from spinup.utils.flat import Adam, flatten

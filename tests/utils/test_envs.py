@@ -373,7 +373,7 @@ def test_seed_everything():
     ids=str,
 )
 def test_a_space_comes_back_from_json(space):
-    from spinup.utils.serialization_utils import convert_json
+    from spinup.runs.json_values import convert_json
 
     text = json.dumps(convert_json(describe_space(space)), allow_nan=False)
     assert restore_space(json.loads(text)) == space

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spinup.utils import launch
-from spinup.utils.launch import Experiment, LogFollower, Run, run_one, stop
+from spinup.launch import processes as launch
+from spinup.launch.processes import Experiment, LogFollower, Run, run_one, stop
 from spinup.utils.logx import read_status
 from tests.thunks import fake
 
@@ -110,7 +110,7 @@ def is_alive(pid):
 # --- Interruptions --------------------------------------------------------------------------------
 
 LAUNCHER = """
-from spinup.utils.run_utils import ExperimentGrid
+from spinup.launch.grid import ExperimentGrid
 from tests.thunks import fake
 
 grid = ExperimentGrid("g")

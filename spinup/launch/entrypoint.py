@@ -1,4 +1,4 @@
-"""Run one experiment in a clean process: ``python -m spinup.utils.run_entrypoint SPEC``.
+"""Run one experiment in a clean process: ``python -m spinup.launch.entrypoint SPEC``.
 
 SPEC is a JSON file that names an importable function and gives its keyword arguments, or, where the
 function or an argument has no such form, a file pickled by the launching process for this process
@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spinup.utils.interrupts import Interrupted
+from spinup.launch.tether import die_with_parent
+from spinup.runs.interrupts import Interrupted
+from spinup.runs.json_values import decode, import_callable
 from spinup.utils.logx import describe_error, read_status, write_json
 from spinup.utils.mpi_tools import num_procs, proc_id, watch_own_process
-from spinup.utils.serialization_utils import decode, import_callable
-from spinup.utils.tether import die_with_parent
 
 PICKLE_SUFFIX = ".pkl"
 
@@ -124,5 +124,5 @@ def _close_status(folder, state, error):
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m spinup.utils.run_entrypoint SPEC")
+        sys.exit("usage: python -m spinup.launch.entrypoint SPEC")
     main(sys.argv[1])

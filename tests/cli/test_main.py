@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-import spinup.run
+import spinup.cli.main
 from spinup import user_config
 from spinup.utils.logx import read_status
 from spinup.version import __version__
@@ -26,7 +26,7 @@ def here(tmp_path, monkeypatch):
 
 def run(line, capsys):
     """Runs a command line in this process; returns its status and what it printed."""
-    status = spinup.run.main(shlex.split(line))
+    status = spinup.cli.main.main(shlex.split(line))
     printed = capsys.readouterr()
     return status, printed.out, printed.err
 
@@ -34,7 +34,7 @@ def run(line, capsys):
 def plan_of(line):
     """Returns the folders and arguments of a command line's variants, without running them."""
     command, *words = shlex.split(line)
-    grid, options = spinup.run.build_grid(command, spinup.ppo, words)
+    grid, options = spinup.cli.main.build_grid(command, spinup.ppo, words)
     plan = grid.plan(spinup.ppo, **options)
     return {os.path.relpath(e.folder, plan.root): e.kwargs for e in plan.experiments}, plan
 
@@ -80,7 +80,7 @@ def test_values_take_the_type_of_their_parameter():
 
 
 def test_num_cpu_auto(monkeypatch):
-    monkeypatch.setattr("spinup.utils.run_utils.usable_cores", lambda: 1)
+    monkeypatch.setattr("spinup.launch.grid.usable_cores", lambda: 1)
     assert plan_of("ppo --env CartPole-v1 --cpu auto")[1].experiments[0].num_cpu == 1
 
 
@@ -112,7 +112,7 @@ def test_help_of_an_algorithm(line, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", ["ppo", "sac", "td3"])
 def test_every_hyperparameter_is_explained(name, capsys):
-    from spinup.utils.command_line import parameters_of
+    from spinup.cli.flags import parameters_of
 
     for key, parameter in parameters_of(getattr(spinup, name)).items():
         assert parameter.meaning or key.startswith("ac_kwargs"), key
@@ -129,7 +129,7 @@ def test_help_does_not_import_torch(run_python):
 
 def test_utilities_get_their_words(monkeypatch, capsys):
     got = []
-    monkeypatch.setattr("spinup.utils.plot.main", lambda words: got.append(words) or 7)
+    monkeypatch.setattr("spinup.cli.plot.main", lambda words: got.append(words) or 7)
     assert run("plot a -x b --count", capsys)[0] == 7
     assert got == [["a", "-x", "b", "--count"]]
 
@@ -276,7 +276,7 @@ def test_ctrl_c_gives_status_130(here):
 
 
 def test_under_an_outer_mpiexec(run_on_ranks, here):
-    code = "import sys; from spinup.run import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from spinup.cli.main import main; sys.exit(main(sys.argv[1:]))"
     result = run_on_ranks(2, code, [*QUICK.split(), "--seed", "0", "1"], timeout=200)
     assert result.stdout.count("(1 of 2)") == result.stdout.count("(2 of 2)") == 1
     assert result.stdout.count("python -m spinup.run plot data/cmd_ppo") == 1

@@ -12,20 +12,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import spinup.run
+import spinup.cli.main
 from spinup import user_config
+from spinup.cli.flags import RUN_FLAGS
 from spinup.examples import bench_ppo_cartpole
-from spinup.utils import grid_record, launch, run_utils
-from spinup.utils.command_line import RUN_FLAGS
-from spinup.utils.launch import Experiment, Outcome
-from spinup.utils.logx import read_status
-from spinup.utils.run_utils import (
+from spinup.launch import grid as run_utils
+from spinup.launch import processes as launch
+from spinup.launch import record as grid_record
+from spinup.launch.grid import (
     ExperimentGrid,
     call_experiment,
     default_shorthand,
     setup_logger_kwargs,
     valid_str,
 )
+from spinup.launch.processes import Experiment, Outcome
+from spinup.utils.logx import read_status
 from tests.thunks import fake, fragile, note
 
 
@@ -425,11 +427,11 @@ def test_what_resume_excludes():
 
 def test_a_run_is_resumed_from_the_command_line(here, capsys):
     words = "ppo --env CartPole-v1 --hid [8] --steps_per_epoch 100 --checkpoint_every 0".split()
-    assert spinup.run.main([*words, "--epochs", "2"]) == 0
-    assert spinup.run.main([*words, "--epochs", "2"]) == 2
-    assert spinup.run.main([*words, "--epochs", "2", "--resume"]) == 0
+    assert spinup.cli.main.main([*words, "--epochs", "2"]) == 0
+    assert spinup.cli.main.main([*words, "--epochs", "2"]) == 2
+    assert spinup.cli.main.main([*words, "--epochs", "2", "--resume"]) == 0
     assert "1 of 1 have finished already: there is nothing to run" in capsys.readouterr().out
-    assert spinup.run.main([*words, "--epochs", "4", "--resume"]) == 0
+    assert spinup.cli.main.main([*words, "--epochs", "4", "--resume"]) == 0
     folder = here / "data/cmd_ppo/cmd_ppo_s0"
     assert "Continuing at step 200 of 400" in (folder / "log.txt").read_text()
     assert len((folder / "progress.txt").read_text().splitlines()) == 5
@@ -440,7 +442,7 @@ def test_a_run_is_resumed_from_the_command_line(here, capsys):
         ("--epochs 4 --cpu 2", "num_cpu is 2, but the run to resume has 1"),
         ("--epochs 3", "epochs is 3, but the run to resume has 4: more are allowed"),
     ]:
-        assert spinup.run.main([*words, *change.split(), "--resume"]) == 2
+        assert spinup.cli.main.main([*words, *change.split(), "--resume"]) == 2
         error = capsys.readouterr().err
         assert "cmd_ppo_s0 can't be resumed so: " + told in error
         assert error.count("\n") == 1
@@ -449,7 +451,7 @@ def test_a_run_is_resumed_from_the_command_line(here, capsys):
 
 def test_a_folder_in_use_is_refused_before_anything_is_written(here, capsys):
     words = "ppo --env CartPole-v1 --hid [8] --steps_per_epoch 100 --epochs 1".split()
-    assert spinup.run.main(words) == 0
+    assert spinup.cli.main.main(words) == 0
     folder = here / "data/cmd_ppo/cmd_ppo_s0"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     holder = subprocess.Popen(
@@ -461,7 +463,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_written(here, capsys):
         holder.stdout.readline()
         before["status.json"] = (folder / "status.json").read_bytes()
         for flag in ("--overwrite", "--resume"):
-            assert spinup.run.main([*words, flag]) == 2
+            assert spinup.cli.main.main([*words, flag]) == 2
             assert "cmd_ppo_s0 is in use by a run that is under way" in capsys.readouterr().err
         assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
     finally:
@@ -567,7 +569,7 @@ def test_a_folder_that_can_not_be_made_fails_its_variant_alone(here, monkeypatch
 
 def test_a_world_runs_the_experiment_itself(run_on_ranks, here):
     code = """
-        from spinup.utils.run_utils import ExperimentGrid, call_experiment
+        from spinup.launch.grid import ExperimentGrid, call_experiment
         from tests.thunks import fake, note
 
         call_experiment("one", note, data_dir="data", datestamp=True)
@@ -599,7 +601,7 @@ def test_a_world_runs_the_experiment_itself(run_on_ranks, here):
 
 def test_a_failure_in_a_world_ends_it(run_on_ranks, here):
     code = """
-        from spinup.utils.run_utils import call_experiment
+        from spinup.launch.grid import call_experiment
         from tests.thunks import fake
 
         call_experiment("one", fake, data_dir="data", ending="raise on rank 1")
@@ -634,7 +636,7 @@ def test_the_commands_of_the_page_are_understood():
     commands = re.findall(r"^python -m spinup\.run ppo (.*)$", page, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
-        grid, options = spinup.run.build_grid("ppo", spinup.ppo, command.split())
+        grid, options = spinup.cli.main.build_grid("ppo", spinup.ppo, command.split())
         assert grid.plan(spinup.ppo, **options).experiments
     assert set(RUN_FLAGS) <= set(re.findall(r"--(\w+)", page))
 

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from spinup.utils import mpi_tools, slurm
-from spinup.utils.launch import Experiment
-from spinup.utils.run_status import state_of
+from spinup.cli.status import state_of
+from spinup.launch import slurm
+from spinup.launch.processes import Experiment
+from spinup.utils import mpi_tools
 from tests.thunks import fake
 
 

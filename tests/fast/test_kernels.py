@@ -6,9 +6,9 @@ import torch
 from gymnasium.spaces import Box
 from torch import nn
 
-from spinup.utils import kernels
+from spinup.fast import kernels
+from spinup.fast.kernels import CompiledMLP, TorchMLP, can_run_on, mlp_engine
 from spinup.utils.flat import Adam, flatten
-from spinup.utils.kernels import CompiledMLP, TorchMLP, can_run_on, mlp_engine
 from spinup.utils.nets import SquashedGaussianActor, mlp
 
 IDENTITY, RELU, TANH = 0, 1, 2
@@ -258,7 +258,7 @@ def test_without_them_pytorch_does_the_work(monkeypatch):
 
 
 def test_they_can_be_switched_off(run_python):
-    code = "from spinup.utils import kernels; print(kernels.compiled())"
+    code = "from spinup.fast import kernels; print(kernels.compiled())"
     assert run_python(["-c", code]).stdout.strip() in ("avx2", "avx512")
     assert run_python(["-c", code], env={"SPINUP_COMPILED": "0"}).stdout.strip() == "None"
 

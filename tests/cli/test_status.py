@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from spinup.run import main
+from spinup.cli.main import main
+from spinup.cli.status import state_of
 from spinup.utils.logx import Logger
-from spinup.utils.run_status import state_of
 
 
 def make(folder, **status):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
-from spinup.utils import loading
-from spinup.utils.test_policy import load_policy_and_env, main, record_frames, run_policy
+from spinup.cli.watch import load_policy_and_env, main, record_frames, run_policy
+from spinup.runs import loading
 from tests.algos.runs import train
 
 needs_pygame = pytest.mark.skipif(
@@ -181,7 +181,7 @@ def test_with_a_display_it_opens_a_window_and_closes_it(cartpole, monkeypatch, c
 
     open_window = loading.RunEnv.rendered
     monkeypatch.setattr(loading.RunEnv, "rendered", rendered)
-    monkeypatch.setattr("spinup.utils.test_policy.has_display", lambda: True)
+    monkeypatch.setattr("spinup.cli.watch.has_display", lambda: True)
     env, get_action = load_policy_and_env(cartpole, seed=1)
     with_window = run_policy(env, get_action, num_episodes=1)
     assert "Not rendering" not in capsys.readouterr().out
@@ -243,10 +243,8 @@ def test_the_command_repeats_itself_with_a_seed(pendulum, capsys):
 
 
 def test_the_command_interrupted(cartpole, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "spinup.utils.test_policy.load_env", lambda *_: gym.wrappers.TimeLimit(Ramp(4), 3)
-    )
-    monkeypatch.setattr("spinup.utils.test_policy.load_policy", lambda *_, **__: still)
+    monkeypatch.setattr("spinup.cli.watch.load_env", lambda *_: gym.wrappers.TimeLimit(Ramp(4), 3))
+    monkeypatch.setattr("spinup.cli.watch.load_policy", lambda *_, **__: still)
     assert main([str(cartpole), "-nr"]) == 130
     assert "|        Episodes |               1 |" in capsys.readouterr().out
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import spinup
-from spinup.utils.loading import (
+from spinup.runs.loading import (
     CannotRebuildEnv,
     has_display,
     load_actor_critic,
@@ -227,7 +227,7 @@ def test_own_class_within_a_function_has_to_be_passed(tmp_path):
 MAIN = """
 import sys
 from spinup import ppo
-from spinup.utils.test_policy import load_policy_and_env
+from spinup.cli.watch import load_policy_and_env
 from tests.utils.test_loading import OwnActorCritic
 
 class Mine(OwnActorCritic):

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
+from spinup.launch.entrypoint import describe_error, execute, read_spec, with_env_fn
 from spinup.utils.logx import read_status
-from spinup.utils.run_entrypoint import describe_error, execute, read_spec, with_env_fn
 from tests.thunks import fake
 
 

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable
 
-from spinup.utils.command_line import RUN_FLAGS, SUBSTITUTIONS, parameters_of, read_docstring
+from spinup.cli.flags import RUN_FLAGS, SUBSTITUTIONS, parameters_of, read_docstring
 
 # For networks whose own documentation doesn't repeat what all of them have in common.
 NETWORK_MEANINGS = {

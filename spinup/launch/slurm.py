@@ -22,8 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spinup.utils import tether
-from spinup.utils.launch import POLL_SECONDS, STATUS_FILE, Experiment, Run
+from spinup.launch import tether
+from spinup.launch.processes import POLL_SECONDS, STATUS_FILE, Experiment, Run
 from spinup.utils.logx import holds_checkpoint, read_status, slurm_job, write_json
 
 # The signal that warns. submitit's own, SIGUSR2, would have mpiexec end its ranks at once; this one

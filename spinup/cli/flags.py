@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spinup.utils.serialization_utils import torch_nn_class
+from spinup.runs.json_values import torch_nn_class
 
 # Short names for common long flags, in the order in which Spinning Up put them into names.
 SUBSTITUTIONS = {

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spinup.utils.command_line import (
+from spinup.cli.flags import (
     UsageError,
     check_env_id,
     nearest,

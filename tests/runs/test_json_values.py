@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from spinup.utils.serialization_utils import (
+from spinup.runs.json_values import (
     convert_json,
     decode,
     encode,

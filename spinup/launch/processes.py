@@ -25,18 +25,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spinup.utils import tether
+from spinup.launch import tether
+from spinup.launch.entrypoint import PICKLE_SUFFIX
+from spinup.runs.json_values import encode, importable_name
 from spinup.utils.logx import holds_checkpoint, read_status, slurm_job, write_json
 from spinup.utils.mpi_tools import UNKNOWN_PLACE, launch_command
-from spinup.utils.run_entrypoint import PICKLE_SUFFIX
-from spinup.utils.serialization_utils import encode, importable_name
 
 LOG_FILE = "log.txt"
 STATUS_FILE = "status.json"
 SPEC_FILE = "experiment.json"
 
 # What follows the Python executable, before the file to run.
-ENTRYPOINT = ("-m", "spinup.utils.run_entrypoint")
+ENTRYPOINT = ("-m", "spinup.launch.entrypoint")
 
 # Between asking runs to save their state and end, and killing them.
 GRACE_SECONDS = 60.0
@@ -413,7 +413,7 @@ def run_all(
     Args:
         experiments: the experiments, in the order in which to start them.
         jobs: how many ranks may run at once; a variant of more runs alone.
-        display: told what happens, see `spinup.utils.grid_display`.
+        display: told what happens, see `spinup.launch.display`.
         timeout: seconds after which an experiment is asked to end, and fails.
 
     Returns:

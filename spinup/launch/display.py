@@ -21,8 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from spinup.utils.grid_record import Record
-from spinup.utils.launch import GRACE_SECONDS, Experiment, Outcome, Run
+from spinup.launch.processes import GRACE_SECONDS, Experiment, Outcome, Run
+from spinup.launch.record import Record
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0  # between two lines of one variant where lines stay

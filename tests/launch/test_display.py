@@ -4,7 +4,7 @@ import time
 import pytest
 from rich.console import Console
 
-from spinup.utils.grid_display import (
+from spinup.launch.display import (
     clock,
     count,
     epochs,

@@ -11,9 +11,9 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 import spinup
-from spinup.utils import capture, kernels
+from spinup.fast import capture, kernels
+from spinup.fast.capture import replayed
 from spinup.utils.buffers import ReplayBuffer
-from spinup.utils.capture import replayed
 from spinup.utils.flat import Adam, flatten
 from spinup.utils.nets import gradients_in_place, mlp
 from tests.algos.envs import Clock

@@ -32,9 +32,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributions import Distribution
 
+from spinup.runs.json_values import torch_nn_class
 from spinup.utils.acting import acting_policy, takes_deterministic
 from spinup.utils.envs import EnvFn, make_env, restore_space, seed_everything
-from spinup.utils.serialization_utils import torch_nn_class
 
 StrPath = str | os.PathLike
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spinup.utils.launch import Experiment, Outcome
+from spinup.launch.processes import Experiment, Outcome
 from spinup.utils.logx import read_status, write_json
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from spinup.utils.command_line import UsageError
-from spinup.utils.grid_display import clock, console, count, epochs, score, time_left
+from spinup.cli.flags import UsageError
+from spinup.launch.display import clock, console, count, epochs, score, time_left
+from spinup.launch.slurm import queued_jobs
 from spinup.utils.logx import holds_checkpoint, is_locked, read_status
-from spinup.utils.slurm import queued_jobs
 
 STYLES = {  # else red
     "finished": "green",

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import seaborn as sns
 
-from spinup.utils import plot
-from spinup.utils.plot import get_all_datasets, get_datasets, main, make_plots, plot_data
+from spinup.cli import plot
+from spinup.cli.plot import get_all_datasets, get_datasets, main, make_plots, plot_data
 
 NAN = float("nan")
 DOCS = Path(__file__).parents[2] / "docs" / "plotting.md"
@@ -432,7 +432,7 @@ def test_a_mistake_is_one_line_and_status_2(folders, capsys, argv, message):
 
 WITHOUT_DISPLAY = """
 import matplotlib
-import spinup.utils.plot as plot
+import spinup.cli.plot as plot
 assert matplotlib.rcParams._get_backend_or_none() is None, "importing chose a backend"
 (figure,) = plot.make_plots(["data/sac"])
 figure.savefig("python.png")

@@ -1,0 +1,278 @@
+"""Watch a trained policy: run episodes, print their returns, record videos.
+
+``python -m spinup.run test_policy data/demo/demo_s0 -n 5``
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from spinup.runs.loading import (
+    LoadedPolicy,
+    RunEnv,
+    cannot_render,
+    has_display,
+    load_env,
+    load_policy,
+    load_policy_and_env,
+    one_line,
+)
+from spinup.utils.envs import AdaptedEnv, make_env
+
+__all__ = ["load_policy_and_env", "main", "record_frames", "run_policy"]
+
+
+def run_policy(
+    env: gym.Env | None,
+    get_action: Callable[[np.ndarray], Any],
+    max_ep_len: int | None = None,
+    num_episodes: int = 100,
+    render: bool = True,
+) -> tuple[list[float], list[int]]:
+    """Runs episodes, and prints each one's return and length and their statistics.
+
+    Ctrl-C ends it with the statistics so far.
+
+    Args:
+        env: the environment, from `load_policy_and_env` or any other; for a policy from there it
+            is made to flatten observations and clip actions, as in training.
+        get_action: function of an observation that returns an action.
+        max_ep_len: environment steps after which an episode is cut off; 0 for never. By default
+            what the policy was trained with.
+        num_episodes: episodes to run.
+        render: show them in a window, where there is a display.
+
+    Returns:
+        The episodes' returns and lengths.
+
+    Raises:
+        ValueError: there is no environment, or it can't render.
+    """
+    if env is None:
+        raise ValueError(
+            "There is no environment to run the policy in: pass env_fn=... to load_policy_and_env, "
+            "or make the environment yourself and pass it here"
+        )
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes must be at least 1, not {num_episodes}")
+    window = _open_window(env) if render else None
+    stage = _adapted(window or env, get_action)
+    limit = _limit(get_action, max_ep_len)
+    returns: list[float] = []
+    lengths: list[int] = []
+    try:
+        for episode in range(num_episodes):
+            rewards = [rew for _, rew in _episode(stage, get_action, limit)]
+            returns.append(float(sum(rewards)))
+            lengths.append(len(rewards))
+            print(
+                f"Episode {episode} \t EpRet {returns[-1]:.3f} \t EpLen {lengths[-1]}", flush=True
+            )
+    except KeyboardInterrupt:
+        print(f"\nInterrupted in episode {len(returns)}", flush=True)
+    finally:
+        if window is not None:
+            window.close()
+    _print_statistics(returns, lengths)
+    return returns, lengths
+
+
+def record_frames(
+    env: gym.Env,
+    get_action: Callable[[np.ndarray], Any],
+    max_ep_len: int | None = None,
+    every: int = 1,
+) -> np.ndarray:
+    """Runs one episode and returns what it looks like, for a notebook.
+
+    Args:
+        env: the environment, from `load_policy_and_env` or any other with ``render_mode``
+            ``"rgb_array"``.
+        get_action: function of an observation that returns an action.
+        max_ep_len: as for `run_policy`.
+        every: environment steps from one frame to the next.
+
+    Returns:
+        Frames, ``(frames, height, width, 3)``, of 8 bits; the first is the episode's start.
+
+    Raises:
+        ValueError: the environment can't render.
+    """
+    stage = env
+    if isinstance(env, RunEnv) and env.render_mode != "rgb_array":
+        stage = env.rendered("rgb_array")
+    if stage.render_mode != "rgb_array":
+        raise ValueError(
+            f"The environment has render_mode {stage.render_mode!r}: make it with 'rgb_array'"
+        )
+    frames = []
+    try:
+        limit, adapted = _limit(get_action, max_ep_len), _adapted(stage, get_action)
+        for step, _ in _episode(adapted, get_action, limit, with_start=True):
+            if step % every == 0:
+                with _explaining_rendering(stage):
+                    frames.append(np.asarray(stage.render(), dtype=np.uint8))
+    finally:
+        if stage is not env:
+            stage.close()
+    return np.stack(frames)
+
+
+def _episode(
+    env: gym.Env, get_action: Callable, limit: int, with_start: bool = False
+) -> Iterator[tuple[int, float]]:
+    """Runs one episode; yields each step's number, from 1, and reward (at first 0 and 0, if so)."""
+    with _explaining_rendering(env) if env.render_mode else contextlib.nullcontext():
+        obs, _ = env.reset()
+    if with_start:
+        yield 0, 0.0
+    step, ended = 0, False
+    while not ended and step != (limit or None):
+        obs, rew, terminated, truncated, _ = env.step(get_action(obs))
+        step, ended = step + 1, terminated or truncated
+        yield step, float(rew)
+
+
+def _limit(get_action, max_ep_len):
+    limit = getattr(get_action, "max_ep_len", None) if max_ep_len is None else max_ep_len
+    if limit is not None and limit < 0:
+        raise ValueError(f"max_ep_len must be at least 0 (no limit), not {limit}")
+    return limit or 0
+
+
+def _adapted(env, get_action):
+    """Returns the environment; for a loaded policy flattening and clipping as in training."""
+    inner = env
+    while isinstance(inner, gym.Wrapper) and not isinstance(inner, AdaptedEnv):
+        inner = inner.env
+    is_as_trained = isinstance(inner, AdaptedEnv) or not isinstance(get_action, LoadedPolicy)
+    return env if is_as_trained else make_env(lambda: env)
+
+
+def _print_statistics(returns, lengths):
+    if not returns:
+        print("No episode ended.")
+        return
+    rows = {
+        "Episodes": len(returns),
+        "AverageEpRet": np.mean(returns),
+        "StdEpRet": np.std(returns),
+        "MaxEpRet": np.max(returns),
+        "MinEpRet": np.min(returns),
+        "EpLen": np.mean(lengths),
+    }
+    line = "-" * 37
+    table = [f"| {name:>15} | {value:>15.6g} |" for name, value in rows.items()]
+    print("\n".join([line, *table, line]), flush=True)
+
+
+# --- Rendering ------------------------------------------------------------------------------------
+
+
+def _open_window(env):
+    """Returns the same environment with a window, or None, saying why."""
+    if env.render_mode == "human":
+        return None  # it has one
+    if not isinstance(env, RunEnv):
+        print("Not rendering: make the environment with render_mode='human' to see it.")
+    elif not has_display():
+        print("Not rendering: there is no display. To record videos: test_policy ... --video DIR")
+    elif not env.metadata.get("render_modes"):
+        print("Not rendering: this environment can't.")
+    else:
+        return env.rendered("human")
+    return None
+
+
+@contextlib.contextmanager
+def _explaining_rendering(env):
+    try:
+        yield
+    except FloatingPointError:
+        raise
+    except Exception as error:
+        raise cannot_render(error) from error
+
+
+def _recorded(env, video_folder, name):
+    """Wraps an environment so that every episode becomes a video."""
+    if importlib.util.find_spec("moviepy") is None:
+        raise ModuleNotFoundError("--video needs MoviePy: pip install 'spinup[video]'")
+    return gym.wrappers.RecordVideo(
+        env, video_folder, episode_trigger=lambda episode: True, name_prefix=name
+    )
+
+
+# --- Command line ---------------------------------------------------------------------------------
+
+
+# fmt: off
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `test_policy`. Returns the exit status."""
+    parser = _Parser(prog="spinup test_policy", description="Runs a trained policy.")
+    add = parser.add_argument
+    add("fpath", metavar="DIR", help="the run folder, such as data/demo/demo_s0")
+    add("--episodes", "-n", type=int, default=100, metavar="N",
+        help="episodes to run (%(default)s)")
+    add("--len", "-l", type=int, metavar="LEN",
+        help="steps after which an episode is cut off, 0 for never (as in training)")
+    add("--norender", "-nr", action="store_true", help="open no window")
+    add("--itr", "-i", type=_iteration, default="last", metavar="ITR",
+        help="which save to load, by its number (the last one)")
+    add("--deterministic", "-d", action="store_true", help="act by the policy's mode, unsampled")
+    add("--video", metavar="DIR", help="record each episode as an MP4 in this folder, no window")
+    add("--seed", type=int, metavar="S", help="seed of environment and policy (none)")
+    args = parser.parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*(Overwriting existing|zero frames to save)")
+            returns = _watch(args)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        parser.error(one_line(error))
+    return 0 if len(returns) == args.episodes else 130  # after Ctrl-C
+# fmt: on
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _iteration(word):
+    if word in ("last", "-1"):
+        return "last"
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number or 'last', not {word!r}")
+    return int(word)
+
+
+def _watch(args):
+    get_action = load_policy(args.fpath, args.itr, args.deterministic, seed=args.seed)
+    env: gym.Env = load_env(args.fpath, None, "rgb_array" if args.video else None, args.seed)
+    if args.video:
+        name = re.sub(r"[^\w.+=-]", "_", Path(args.fpath).resolve().name)
+        env = _recorded(env, args.video, name)
+    try:
+        render = not (args.norender or args.video)
+        returns, _ = run_policy(env, get_action, args.len, args.episodes, render)
+    finally:
+        env.close()
+    if args.video:
+        print(f"Videos: {os.path.join(args.video, name)}-episode-*.mp4")
+    return returns
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Experiments: from a specification to processes and their outcome."""

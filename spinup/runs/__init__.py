@@ -1,0 +1,1 @@
+"""Run folders: what lies in them, and how it is read."""
