@@ -1,0 +1,356 @@
+/* Fully connected layers for one length of vector. _kernels.c includes this once for each, having
+   defined VL, the floats of a vector; MR, the rows of a tile; NAME(f), the name of f for this length.
+
+   A product is cut into panels, two vectors wide, and these into tiles of MR rows, whose sums stay in
+   registers while the whole inner dimension passes. A step takes two loads and MR broadcasts for 2 MR
+   multiply-adds, which are then the limit. Every sum is taken in the order of its index and on its
+   own: a row's result doesn't depend on the other rows, nor any result on VL.
+
+   After a ReLU most numbers are soon zero, and so are the gradients through it: on HalfCheetah 55% of
+   the first layer's and, after some thousand updates, 90% of the second's. Such a product is faster
+   number by number, over those that aren't zero, and the same to the bit: what is left out would have
+   added zero. Each of them multiplies a row of a panel BROAD floats wide, by one load for each
+   multiply-add. */
+
+#define vec NAME(vec)
+#define unaligned NAME(unaligned)
+#define ints NAME(ints)
+#define WIDTH (2 * VL)
+#define BROAD 64
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * VL)));
+typedef int ints __attribute__((vector_size(4 * VL)));
+typedef float unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+
+/* sums[i][n] = sum over k of a[i * a_row + k * a_col] * b[k * b_row + n] */
+INLINE void NAME(tile)(const int rows, const int vectors, long inner, const float *a, long a_row,
+                       long a_col, const float *b, long b_row, float *sums) {
+    vec acc[MR][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) acc[i][j] = (vec){0};
+    for (long k = 0; k < inner; k++) {
+        vec bs[2];
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) bs[j] = *(const unaligned *)(b + k * b_row + j * VL);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < vectors; j++) acc[i][j] += a[i * a_row + k * a_col] * bs[j];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) *(vec *)(sums + i * WIDTH + j * VL) = acc[i][j];
+}
+
+/* tile() for a number of rows that the compiler knows */
+#define CASE(m)                                                                                     \
+    case m:                                                                                         \
+        if (vectors == 2)                                                                           \
+            NAME(tile)(m, 2, inner, a, a_row, a_col, b, b_row, sums);                               \
+        else                                                                                        \
+            NAME(tile)(m, 1, inner, a, a_row, a_col, b, b_row, sums);                               \
+        break;
+static void NAME(any_tile)(int rows, int vectors, long inner, const float *a, long a_row, long a_col,
+                           const float *b, long b_row, float *sums) {
+    switch (rows) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if MR > 6
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
+#endif
+    }
+}
+#undef CASE
+
+INLINE vec NAME(load)(const float *p, int n) {
+    if (n >= VL) return *(const unaligned *)p;
+    vec v = {0};
+    memcpy(&v, p, n * sizeof(float));
+    return v;
+}
+
+/* Zero where a mask is set, else x; the mask is a comparison's, so that NaN stays NaN in x. */
+INLINE vec NAME(zero_where)(ints mask, vec x) { return (vec)(~mask & (ints)x); }
+
+/* tanh, within two units of the last place. It is exactly +-1 from |x| = 9.02 on, as PyTorch's is: a
+   value short of 1 would give 1 - tanh^2 a floor, which Adam turns into full steps.
+
+   Below 5/8 a polynomial, from there on 1 - 2 / (exp(2|x|) + 1), with exp(z) = 2^n exp(r). Both
+   polynomials are those of Cephes, in single precision. */
+INLINE vec NAME(tanh)(vec x) {
+    const ints sign = (ints)x & (int)0x80000000;
+    vec a = (vec)((ints)x ^ sign), s = a * a;
+    const vec ten = (vec){0} + 10; /* far beyond 9.02, and exp stays finite */
+    ints above = a > ten;          /* false for NaN, which passes through */
+
+    vec small = s * -5.70498872745e-3f + 2.06390887954e-2f;
+    small = s * small + -5.37397155531e-2f;
+    small = s * small + 1.33314422036e-1f;
+    small = s * small + -3.33332819422e-1f;
+    small = s * small * a + a;
+
+    vec z = 2 * (vec)((above & (ints)ten) | (~above & (ints)a));
+    const vec shift = (vec){0} + 12582912; /* 1.5 * 2^23: adding it rounds to an integer */
+    vec shifted = z * 1.44269504088896341f + shift, n = shifted - shift;
+    vec r = z - n * 0.693359375f - n * -2.12194440e-4f;
+    vec e = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    e = r * e + 8.3334519073e-3f;
+    e = r * e + 4.1665795894e-2f;
+    e = r * e + 1.6666665459e-1f;
+    e = r * e + 5.0000001201e-1f;
+    e = r * r * e + r + 1;
+    e *= (vec)(((ints)shifted + 127) << 23);
+    vec large = 1 - 2 / (e + 1);
+
+    ints is_large = a >= 0.625f;
+    return (vec)(sign | (is_large & (ints)large) | (~is_large & (ints)small));
+}
+
+/* Makes results of a tile's sums: see `sink`. */
+INLINE void NAME(finish_as)(const int kind, const sink *to, const float *sums, long row, int rows,
+                            long col, int cols) {
+    for (int i = 0; i < rows; i++) {
+        long at = to->out_rows ? to->out_rows[row + i] : row + i;
+        long from = to->other_rows ? to->other_rows[row + i] : row + i;
+        for (int n = 0; n < cols; n += VL) {
+            int left = cols - n;
+            vec v = *(const vec *)(sums + i * WIDTH + n);
+            float *out = to->out + at * to->out_row + col + n;
+            if (kind <= FORWARD_TANH) v += NAME(load)(to->other + col + n, left);
+            if (kind == FORWARD_RELU) v = NAME(zero_where)(v < 0, v);
+            if (kind == FORWARD_TANH) v = NAME(tanh)(v);
+            if (kind == BACKWARD_RELU || kind == BACKWARD_TANH) {
+                vec x = NAME(load)(to->other + from * to->other_row + col + n, left);
+                if (kind == BACKWARD_RELU) v = NAME(zero_where)(x <= 0, v);
+                if (kind == BACKWARD_TANH) v *= 1 - x * x; /* one rounding: a fused multiply-add */
+            }
+            if (kind == ADD) v += NAME(load)(out, left);
+            if (left >= VL)
+                *(unaligned *)out = v;
+            else
+                memcpy(out, &v, left * sizeof(float));
+        }
+    }
+}
+
+#define CASE(kind) \
+    case kind: NAME(finish_as)(kind, to, sums, row, rows, col, cols); break;
+static void NAME(finish)(const sink *to, const float *sums, long row, int rows, long col, int cols) {
+    switch (to->kind) {
+        CASE(FORWARD) CASE(FORWARD_RELU) CASE(FORWARD_TANH)
+        CASE(BACKWARD) CASE(BACKWARD_RELU) CASE(BACKWARD_TANH) CASE(ADD)
+    }
+}
+#undef CASE
+
+/* Copies columns of b into a panel, `width` wide, zeros beyond them. */
+static void NAME(copy_panel)(const float *b, long b_row, long inner, int cols, int width,
+                             float *panel) {
+    memset(panel, 0, cols < width ? inner * width * sizeof(float) : 0);
+    for (long k = 0; k < inner; k++) memcpy(panel + k * width, b + k * b_row, cols * sizeof(float));
+}
+
+/* As copy_panel, of the transpose of b: its rows become the panel's columns. */
+static void NAME(transpose_panel)(const float *b, long b_row, long inner, int cols, int width,
+                                  float *panel) {
+    memset(panel, 0, cols < width ? inner * width * sizeof(float) : 0);
+    long k = 0;
+    for (; k + 16 <= inner; k += 16) { /* whole lines of the cache */
+        int n = 0;
+        for (; n + 8 <= cols; n += 8)
+            for (int i = 0; i < 16; i += 8)
+                transpose_8x8(b + n * b_row + k + i, b_row, panel + (k + i) * width + n, width);
+        for (; n < cols; n++)
+            for (int i = 0; i < 16; i++) panel[(k + i) * width + n] = b[n * b_row + k + i];
+    }
+    for (; k < inner; k++)
+        for (int n = 0; n < cols; n++) panel[k * width + n] = b[n * b_row + k];
+}
+
+/* Gives a sink the sums over k of a[i * a_row + k * a_col] * b[k * b_row + n], or, transposed, of
+   a[i * a_row + k * a_col] * b[n * b_row + k]. */
+static void NAME(product)(long rows, long cols, long inner, const float *a, long a_row, long a_col,
+                          const float *b, long b_row, int transposed, const sink *to) {
+    float sums[MR * WIDTH] __attribute__((aligned(64)));
+    long tiles = (rows + MR - 1) / MR;
+    for (long col = 0; col < cols; col += WIDTH) {
+        int wide = cols - col < WIDTH ? (int)(cols - col) : WIDTH;
+        int vectors = wide > VL ? 2 : 1, width = vectors * VL;
+        const float *panel = b + (transposed ? col * b_row : col);
+        long panel_row = b_row;
+        if (transposed || wide < width) {
+            (transposed ? NAME(transpose_panel) : NAME(copy_panel))(panel, b_row, inner, wide, width,
+                                                                   panel_room);
+            panel = panel_room;
+            panel_row = width;
+        }
+        for (long i = 0, row = 0; i < tiles; i++) {
+            int tall = (int)((rows - row + tiles - i - 1) / (tiles - i)); /* tiles of like height */
+            NAME(any_tile)(tall, vectors, inner, a + row * a_row, a_row, a_col, panel, panel_row, sums);
+            NAME(finish)(to, sums, row, tall, col, wide);
+            row += tall;
+        }
+    }
+}
+
+/* Lists the numbers of a matrix that aren't zero, row by row and, within a row, DEEP columns by DEEP:
+   their values, and the places of the panel's rows that they multiply. */
+static void NAME(list)(long rows, long cols, const float *a, long a_row) {
+    long n = 0, *start = sparse.starts;
+    for (long row = 0; row < rows; row++)
+        for (long col = 0; col < cols; col++) {
+            const float *x = a + row * a_row + col;
+            if (col % DEEP == 0) *start++ = n;
+#if VL == 16
+            if (col + VL <= cols && col % VL == 0) {
+                const __m512i steps = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+                __m512 v = _mm512_loadu_ps(x);
+                __m512i places = _mm512_slli_epi32(_mm512_add_epi32(steps, _mm512_set1_epi32((int)col)), 6);
+                __mmask16 kept = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+                _mm512_storeu_ps(sparse.values + n, _mm512_maskz_compress_ps(kept, v));
+                _mm512_storeu_si512(sparse.places + n, _mm512_maskz_compress_epi32(kept, places));
+                n += __builtin_popcount(kept);
+                col += VL - 1;
+                continue;
+            }
+#endif
+            sparse.values[n] = *x;
+            sparse.places[n] = (int)(col * BROAD);
+            n += *x != 0;
+        }
+    *start = n;
+}
+
+/* sums[n] += sum of values[i] * panel[places[i] + n] */
+INLINE void NAME(add_listed)(long listed, const float *values, const int *places, const float *panel,
+                             float *sums) {
+    vec acc[BROAD / VL];
+#pragma GCC unroll 8
+    for (int j = 0; j < BROAD / VL; j++) acc[j] = *(vec *)(sums + j * VL);
+    for (long i = 0; i < listed; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < BROAD / VL; j++)
+            acc[j] += values[i] * *(const vec *)(panel + places[i] + j * VL);
+#pragma GCC unroll 8
+    for (int j = 0; j < BROAD / VL; j++) *(vec *)(sums + j * VL) = acc[j];
+}
+
+/* As product, where many numbers of `a`, whose rows are contiguous, are zero. */
+static void NAME(sparse_product)(long rows, long cols, long inner, const float *a, long a_row,
+                                 const float *b, long b_row, int transposed, const sink *to) {
+    long blocks = (inner + DEEP - 1) / DEEP;
+    for (long first = 0; first < rows; first += CHUNK) {
+        long tall = rows - first < CHUNK ? rows - first : CHUNK;
+        NAME(list)(tall, inner, a + first * a_row, a_row);
+        for (long col = 0; col < cols; col += BROAD) {
+            int wide = cols - col < BROAD ? (int)(cols - col) : BROAD;
+            (transposed ? NAME(transpose_panel) : NAME(copy_panel))(
+                b + (transposed ? col * b_row : col), b_row, inner, wide, BROAD, panel_room);
+            memset(sparse.sums, 0, tall * BROAD * sizeof(float));
+            for (long block = 0; block < blocks; block++) /* a part of the panel stays in the cache */
+                for (long row = 0; row < tall; row++) {
+                    const long *start = sparse.starts + row * blocks + block;
+                    NAME(add_listed)(start[1] - start[0], sparse.values + start[0],
+                                     sparse.places + start[0], panel_room, sparse.sums + row * BROAD);
+                }
+            for (long row = 0; row < tall; row++)
+                NAME(finish)(to, sparse.sums + row * BROAD, first + row, 1, col, wide);
+        }
+    }
+}
+
+/* Says whether sparse_product is faster than product, for an `a` of contiguous rows. */
+static int NAME(is_sparse)(long rows, long cols, long inner, const float *a, long a_row) {
+    if (rows < MR || inner < 2 * VL || cols < BROAD) return 0;
+    long zeros = 0;
+    for (long row = 0; row < rows; row++) {
+        ints found = {0};
+        long k = 0;
+        for (; k + VL <= inner; k += VL) found -= *(const unaligned *)(a + row * a_row + k) == 0;
+        for (int i = 0; i < VL; i++) zeros += found[i];
+        for (; k < inner; k++) zeros += a[row * a_row + k] == 0;
+    }
+    long broad = (cols + BROAD - 1) / BROAD * BROAD, wide = (cols + WIDTH - 1) / WIDTH * WIDTH;
+    return (rows * inner - zeros) * 1.4 * broad < rows * inner * 0.85 * wide; /* measured on Zen 4 */
+}
+
+/* Copies a matrix transposed. */
+static void NAME(transpose)(long rows, long cols, const float *from, float *to) {
+    NAME(transpose_panel)(from, cols, cols, (int)rows, (int)rows, to);
+}
+
+/* As product, transposed, of contiguous rows and few columns: sums along vectors, no panels. */
+static void NAME(dots)(long rows, long cols, long inner, const float *a, const float *b,
+                       const sink *to) {
+    float sums[WIDTH] __attribute__((aligned(64)));
+    for (long row = 0; row < rows; row++) {
+        for (long n = 0; n < cols; n++) {
+            vec acc[16 / VL] = {{0}};
+            for (long k = 0; k < inner; k += 16)
+                for (int j = 0; j < 16 / VL; j++) {
+                    long left = inner - k - j * VL;
+                    if (left <= 0) break;
+                    acc[j] += NAME(load)(a + row * inner + k + j * VL, (int)(left < VL ? left : VL)) *
+                              NAME(load)(b + n * inner + k + j * VL, (int)(left < VL ? left : VL));
+                }
+            float lanes[16];
+            memcpy(lanes, acc, sizeof(lanes));
+            for (int half = 8; half; half /= 2)
+                for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+            sums[n] = lanes[0];
+        }
+        NAME(finish)(to, sums, row, 1, 0, (int)cols);
+    }
+}
+
+/* sums[n] += sum over k of g[k * cols + n] */
+static void NAME(add_rows)(long rows, long cols, const float *g, float *sums) {
+    for (long n = 0; n < cols; n += VL) {
+        int left = cols - n < VL ? (int)(cols - n) : VL;
+        vec v = NAME(load)(sums + n, left);
+        for (long k = 0; k < rows; k++) v += NAME(load)(g + k * cols + n, left);
+        memcpy(sums + n, &v, left * sizeof(float));
+    }
+}
+
+/* Gradient through an activation, from that by its output y, which is `grad`. */
+static void NAME(through)(long n, int activation, const float *y, const float *grad, float *out) {
+    for (long i = 0; i < n; i += VL) {
+        int left = n - i < VL ? (int)(n - i) : VL;
+        vec v = NAME(load)(grad + i, left), x = NAME(load)(y + i, left);
+        if (activation == RELU) v = NAME(zero_where)(x <= 0, v);
+        if (activation == TANH) v *= 1 - x * x;
+        memcpy(out + i, &v, left * sizeof(float));
+    }
+}
+
+/* Says whether all numbers are finite: zero times another isn't zero. */
+static int NAME(all_finite)(long n, const float *x) {
+    vec sum = {0};
+    for (long i = 0; i < n; i += VL) sum += 0 * NAME(load)(x + i, n - i < VL ? (int)(n - i) : VL);
+    int finite = 1;
+    for (int i = 0; i < VL; i++) finite &= sum[i] == 0;
+    return finite;
+}
+
+static void NAME(adam)(long n, float *p, const float *g, float *m, float *v, double lr, double beta1,
+                       double beta2, double eps, long step) {
+    const float new_m = (float)(1 - beta1), old_v = (float)beta2, new_v = (float)(1 - beta2);
+    const float rate = (float)(lr / (1 - pow(beta1, step))), least = (float)eps;
+    const float scale = (float)sqrt(1 - pow(beta2, step));
+    for (long i = 0; i < n; i++) {
+        m[i] += new_m * (g[i] - m[i]);
+        v[i] = old_v * v[i] + new_v * g[i] * g[i];
+        p[i] -= rate * m[i] / (sqrtf(v[i]) / scale + least);
+    }
+}
+
+#undef vec
+#undef unaligned
+#undef ints
+#undef WIDTH
+#undef BROAD
+#undef INLINE
