@@ -33,6 +33,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from spinup.runs.json_values import torch_nn_class
+from spinup.runs.wording import one_line
 from spinup.utils.acting import acting_policy, takes_deterministic
 from spinup.utils.envs import EnvFn, make_env, restore_space, seed_everything
 
@@ -368,11 +369,6 @@ def _load_weights(ac, path):
             f"{more}; config.json, or the actor_critic or ac_kwargs passed, is not of this run"
         )
     ac.load_state_dict(saved)
-
-
-def one_line(error: BaseException) -> str:
-    """Returns what an exception says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # --- Its environment ------------------------------------------------------------------------------

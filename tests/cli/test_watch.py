@@ -311,6 +311,6 @@ def test_videos_need_moviepy(cartpole, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)  # as if it weren't installed
     with pytest.raises(SystemExit, match="2"):
         main([str(cartpole), "--video", str(tmp_path / "videos")])
-    expected = "spinup test_policy: --video needs MoviePy: pip install 'spinup[video]'\n"
+    expected = "spinup test_policy: --video needs MoviePy: pip install '.[video]' in the checkout\n"
     assert capsys.readouterr().err == expected
     assert not (tmp_path / "videos").exists()
