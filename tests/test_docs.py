@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 import spinup
-from spinup import run, user_config
+from spinup import user_config
+from spinup.cli import main as run
 from spinup.cli import plot
 from spinup.cli import status as run_status
 from spinup.cli import watch as test_policy
