@@ -156,8 +156,6 @@ def sac(
     """
     config = dict(algo="spinup.sac", **locals())
     check_hyperparameters(config)
-    if alpha != "auto" and not (isinstance(alpha, (int, float)) and 0 <= alpha < float("inf")):
-        raise ValueError(f'alpha must be a number of at least 0, or "auto", not {alpha!r}')
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 

@@ -83,7 +83,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     # Not as submitit's signal_delay_s, whose signal hangs on who has imported submitit first
     others["signal"] = f"{WARNING_SIGNAL}@{parameters.pop('warning', 90)}"
     if importlib.util.find_spec("submitit") is None:
-        raise ValueError("slurm needs submitit: pip install 'spinup[slurm]'")
+        raise ValueError("slurm needs submitit: in the checkout, pip install '.[slurm]'")
     if shutil.which("sbatch") is None:
         raise ValueError("slurm: there is no sbatch here; submit from a machine of the cluster")
     return {**parameters, "additional_parameters": others}

@@ -64,7 +64,9 @@ def test_what_is_missing_is_named(monkeypatch):
         slurm.check_options({"time": 5})
     monkeypatch.setitem(sys.modules, "submitit", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"slurm needs submitit: pip install 'spinup\[slurm\]'"):
+    with pytest.raises(
+        ValueError, match=r"slurm needs submitit: in the checkout, pip install '\.\[slurm\]'"
+    ):
         slurm.check_options({"time": 5})
 
 
