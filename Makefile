@@ -15,7 +15,7 @@ KERNELS := spinup/fast/_kernels.c spinup/fast/_kernels.h
 PIP_INSTALL = -m pip --disable-pip-version-check install $$(test -t 1 || echo --quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all test-faults test-slurm lint format type bench clean
+.PHONY: help install train test test-all test-faults test-slurm lint format type bench figures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ type: $(INSTALLED)  ## check the types
 bench: $(INSTALLED_BENCH)  ## measure the speed against other libraries, in .venv-bench
 	for algo in $(COMPARE); do \
 	  $(VENV_BENCH)/bin/python tests/benchmarks/compare.py $$algo $(ARGS) || exit; done
+
+figures: $(INSTALLED)  ## put the tables of measured results into the pages, from data/benchmarks
+	$(VENV)/bin/python tests/benchmarks/parity.py --page docs/speed.md
 
 clean:  ## remove what the targets made, but for the runs in data/
 	rm -rf $(VENV) $(VENV_BENCH) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
