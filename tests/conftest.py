@@ -1,4 +1,4 @@
-"""What the tests share: processes and ranks of their own, one thread, and the `cuda` mark."""
+"""What the tests share: processes and ranks, one thread, both engines, and the `cuda` mark."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from spinup.fast import kernels
 from spinup.utils.mpi_tools import launch_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +31,16 @@ def pytest_collection_modifyitems(items):
 def _one_thread():
     """One thread, as a rank has: the numbers don't depend on the machine's number of cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def engine(request, monkeypatch):
+    """Has networks and Adam computed by the compiled functions, where there are any; by PyTorch."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "_kernels", None)
+    elif kernels._kernels is None:
+        pytest.skip("there are no compiled functions here")
+    return request.param
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -161,6 +162,18 @@ def test_hardly_any_deviation_gives_the_mode():
     policy = with_log_std(ac, -1000.0)
     obs = np.float32([0.1, -0.1, 0.05, 0.2])
     np.testing.assert_allclose(policy(obs), modes(ac, obs), rtol=1e-5)
+
+
+@pytest.mark.parametrize("log_std", [-1000.0, -20.0, -10.0])
+def test_the_least_deviation_is_the_modules(log_std):
+    ac = SquashedGaussianActorCritic(OBS, Box(-1, 1, (2,)), hidden_sizes=())
+    last = ac.pi.net[-2]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0, 0, log_std, log_std]))
+    policy = acting_policy(ac, np.random.default_rng(0))
+    acts = np.array([policy(np.zeros(4, np.float32)) for _ in range(1000)])
+    assert acts.std() == pytest.approx(math.exp(max(log_std, -20)), rel=0.1)
 
 
 @POLICIES
