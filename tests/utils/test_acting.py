@@ -289,6 +289,23 @@ def test_a_users_module_on_the_cpu_follows_training():
     assert policy(np.zeros(4)).item() == 5
 
 
+class Elsewhere(WithMode):
+    """Says that its parameters are on another device, as those of a network on a GPU."""
+
+    def parameters(self, recurse=True):
+        return iter([nn.Parameter(torch.empty(1, device="meta"))])
+
+
+def test_a_users_module_elsewhere_acts_by_its_copy_until_refreshed():
+    ac = Elsewhere()
+    policy = _module_policy(ac)
+    with torch.no_grad():
+        ac.pi.bias.fill_(5)
+    assert policy(np.zeros(4)).item() == 0
+    policy.refresh()
+    assert policy(np.zeros(4)).item() == 5
+
+
 @pytest.mark.cuda
 def test_a_users_module_on_a_gpu_acts_by_its_copy_until_refreshed():
     ac = WithMode().to("cuda")
