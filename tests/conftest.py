@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from spinup.fast import kernels
-from spinup.utils.mpi_tools import launch_command
+from spinup.launch.mpiexec import launch_command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,6 +77,15 @@ def run_on_ranks(tmp_path):
         return result
 
     return run
+
+
+@pytest.fixture
+def light(tmp_path):
+    """An environment in which `spinup` leaves PyTorch out, so that processes start at once."""
+    package = tmp_path / "light" / "spinup"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'spinup')!r}]\n")
+    return {"PYTHONPATH": str(package.parent)}
 
 
 def _clean_environment(env):
