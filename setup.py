@@ -21,7 +21,7 @@ def read_readme():
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-# MuJoCo 3.16 and newer warn about Gymnasium's models in a file MUJOCO_LOG.TXT in the current folder.
+# From 3.16 on, MuJoCo warns about Gymnasium's models and writes a MUJOCO_LOG.TXT where it runs.
 MUJOCO = ["gymnasium[mujoco]>=1.0", "mujoco>=3.1,<3.16"]
 BOX2D = ["gymnasium[box2d]>=1.0"]
 VIDEO = ["gymnasium[classic-control]>=1.0", "moviepy>=2.0"]

@@ -25,8 +25,8 @@ DEFAULT_DATA_DIR = default_data_dir()
 # If True, every run folder's name has the date and time, as with --datestamp.
 FORCE_DATESTAMP = False
 
-# If True, a grid's parameter without a shorthand gets one from the first letters of its key, for the
-# names of the variants (ac_kwargs:hidden_sizes becomes ac-hid). If False, names hold the whole key.
+# If True, the names of a grid's variants abbreviate the keys that have no shorthand to their first
+# letters (ac_kwargs:hidden_sizes becomes ac-hid). If False, the names contain the whole keys.
 DEFAULT_SHORTHAND = True
 
 # Length in seconds of the countdown on a terminal before a grid starts. 0 starts it at once.

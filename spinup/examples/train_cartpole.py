@@ -45,7 +45,7 @@ def main():
 
 
 def draw(experiment, file):
-    """Saves the learning curve of an experiment, with a line at the return that counts as solved."""
+    """Saves the learning curve of an experiment, with a line at the return `SOLVED`."""
     (figure,) = make_plots([f"{experiment}{os.sep}"], save=file)
     axes = figure.axes[0]
     axes.axhline(SOLVED, color="gray", linestyle="--")
