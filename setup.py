@@ -65,7 +65,7 @@ setup(
         "safetensors>=0.4",
         "seaborn>=0.13",
         "threadpoolctl>=3.1",
-        # Since 2.4, Adam has a fused kernel on the CPU.
+        # Since 2.4, PyTorch's Adam has a fused kernel on the CPU.
         "torch>=2.4",
     ],
     extras_require={

@@ -79,10 +79,7 @@ def test_two_ranks_on_two_hosts_train_as_on_one(hosts, tmp_path):
         subprocess.run(words, check=True, env=env | more, timeout=120, stdout=subprocess.DEVNULL)
 
     inside = ["ip", "netns", "exec", f"{hosts}1"]
-    over_network = {
-        "UCX_TLS": "tcp,self",
-        "FI_PROVIDER": "tcp",
-    }  # no shared memory
+    over_network = {"UCX_TLS": "tcp,self", "FI_PROVIDER": "tcp"}  # no shared memory
     train("apart", *inside, mpiexec, *options, "-ppn", "1", "-n", "2", **over_network)
     # The gradients went over the network: about 10,000 numbers in each of at most 480 iterations
     assert all(received(f"{hosts}{i}") > 3e6 for i in (1, 2))
