@@ -29,8 +29,9 @@ from spinup.cli.flags import (
     split_flags,
 )
 from spinup.cli.hints import hint, nearest
+from spinup.launch.cores import usable_cores
 from spinup.runs.wording import one_line
-from spinup.utils.mpi_tools import num_procs, proc_id, usable_cores
+from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.version import __version__
 
 UTILITIES = {

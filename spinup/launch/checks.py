@@ -8,8 +8,10 @@ import os
 import warnings
 from collections.abc import Sequence
 
+from spinup.launch.cores import usable_cores
 from spinup.launch.display import short_path
 from spinup.launch.entrypoint import with_env_fn
+from spinup.launch.mpiexec import launch_command
 from spinup.launch.processes import ENTRYPOINT, Experiment
 from spinup.runs.json_values import convert_json
 from spinup.runs.wording import plural
@@ -20,7 +22,7 @@ from spinup.utils.logx import (
     read_config,
     read_status,
 )
-from spinup.utils.mpi_tools import barrier, launch_command, num_procs, usable_cores
+from spinup.utils.mpi_tools import barrier, num_procs
 
 
 def check_ready(experiments: Sequence[Experiment], here: bool = True) -> list[str]:

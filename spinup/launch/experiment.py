@@ -18,11 +18,12 @@ import numpy as np
 from spinup import user_config
 from spinup.launch import display
 from spinup.launch.checks import check_ready, has_finished
+from spinup.launch.cores import usable_cores
 from spinup.launch.entrypoint import execute
 from spinup.launch.processes import Experiment, forget_status, run_one
 from spinup.runs.json_values import convert_json
 from spinup.utils.logx import check_exp_name, colorize
-from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id, usable_cores
+from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
 
 
 class ExperimentFailed(RuntimeError):

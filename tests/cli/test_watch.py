@@ -195,7 +195,7 @@ def test_rendering_that_fails_says_what_it_needs(cartpole, monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)  # as if it weren't installed
     env, get_action = load_policy_and_env(cartpole)
     with pytest.raises(
-        ValueError, match=r"can't render .DependencyNotInstalled: .*spinup\[video\]"
+        ValueError, match=r"can't render .DependencyNotInstalled: .*pip install '.\[video\]'"
     ):
         record_frames(env, get_action)
 
