@@ -36,7 +36,7 @@ from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.devices import capture, choose_device
-from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
+from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_envs, seed_everything
 from spinup.utils.evaluation import run_test_episodes
 from spinup.utils.flat import Adam, flatten, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
@@ -176,7 +176,7 @@ def sac(
     rng = seed_everything(seed)
 
     # Environments
-    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed + 5000)
+    env, test_env = make_envs(env_fn, seed, seed + 5000)
     check_action_space(env.action_space, "sac", ALGORITHMS)
     logger.save_config(describe_env(env))
 

@@ -40,7 +40,7 @@ from spinup.utils.envs import (
     box_bounds,
     check_action_space,
     describe_env,
-    make_env,
+    make_envs,
     seed_everything,
 )
 from spinup.utils.evaluation import run_test_episodes
@@ -175,7 +175,7 @@ def td3(
     rng = seed_everything(seed)
 
     # Environments
-    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed + 5000)
+    env, test_env = make_envs(env_fn, seed, seed + 5000)
     check_action_space(env.action_space, "td3", ALGORITHMS)
     logger.save_config(describe_env(env))
 
