@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, Space, Tuple
 
-from spinup.utils.mpi_tools import is_watched, proc_id, still_alive
+from spinup.runs.watchdog import still_alive, watchdog
+from spinup.utils.mpi_tools import proc_id
 
 EnvFn = Callable[[], gym.Env] | str
 
@@ -52,7 +53,7 @@ class AdaptedEnv(gym.Wrapper):
         self.steps = 0
         self._seed = self._first_seed = seed
         self._obs_shape = env.observation_space.shape
-        self._is_watched = is_watched()
+        self._is_watched = watchdog.is_on
         self._reset_env = functools.partial(self._call_first, "reset")
         self._step_env = functools.partial(self._call_first, "step")
         # A copy, as several environments may share theirs: test episodes leave its generator alone
