@@ -26,7 +26,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import SquashedGaussianActorCritic, count_vars, space_dim, twin_critic
-from spinup.utils.training import check_hyperparameters, training_run
+from spinup.utils.training import training_run
 
 
 def soft_backup(
@@ -97,7 +97,7 @@ def sac(
     gamma: float = 0.99,
     polyak: float = 0.995,
     lr: float = 1e-3,
-    alpha: float | str = 0.2,
+    alpha: float | Literal["auto"] = 0.2,
     batch_size: int = 100,
     start_steps: int = 10000,
     update_after: int = 1000,
@@ -155,9 +155,6 @@ def sac(
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.sac", **locals())
-    check_hyperparameters(config)
-    if alpha != "auto" and not (isinstance(alpha, (int, float)) and 0 <= alpha < float("inf")):
-        raise ValueError(f'alpha must be a number of at least 0, or "auto", not {alpha!r}')
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 

@@ -49,7 +49,7 @@ from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import DeterministicActorCritic, count_vars, twin_critic
-from spinup.utils.training import check_hyperparameters, training_run
+from spinup.utils.training import training_run
 
 
 def clipped_double_backup(rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma: float) -> Tensor:
@@ -156,7 +156,6 @@ def td3(
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.td3", **locals())
-    check_hyperparameters(config)
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 

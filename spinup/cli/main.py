@@ -167,7 +167,7 @@ def build_grid(command: str, algorithm: Callable, words: Sequence[str]):
         grid = ExperimentGrid(options.pop("exp_name"))
         for key, values, shorthand in chosen:
             grid.add(key, values, shorthand)
-        _check_variants(grid.variants(), options.get("num_cpu", 1))
+        _check_variants(algorithm, grid.variants(), options.get("num_cpu", 1))
     except ValueError as error:
         raise UsageError(str(error)) from error
     _check_options(options)
@@ -195,7 +195,7 @@ def _one_value(flag):
     return values[0]
 
 
-def _check_variants(variants, num_cpu):
+def _check_variants(algorithm, variants, num_cpu):
     from spinup.launch.grid import count_ranks
     from spinup.utils.devices import choose_device
     from spinup.utils.training import check_hyperparameters
@@ -209,7 +209,7 @@ def _check_variants(variants, num_cpu):
     for device in {variant.get("device", "cpu") for variant in variants}:
         choose_device(device)
     for variant in variants:
-        check_hyperparameters(variant, ranks)
+        check_hyperparameters(algorithm, variant, ranks)
 
 
 def _check_options(options):
