@@ -239,4 +239,4 @@ def activation_names() -> list[str]:
     """Returns the names of the activations of torch.nn, in lower case."""
     from torch.nn.modules import activation
 
-    return [name.lower() for name in activation.__all__ if name != "MultiheadAttention"]
+    return [name.lower() for name in activation.__all__ if find_activation(name)]
