@@ -176,9 +176,9 @@ MISTAKES = [
     ("sac --env Pendulum-v1 CartPole-v1 --seed 0 1", "not Discrete(2); use ppo"),
     (
         "sac --env Pendulum-v1 --alpha foo",
-        "alpha must be a number of at least 0 or \"auto\", not 'foo'",
+        "alpha must be a number of at least 0, or \"auto\", not 'foo'",
     ),
-    ("sac --env Pendulum-v1 --alpha -1", 'alpha must be a number of at least 0 or "auto", not -1'),
+    ("sac --env Pendulum-v1 --alpha -1", 'alpha must be a number of at least 0, or "auto", not -1'),
     ("{} --env_kwargs:foo 1", "CartPole-v1 takes no argument 'foo'"),
     ("{} --n_envs 4", "unknown flag --n_envs: --n_envs is --cpu: each MPI rank steps one"),
     ("{} --verbose 1", "unknown flag --verbose. See: python -m spinup.run ppo --help"),
