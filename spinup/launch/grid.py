@@ -25,17 +25,19 @@ from spinup.launch import display as grid_display
 from spinup.launch import record as grid_record
 from spinup.launch import slurm
 from spinup.launch.entrypoint import execute, with_env_fn
-from spinup.launch.processes import ENTRYPOINT, Experiment, Outcome, forget_status, run_all, run_one
-from spinup.runs.json_values import convert_json
-from spinup.utils.logx import (
+from spinup.launch.processes import ENTRYPOINT, Experiment, Outcome, run_all, run_one
+from spinup.runs.folder import (
+    State,
     check_exp_name,
     check_unchanged,
-    colorize,
     holds_results,
     is_locked,
+    note_start,
     read_config,
     read_status,
 )
+from spinup.runs.json_values import convert_json
+from spinup.utils.logx import colorize
 from spinup.utils.mpi_tools import (
     barrier,
     broadcast,
@@ -155,21 +157,21 @@ def call_experiment(
     experiment = _make_experiment(
         exp_name, thunk, kwargs, num_cpu, data_dir, datestamp, overwrite, resume, _now()
     )
+    notes = _check_ready([experiment])
     if resume and has_finished(experiment):
         if proc_id() == 0:
             print(f"{experiment.label} has finished already")
         return str(experiment.folder)
-    notes = _check_ready([experiment])
     if proc_id() == 0:
         _announce(experiment, notes)
     if num_procs() > 1:
         _run_on_these_ranks(experiment)
     else:
         outcome = run_one(experiment)
-        if outcome.state != "finished":
+        if outcome.state != State.FINISHED:
             raise ExperimentFailed(
                 f"Experiment {experiment.label} failed: {outcome.reason} "
-                f"(log: {grid_display.short_path(experiment.log)})"
+                f"(log: {grid_display.short_path(outcome.log)})"
             )
     if proc_id() == 0:
         grid_display.print_commands(str(experiment.folder), str(experiment.folder))
@@ -210,7 +212,7 @@ def _make_experiment(exp_name, thunk, kwargs, num_cpu, data_dir, datestamp, over
 
 def has_finished(experiment: Experiment) -> bool:
     """Says whether an experiment's folder holds its finished run, with as many epochs as asked."""
-    if read_status(experiment.folder).get("state") != "finished":
+    if read_status(experiment.folder).get("state") != State.FINISHED:
         return False
     try:
         return experiment.kwargs.get("epochs", 0) <= read_config(experiment.folder).get("epochs", 0)
@@ -248,8 +250,7 @@ def _run_on_these_ranks(experiment):
     An exception ends the world (see mpi_tools): ranks that wait for this one couldn't go on.
     """
     if proc_id() == 0:
-        experiment.folder.mkdir(parents=True, exist_ok=True)
-        forget_status(experiment.folder, experiment.resumes)
+        note_start(experiment.folder)
     barrier()
     execute(experiment.thunk, experiment.kwargs)
     barrier()
@@ -298,16 +299,18 @@ def _check_ready(experiments: Sequence[Experiment], here: bool = True) -> list[s
 
 def _check_resumes(experiment):
     """Makes sure that an experiment to resume has the hyperparameters that it began with."""
-    before = read_config(experiment.folder)
-    name = getattr(experiment.thunk, "__name__", "")
-    if not holds_results(experiment.folder) or before.get("algo") != f"spinup.{name}":
+    before, thunk = read_config(experiment.folder), experiment.thunk
+    if not holds_results(experiment.folder) or "algo" not in before:
+        return
+    if not getattr(thunk, "__module__", "").startswith("spinup.algos."):
         return  # a function that may do anything with its arguments
+    algo = f"spinup.{thunk.__name__}"
     defaults = {
         key: parameter.default
         for key, parameter in inspect.signature(experiment.thunk).parameters.items()
         if parameter.default is not parameter.empty
     }
-    config = convert_json({**defaults, **with_env_fn(experiment.kwargs)})
+    config = convert_json({"algo": algo, **defaults, **with_env_fn(experiment.kwargs)})
     if not isinstance(before.get("env_fn"), str) or experiment.kwargs.get("env_kwargs"):
         config.pop("env_fn", None)  # a function, which has no words of its own
     try:
@@ -734,7 +737,7 @@ def _run_in_processes(plan):
     with grid_display.make_display(len(plan.experiments), record) as display:
         outcomes = run_all(plan.experiments, plan.jobs, display, plan.timeout)
     grid_display.print_outcomes(outcomes, plan.root)
-    finished = [outcome for outcome in outcomes if outcome.state == "finished"]
+    finished = [outcome for outcome in outcomes if outcome.state == State.FINISHED]
     if finished:
         _print_commands(plan, max(finished, key=_last_return).experiment)
     if len(finished) < len(outcomes):
@@ -764,11 +767,11 @@ def _common_top(plan):
 
 
 def _describe_failures(outcomes):
-    failed = [outcome for outcome in outcomes if outcome.state != "finished"]
+    failed = [outcome for outcome in outcomes if outcome.state != State.FINISHED]
     first, others = failed[0], len(failed) - 1
     text = (
         f"{len(failed)} of {grid_display.plural(len(outcomes), 'experiment')} failed: "
         f"{first.experiment.label}: {first.reason} "
-        f"(log: {grid_display.short_path(first.experiment.log)})"
+        f"(log: {grid_display.short_path(first.log)})"
     )
     return text + (f", and {others} more" if others else "")

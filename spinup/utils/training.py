@@ -9,8 +9,8 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
-from spinup.runs import interrupts
-from spinup.utils.logx import Logger
+from spinup.runs.interrupts import Interrupted, is_interactive
+from spinup.runs.underway import run_under_way
 from spinup.utils.mpi_pytorch import one_thread_per_rank
 from spinup.utils.mpi_tools import num_procs, stop_watching
 from spinup.utils.nets import gradients_in_place
@@ -23,27 +23,29 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
     """Decorates an algorithm's function.
 
     While it runs, each rank computes on one thread (the caller's threads are put back after). When
-    it returns, or raises, the run folder's ``status.json`` says so. Whole numbers may come as
-    others than int: ``replay_size=1e6``, or a NumPy seed.
+    it returns, or raises, the run folder's ``status.json`` says so. In a notebook a run that was
+    stopped raises KeyboardInterrupt. Whole numbers may be of other types than int:
+    ``replay_size=1e6``, or a NumPy seed.
     """
 
     @functools.wraps(algorithm)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        Logger.current = None
         call = inspect.signature(algorithm).bind(*args, **kwargs)
         call.arguments.update({k: _as_int(k, v) for k, v in call.arguments.items()})
-        try:
-            with interrupts.noted(), one_thread_per_rank(), gradients_in_place():
-                result = algorithm(*call.args, **call.kwargs)
-            if Logger.current is not None:
-                Logger.current.close()
-            return result
-        except BaseException as error:
-            if Logger.current is not None:
-                Logger.current.close(error)
-            raise
-        finally:
-            stop_watching()
+        with run_under_way() as under_way:
+            try:
+                with under_way.stop.listening(), one_thread_per_rank(), gradients_in_place():
+                    result = algorithm(*call.args, **call.kwargs)
+                under_way.close()
+                return result
+            except BaseException as error:
+                under_way.close(error)
+                if isinstance(error, Interrupted) and is_interactive():
+                    # A notebook takes SystemExit for its own end, and would go on to the next cell
+                    raise KeyboardInterrupt(str(error)) from None
+                raise
+            finally:
+                stop_watching()
 
     return run
 

@@ -10,7 +10,7 @@ import pytest
 
 import spinup.cli.main
 from spinup import user_config
-from spinup.utils.logx import read_status
+from spinup.runs.folder import read_status
 from spinup.version import __version__
 
 QUICK = "ppo --env CartPole-v1 --steps_per_epoch 200 --epochs 2 --train_pi_iters 2"

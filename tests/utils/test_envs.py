@@ -18,6 +18,7 @@ from gymnasium.spaces import (
     Tuple,
 )
 
+from spinup.runs.folder import describe_error
 from spinup.utils.envs import (
     check_action_space,
     describe_env,
@@ -26,7 +27,6 @@ from spinup.utils.envs import (
     restore_space,
     seed_everything,
 )
-from spinup.utils.logx import describe_error
 
 VECTOR = Box(-np.inf, np.inf, (2,), np.float32)
 
