@@ -261,6 +261,7 @@ def sac(
         logger, checkpoint_every, steps_per_epoch, total_steps, update_every, **parts
     )
     start = checkpoint.restore()
+    policy.refresh()
     obs, ep_ret, ep_len = env.continue_episode()
     logger.begin()
 

@@ -254,6 +254,7 @@ def td3(
         logger, checkpoint_every, steps_per_epoch, total_steps, update_every, **parts
     )
     start = checkpoint.restore(num_updates=0)
+    policy.refresh()
     num_updates = start.num_updates  # of the whole run: the delay doesn't start anew in each block
     obs, ep_ret, ep_len = env.continue_episode()
     logger.begin()

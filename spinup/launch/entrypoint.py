@@ -17,7 +17,8 @@ from spinup.launch.spec import read_spec
 from spinup.launch.tether import die_with_parent
 from spinup.runs.folder import State, describe_error, note_end
 from spinup.runs.interrupts import Interrupted
-from spinup.utils.mpi_tools import num_procs, proc_id, watch_own_process
+from spinup.runs.watchdog import watchdog
+from spinup.utils.mpi_tools import num_procs, proc_id
 
 
 def main(spec_file: str) -> None:
@@ -33,7 +34,7 @@ def main(spec_file: str) -> None:
     die_with_parent()  # a rank's parent is mpiexec's proxy
     if hasattr(signal, "pthread_sigmask"):  # see tether.py
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    watch_own_process()
+    watchdog.guard()
     execute(*read_spec(spec_file))
 
 

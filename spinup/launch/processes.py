@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from spinup.launch import tether
+from spinup.launch.mpiexec import launch_command
 from spinup.launch.spec import write_spec
 from spinup.runs.folder import LOG, Stage, State, holds_checkpoint, holds_results
-from spinup.utils.mpi_tools import UNKNOWN_PLACE, launch_command
+from spinup.runs.watchdog import UNKNOWN_PLACE
 
 # What follows the Python executable, before the file to run.
 ENTRYPOINT = ("-m", "spinup.launch.entrypoint")

@@ -37,16 +37,9 @@ from spinup.runs.folder import (
 )
 from spinup.runs.interrupts import Interrupted, StopRequest
 from spinup.runs.underway import current_run
+from spinup.runs.watchdog import still_alive
 from spinup.utils.logx import EpochLogger
-from spinup.utils.mpi_tools import (
-    barrier,
-    broadcast,
-    mpi_op,
-    mpi_sum,
-    num_procs,
-    proc_id,
-    still_alive,
-)
+from spinup.utils.mpi_tools import barrier, broadcast, mpi_op, mpi_sum, num_procs, proc_id
 
 FORMAT = 2
 _KEPT = 2

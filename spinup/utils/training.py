@@ -11,8 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from spinup.runs.interrupts import Interrupted, is_interactive
 from spinup.runs.underway import run_under_way
+from spinup.runs.watchdog import watchdog
 from spinup.utils.mpi_pytorch import one_thread_per_rank
-from spinup.utils.mpi_tools import num_procs, stop_watching
+from spinup.utils.mpi_tools import num_procs
 from spinup.utils.nets import gradients_in_place
 
 P = ParamSpec("P")
@@ -45,7 +46,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
                     raise KeyboardInterrupt(str(error)) from None
                 raise
             finally:
-                stop_watching()
+                watchdog.stop()
 
     return run
 
