@@ -38,7 +38,7 @@ def final_state(folder: Path) -> dict[str, Any]:
     for path in sorted(last.glob("rank*.json")):
         content = json.loads(path.read_text())
         del content["seconds"]
-        for name in ("seconds", "status", "progress"):
+        for name in ("seconds", "status", "writers"):
             del content["parts"]["logger"][name]
         state[path.name] = json.dumps(content, sort_keys=True)
     for path in sorted(last.glob("rank*.safetensors")):

@@ -14,7 +14,7 @@ import pytest
 
 import spinup.cli.main
 from spinup.launch.mpiexec import launch_command
-from spinup.utils.logx import read_status
+from spinup.runs.folder import read_status
 from tests.conftest import _clean_environment
 from tests.resumable import differences, final_state
 

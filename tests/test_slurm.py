@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from spinup.utils.logx import read_status
+from spinup.runs.folder import read_status
 from tests.algos.runs import timeless_progress
 from tests.conftest import _clean_environment
 from tests.slurm_cluster import MISSING, Cluster

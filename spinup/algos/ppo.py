@@ -118,7 +118,7 @@ def ppo(
         target_kl: KL divergence between old and new policy thought fit, usually 0.01 or 0.05;
             policy updates stop at 1.5 times that.
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
-            ``overwrite``, ``resume``, ``tensorboard``.
+            ``overwrite``, ``resume``, ``verbose``, ``tensorboard``, ``wandb``.
         save_freq: epochs between saves of the policy; the last epoch is always saved.
         device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: seconds between checkpoints, from which a run that was stopped can be
@@ -213,7 +213,8 @@ def ppo(
         while stop_iter < train_pi_iters:
             policy_gradient()
             if mpi_avg(kl.item(), weight) > 1.5 * target_kl:
-                logger.log(f"Early stopping at step {stop_iter}: the KL reached 1.5 x target_kl.")
+                early = f"Early stopping at step {stop_iter}: the KL reached 1.5 x target_kl."
+                logger.log(early, detail=True)
                 break
             pi_optimizer.step()
             stop_iter += 1
@@ -238,6 +239,7 @@ def ppo(
     start = checkpoint.restore()
     policy.refresh()
     obs, ep_ret, ep_len = env.continue_episode()
+    logger.begin()
 
     for epoch in range(start.t // steps_per_epoch + 1, epochs + 1):
         for t in range(local_steps):

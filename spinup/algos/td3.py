@@ -140,7 +140,7 @@ def td3(
         num_test_episodes: episodes per epoch without noise, of all ranks together.
         max_ep_len: environment steps after which an episode is cut off.
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
-            ``overwrite``, ``resume``, ``tensorboard``.
+            ``overwrite``, ``resume``, ``verbose``, ``tensorboard``, ``wandb``.
         save_freq: epochs between saves of the policy; the last epoch is always saved.
         device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: seconds between checkpoints, from which a run that was stopped can be
@@ -249,14 +249,15 @@ def td3(
     total_steps = epochs * steps_per_epoch
     parts = dict(ac=ac, pi_targ=pi_targ, q_targ=q_targ)
     parts |= dict(pi_optimizer=pi_optimizer, q_optimizer=q_optimizer)
+    parts |= dict(buf=buf, rng=rng, env=env, test_env=test_env)
     checkpoint = Checkpoint(
-        *(logger, checkpoint_every, steps_per_epoch, total_steps, update_every),
-        **dict(parts, buf=buf, rng=rng, env=env, test_env=test_env),
+        logger, checkpoint_every, steps_per_epoch, total_steps, update_every, **parts
     )
     start = checkpoint.restore(num_updates=0)
     policy.refresh()
     num_updates = start.num_updates  # of the whole run: the delay doesn't start anew in each block
     obs, ep_ret, ep_len = env.continue_episode()
+    logger.begin()
 
     for t in range(start.t + 1, total_steps + 1):
         # Ranks take turns at the steps: together they take one at each t

@@ -15,14 +15,20 @@ from rich.text import Text
 from spinup.cli.flags import UsageError
 from spinup.launch.display import clock, console, count, epochs, score, time_left
 from spinup.launch.slurm import queued_jobs
-from spinup.utils.logx import holds_checkpoint, is_locked, read_status
+from spinup.runs.folder import (
+    State,
+    examine_status,
+    find_runs,
+    holds_checkpoint,
+    is_locked,
+)
 
 STYLES = {  # else red
-    "finished": "green",
-    "interrupted": "yellow",
-    "queued": "blue",
-    "running": "cyan",
-    "starting": "cyan",
+    State.FINISHED: "green",
+    State.INTERRUPTED: "yellow",
+    State.QUEUED: "blue",
+    State.RUNNING: "cyan",
+    State.STARTING: "cyan",
 }
 
 # A run that hasn't begun this many seconds after its start has died.
@@ -53,9 +59,9 @@ def main(argv: Sequence[str]) -> int:
     for heading in ("epochs", "steps", "return", "steps/s", "left"):
         table.add_column(heading, justify="right", no_wrap=True)
     errors, jobs = [], queued_jobs()
-    for path in found:
-        status = state_of(path.parent, jobs)
-        state, name = status["state"], os.path.relpath(path.parent)
+    for folder in found:
+        status = state_of(folder, jobs)
+        state, name = status["state"], _printable(os.path.relpath(folder))
         rate = status.get("steps_per_second")
         table.add_row(
             Text(name),
@@ -64,10 +70,10 @@ def main(argv: Sequence[str]) -> int:
             count(status.get("steps")),
             score(status.get("return")),
             f"{rate:,.0f}" if rate else "",
-            clock(time_left(status)) if state == "running" else "",
+            clock(time_left(status)) if state == State.RUNNING else "",
         )
         if status.get("error"):
-            errors.append(Text(f"{name}: {status['error']}"))
+            errors.append(Text(f"{name}: {_printable(status['error'])}"))
     out.print(table)
     for error in errors:
         out.print(error, soft_wrap=True)
@@ -75,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def find(folders: Sequence[str]) -> list[Path]:
-    """Returns the ``status.json`` of every run in folders or below.
+    """Returns the folder of every run in folders or below.
 
     Raises:
         UsageError: there is no such folder, or no run.
@@ -84,7 +90,7 @@ def find(folders: Sequence[str]) -> list[Path]:
     for folder in folders:
         if not os.path.isdir(folder):
             raise UsageError(f"there is no folder {folder!r}")
-        found += sorted(Path(folder).rglob("status.json"))
+        found += find_runs(folder)
     if not found:
         raise UsageError(f"no run lies below {', '.join(folders)}")
     return found
@@ -98,21 +104,28 @@ def state_of(folder: str | os.PathLike, jobs: Mapping[str, str] | None = None) -
         jobs: states of this user's Slurm jobs by id; None where there is no Slurm. A run that is
             to go on in a job that waits is ``queued``.
     """
-    status = read_status(folder)
-    state = status.setdefault("state", "unknown")
+    status, odd = examine_status(folder)
+    state = status.setdefault("state", State.UNKNOWN)
+    if odd:
+        status["error"] = "; ".join(filter(None, [odd, status.get("error")]))
     job = status.get("slurm_job")
     if job is not None and jobs is not None:
         if jobs.get(job) in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"):
-            if state != "finished":
-                status.update(state="queued", error=None)
+            if state != State.FINISHED:
+                status.update(state=State.QUEUED, error=None)
             return status
-        was_alive = state in ("queued", "starting", "running")
+        was_alive = state in (State.QUEUED, State.STARTING, State.RUNNING)
         died = was_alive and job not in jobs and is_locked(folder) is not True
     else:
         late = time.time() - status.get("updated", 0) > STARTING_SECONDS
-        waits = state == "running" or (state == "starting" and late)
+        waits = state == State.RUNNING or (state == State.STARTING and late)
         died = waits and job is None and is_locked(folder) is False
     if died:
-        remedy = "can be continued with" if holds_checkpoint(folder) else "starts anew with"
-        status.update(state="died", error=f"it was killed, and {remedy} --resume")
+        remedy = "can be continued with" if holds_checkpoint(folder) else "starts again with"
+        status.update(state=State.DIED, error=f"it was killed, and {remedy} --resume")
     return status
+
+
+def _printable(text):
+    """Returns text without what would move a terminal's cursor, or can't be printed at all."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -13,15 +13,16 @@ from spinup.launch.display import short_path
 from spinup.launch.entrypoint import with_env_fn
 from spinup.launch.mpiexec import launch_command
 from spinup.launch.processes import ENTRYPOINT, Experiment
-from spinup.runs.json_values import convert_json
-from spinup.runs.wording import plural
-from spinup.utils.logx import (
+from spinup.runs.folder import (
+    State,
     check_unchanged,
     holds_results,
     is_locked,
     read_config,
     read_status,
 )
+from spinup.runs.json_values import convert_json
+from spinup.runs.wording import plural
 from spinup.utils.mpi_tools import barrier, num_procs
 
 
@@ -65,16 +66,18 @@ def check_ready(experiments: Sequence[Experiment], here: bool = True) -> list[st
 
 def _check_resumes(experiment):
     """Makes sure that an experiment to resume has the hyperparameters that it began with."""
-    before = read_config(experiment.folder)
-    name = getattr(experiment.thunk, "__name__", "")
-    if not holds_results(experiment.folder) or before.get("algo") != f"spinup.{name}":
+    before, thunk = read_config(experiment.folder), experiment.thunk
+    if not holds_results(experiment.folder) or "algo" not in before:
+        return
+    if not getattr(thunk, "__module__", "").startswith("spinup.algos."):
         return  # a function that may do anything with its arguments
+    algo = f"spinup.{thunk.__name__}"
     defaults = {
         key: parameter.default
-        for key, parameter in inspect.signature(experiment.thunk).parameters.items()
+        for key, parameter in inspect.signature(thunk).parameters.items()
         if parameter.default is not parameter.empty
     }
-    config = convert_json({**defaults, **with_env_fn(experiment.kwargs)})
+    config = convert_json({"algo": algo, **defaults, **with_env_fn(experiment.kwargs)})
     if not isinstance(before.get("env_fn"), str) or experiment.kwargs.get("env_kwargs"):
         config.pop("env_fn", None)  # a function, which has no words of its own
     try:
@@ -121,7 +124,7 @@ def _check_folder_can_be_made(folder):
 
 def has_finished(experiment: Experiment) -> bool:
     """Returns True if the folder holds the finished run, with at least as many epochs as asked."""
-    if read_status(experiment.folder).get("state") != "finished":
+    if read_status(experiment.folder).get("state") != State.FINISHED:
         return False
     try:
         return experiment.kwargs.get("epochs", 0) <= read_config(experiment.folder).get("epochs", 0)

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from spinup.launch.processes import GRACE_SECONDS, Experiment, Outcome, Run
 from spinup.launch.record import Record
+from spinup.runs.folder import State
 from spinup.runs.wording import plural
 
 REFRESH_SECONDS = 0.5
@@ -32,7 +33,7 @@ BAR_WIDTH = 16
 # Columns of `facts` that a narrow terminal does without.
 STEPS_COLUMN, SPEED_COLUMN = 1, 3
 
-STATE_STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
+STATE_STYLES = {State.FINISHED: "green", State.INTERRUPTED: "yellow", State.FAILED: "red"}
 
 
 def console() -> Console:
@@ -207,8 +208,8 @@ class Display:
             self.record.ended(outcome)
         label, style = escape(outcome.experiment.label), STATE_STYLES[outcome.state]
         text = f"{label} [{style}]{outcome.state}[/] after {clock(outcome.seconds)}"
-        if outcome.state != "finished":
-            log = short_path(outcome.experiment.log)
+        if outcome.state != State.FINISHED:
+            log = short_path(outcome.log)
             text += escape(f": {outcome.reason} (log: {log})")
         elif outcome.status.get("return") is not None:
             text += f", last return {score(outcome.status['return'])}"
@@ -327,7 +328,7 @@ def run_line(run: Run) -> tuple[str, float | None, list[str]]:
     status = run.status()
     label = run.experiment.label
     if status.get("epoch") is None:
-        return label, None, ["starting", "", "", "", clock(run.seconds)]
+        return label, None, [str(State.STARTING), "", "", "", clock(run.seconds)]
     steps, total = status.get("steps") or 0, status.get("total_steps")
     return label, min(1.0, steps / total) if total else None, facts(status)
 
@@ -394,7 +395,7 @@ def print_outcomes(outcomes: Sequence[Outcome], root: str) -> None:
         root: the folder that all of theirs lie below.
     """
     out = console()
-    failed = [outcome for outcome in outcomes if outcome.state != "finished"]
+    failed = [outcome for outcome in outcomes if outcome.state != State.FINISHED]
     tally = f"{len(outcomes) - len(failed)} of {plural(len(outcomes), 'run')} finished"
     title = f"{tally}, results below {escape(short_path(root))}{os.sep}"
     table = Table(title=title, title_style="bold", title_justify="left", box=None)
@@ -418,7 +419,7 @@ def print_outcomes(outcomes: Sequence[Outcome], root: str) -> None:
     for outcome in failed:
         label, reason = escape(outcome.experiment.label), escape(outcome.reason)
         out.print(f"  {label}: {reason}", soft_wrap=True)
-        out.print(f"    [dim]log:[/] {escape(short_path(outcome.experiment.log))}", soft_wrap=True)
+        out.print(f"    [dim]log:[/] {escape(short_path(outcome.log))}", soft_wrap=True)
 
 
 def print_submitted(job: str, number: int, folder: str) -> None:

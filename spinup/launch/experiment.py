@@ -20,9 +20,10 @@ from spinup.launch import display
 from spinup.launch.checks import check_ready, has_finished
 from spinup.launch.cores import usable_cores
 from spinup.launch.entrypoint import execute
-from spinup.launch.processes import Experiment, forget_status, run_one
+from spinup.launch.processes import Experiment, run_one
+from spinup.runs.folder import State, check_exp_name, note_start
 from spinup.runs.json_values import convert_json
-from spinup.utils.logx import check_exp_name, colorize
+from spinup.utils.logx import colorize
 from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
 
 
@@ -168,21 +169,21 @@ def call_experiment(
     """
     place = Place(data_dir, datestamp, overwrite, resume, shared_time())
     experiment = make_experiment(exp_name, thunk, {**kwargs, "seed": seed}, num_cpu, place)
+    notes = check_ready([experiment])
     if resume and has_finished(experiment):
         if proc_id() == 0:
             print(f"{experiment.label} has finished already")
         return str(experiment.folder)
-    notes = check_ready([experiment])
     if proc_id() == 0:
         _announce(experiment, notes)
     if num_procs() > 1:
         run_on_these_ranks(experiment)
     else:
         outcome = run_one(experiment)
-        if outcome.state != "finished":
+        if outcome.state != State.FINISHED:
             raise ExperimentFailed(
                 f"Experiment {experiment.label} failed: {outcome.reason} "
-                f"(log: {display.short_path(experiment.log)})"
+                f"(log: {display.short_path(outcome.log)})"
             )
     if proc_id() == 0:
         display.print_commands(str(experiment.folder), str(experiment.folder))
@@ -253,8 +254,7 @@ def run_on_these_ranks(experiment: Experiment) -> None:
     An exception ends the world (see mpi_tools): ranks that wait for this one couldn't go on.
     """
     if proc_id() == 0:
-        experiment.folder.mkdir(parents=True, exist_ok=True)
-        forget_status(experiment.folder, experiment.resumes)
+        note_start(experiment.folder)
     barrier()
     execute(experiment.thunk, experiment.kwargs)
     barrier()

@@ -29,9 +29,9 @@ from spinup.launch.experiment import (
     shared_time,
 )
 from spinup.launch.processes import Experiment, Outcome, run_all
+from spinup.runs.folder import State, check_exp_name, holds_results
 from spinup.runs.json_values import convert_json
 from spinup.runs.wording import plural
-from spinup.utils.logx import check_exp_name, holds_results
 from spinup.utils.mpi_tools import barrier, num_procs, proc_id
 
 # --- Names ----------------------------------------------------------------------------------------
@@ -412,7 +412,7 @@ def _run_in_processes(plan):
     with grid_display.make_display(len(plan.experiments), record) as display:
         outcomes = run_all(plan.experiments, plan.jobs, display, plan.timeout)
     grid_display.print_outcomes(outcomes, plan.root)
-    finished = [outcome for outcome in outcomes if outcome.state == "finished"]
+    finished = [outcome for outcome in outcomes if outcome.state == State.FINISHED]
     if finished:
         _print_commands(plan, max(finished, key=_last_return).experiment)
     if len(finished) < len(outcomes):
@@ -442,11 +442,11 @@ def _common_top(plan):
 
 
 def _describe_failures(outcomes):
-    failed = [outcome for outcome in outcomes if outcome.state != "finished"]
+    failed = [outcome for outcome in outcomes if outcome.state != State.FINISHED]
     first, others = failed[0], len(failed) - 1
     text = (
         f"{len(failed)} of {plural(len(outcomes), 'experiment')} failed: "
         f"{first.experiment.label}: {first.reason} "
-        f"(log: {grid_display.short_path(first.experiment.log)})"
+        f"(log: {grid_display.short_path(first.log)})"
     )
     return text + (f", and {others} more" if others else "")

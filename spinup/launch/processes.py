@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import json
 import os
-import pickle
 import re
 import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 import warnings
 from collections import Counter, deque
@@ -26,15 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from spinup.launch import tether
-from spinup.launch.entrypoint import PICKLE_SUFFIX
 from spinup.launch.mpiexec import launch_command
-from spinup.runs.json_values import encode, importable_name
+from spinup.launch.spec import write_spec
+from spinup.runs.folder import LOG, Stage, State, holds_checkpoint, holds_results
 from spinup.runs.watchdog import UNKNOWN_PLACE
-from spinup.utils.logx import holds_checkpoint, read_status, slurm_job, write_json
-
-LOG_FILE = "log.txt"
-STATUS_FILE = "status.json"
-SPEC_FILE = "experiment.json"
 
 # What follows the Python executable, before the file to run.
 ENTRYPOINT = ("-m", "spinup.launch.entrypoint")
@@ -79,13 +71,14 @@ class Experiment:
         return self.folder.name
 
     @property
+    def log(self) -> Path:
+        """What it prints, once it has begun."""
+        return self.folder / LOG
+
+    @property
     def resumes(self) -> bool:
         """Whether it is to continue the run whose results its folder holds."""
         return bool(self.kwargs.get("logger_kwargs", {}).get("resume"))
-
-    @property
-    def log(self) -> Path:
-        return self.folder / LOG_FILE
 
 
 @dataclass
@@ -94,25 +87,29 @@ class Outcome:
 
     Attributes:
         experiment: the experiment.
-        state: ``"finished"``, ``"interrupted"`` (stopped by a signal, its state saved), or
-            ``"failed"``.
+        state: finished, interrupted, or failed.
         reason: what went wrong, in one line; empty for a finished one.
         seconds: its wall time.
-        status: the last content of its ``status.json``.
+        status: its last status.
+        log: what it printed.
     """
 
     experiment: Experiment
-    state: str
+    state: State
     reason: str = ""
     seconds: float = 0.0
     status: dict = field(default_factory=dict)
+    log: Path = None  # type: ignore[assignment]
+
+    def __post_init__(self):
+        self.log = self.log or self.experiment.log
 
 
 class Run:
     """An experiment that has been started.
 
     Args:
-        experiment: what to run. Its folder is made if need be; its output goes to ``log.txt``.
+        experiment: what to run. Its folder is made if need be.
         holds_sigterm: whether only the experiment itself, not ``mpiexec``, is to heed SIGTERM.
         gpus: those that it may use, by the names of CUDA_VISIBLE_DEVICES; all there are if none is
             named.
@@ -128,14 +125,20 @@ class Run:
         self.gpus = gpus
         self.began = time.monotonic()
         self._late: str | None = None
-        experiment.folder.mkdir(parents=True, exist_ok=True)
-        forget_status(experiment.folder, experiment.resumes)
-        self._private, spec = write_spec(experiment)
+        self._private = None
+        self._stage = Stage(experiment.folder, experiment.resumes)
+        self.log = self._stage.path / LOG
         try:
-            with open(experiment.log, "ab" if experiment.resumes else "wb") as log:
-                self.process = _spawn(experiment.num_cpu, spec, log, holds_sigterm, gpus)
+            self._private, spec = write_spec(
+                experiment.thunk, experiment.kwargs, experiment.num_cpu, self._stage.path
+            )
+            with open(self.log, "ab") as log:
+                self.log_begins = log.tell()
+                env = self._stage.environment
+                self.process = _spawn(experiment.num_cpu, spec, log, holds_sigterm, gpus, env)
         except BaseException:
             self._forget_private()
+            self._stage.close(has_finished=False)
             raise
 
     @property
@@ -143,8 +146,8 @@ class Run:
         return time.monotonic() - self.began
 
     def status(self) -> dict:
-        """Returns what the run last said of itself; empty before it has."""
-        return read_status(self.experiment.folder)
+        """Returns the run's last word, as `read_status` does."""
+        return self._stage.status()
 
     def outcome(self) -> Outcome | None:
         """Returns how it ended, or None while it runs."""
@@ -153,13 +156,14 @@ class Run:
             return None
         self._end_group(KILL)  # what it has left behind, such as environments' workers
         self._forget_private()
-        outcome = judge(self.experiment, exit_status, self.seconds)
-        if self._late and outcome.state != "finished":
-            saved = outcome.state == "interrupted"
+        outcome = judge(self.experiment, self._stage, exit_status, self.seconds)
+        if self._late and outcome.state != State.FINISHED:
+            said = outcome.state
+            saved = said == State.INTERRUPTED
             outcome.reason = f"{self._late}: {outcome.reason}" if saved else self._late
-            outcome.state = "failed"
-            state = "interrupted" if saved else "failed"
-            _record(self.experiment.folder, state, outcome.reason)
+            outcome.state = State.FAILED
+            self._stage.amend_status(said, outcome.reason)
+        outcome.log = self._stage.close(outcome.state == State.FINISHED)
         return outcome
 
     def ask_to_end(self) -> None:
@@ -182,11 +186,17 @@ class Run:
         self._end_group(KILL)
         self.process.wait()
         self._forget_private()
-        if self.status().get("state") not in ("finished", "failed", "interrupted"):
-            goes_on = holds_checkpoint(self.experiment.folder)
-            remedy = "goes on from its last checkpoint" if goes_on else "starts it anew"
-            reason = f"ended before it could save its state; --resume {remedy}"
-            _record(self.experiment.folder, "interrupted", reason)
+        state = self.status().get("state")
+        if state is None or not state.has_ended:
+            self._stage.amend_status(State.INTERRUPTED, self._why_killed())
+
+    def _why_killed(self):
+        folder = self.experiment.folder
+        if self._stage.is_open and holds_results(folder) and not self.experiment.resumes:
+            return "ended before it began; the results in its folder are as they were"
+        continues = holds_checkpoint(folder)
+        remedy = "continues from its last checkpoint" if continues else "starts it again"
+        return f"ended before it could save its state; --resume {remedy}"
 
     def _end_group(self, number):
         if not hasattr(os, "killpg"):  # Windows knows no groups, and no ranks either
@@ -202,13 +212,14 @@ class Run:
             self._private.unlink(missing_ok=True)
 
 
-def _spawn(num_cpu, spec, log, holds_sigterm, gpus):
+def _spawn(num_cpu, spec, log, holds_sigterm, gpus, more_env):
     """Starts the process, or `mpiexec` and its ranks, that run the experiment in file `spec`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of too few cores: the plan has said so
         argv, env = launch_command(num_cpu, [*ENTRYPOINT, str(spec)])
     env["PYTHONPATH"] = os.pathsep.join(_own_module_folders())
     env["PYTHONUNBUFFERED"] = "1"
+    env.update(more_env)
     if gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if sys.platform.startswith("linux"):
@@ -228,48 +239,10 @@ def _own_module_folders():
     return [str(f) for f in folders if not any(f.is_relative_to(own) for own in of_python)]
 
 
-def write_spec(experiment: Experiment) -> tuple[Path | None, Path]:
-    """Writes an experiment down for the process that is to run it, readable by this user only.
-
-    Args:
-        experiment: the experiment.
-
-    Returns:
-        The temporary file to delete afterwards, if there is one, and the file to run: a JSON spec
-        in the run folder if the function can be imported and its arguments are plain values, else
-        a pickle outside of it.
-    """
-    thunk = importable_name(experiment.thunk)
-    try:
-        if thunk is None:
-            raise TypeError("The function can't be imported by another process")
-        kwargs = encode(experiment.kwargs)
-    except TypeError:
-        private = _write_private_pickle(experiment)
-        return private, private
-    content = {"thunk": thunk, "kwargs": kwargs, "num_cpu": experiment.num_cpu}
-    spec = experiment.folder / SPEC_FILE
-    handle, temporary = tempfile.mkstemp(prefix=SPEC_FILE, dir=experiment.folder)  # mode 0600
-    with os.fdopen(handle, "w") as file:
-        json.dump(content, file, indent=4)
-    os.replace(temporary, spec)
-    return None, spec.absolute()
-
-
-def _write_private_pickle(experiment):
-    import cloudpickle
-
-    content = cloudpickle.dumps((experiment.thunk, experiment.kwargs), pickle.HIGHEST_PROTOCOL)
-    handle, name = tempfile.mkstemp(prefix="spinup-", suffix=PICKLE_SUFFIX)  # mode 0600
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    return Path(name)
-
-
 # --- How it ended ---------------------------------------------------------------------------------
 
 
-def judge(experiment: Experiment, exit_status: int, seconds: float) -> Outcome:
+def judge(experiment: Experiment, stage: Stage, exit_status: int, seconds: float) -> Outcome:
     """Says how an experiment whose processes have ended did.
 
     It has finished if its exit status is 0 and its ``status.json`` says so: a rank that calls
@@ -277,20 +250,21 @@ def judge(experiment: Experiment, exit_status: int, seconds: float) -> Outcome:
 
     Args:
         experiment: the experiment.
+        stage: where its launcher keeps its files.
         exit_status: of its process, negative for a signal as ``subprocess`` has it.
         seconds: how long it ran.
 
     Returns:
         The outcome. A failure is recorded in ``status.json`` if the run couldn't do that itself.
     """
-    status = read_status(experiment.folder)
+    status = stage.status()
     state = status.get("state")
-    if exit_status == 0 and state == "finished":
-        return Outcome(experiment, "finished", "", seconds, status)
-    reason = status.get("error") or explain_exit(exit_status, _log_tail(experiment.log))
-    if state not in ("failed", "interrupted"):
-        _record(experiment.folder, "failed", reason)
-    state = "interrupted" if state == "interrupted" else "failed"
+    if exit_status == 0 and state == State.FINISHED:
+        return Outcome(experiment, state, "", seconds, status)
+    reason = status.get("error") or explain_exit(exit_status, _log_tail(stage.place / LOG))
+    if state not in (State.FAILED, State.INTERRUPTED):
+        state = State.FAILED
+        stage.amend_status(state, reason)
     return Outcome(experiment, state, reason, seconds, status)
 
 
@@ -339,38 +313,15 @@ def _log_tail(log, size=20_000):
         return ""
 
 
-def forget_status(folder: Path, continues: bool) -> None:
-    """Has a run folder say that a run is starting.
-
-    What an earlier one said of itself mustn't be taken for this one's word.
-
-    Args:
-        folder: the run's.
-        continues: whether it goes on with the earlier one, and so has come as far.
-    """
-    status = read_status(folder) if continues else {}
-    keep = ("epoch", "epochs", "steps", "total_steps", "return")
-    known = {key: status[key] for key in keep if key in status}
-    job = {"slurm_job": slurm_job()} if slurm_job() else {}
-    new = {"state": "starting", "error": None, **known, **job, "updated": time.time()}
-    write_json(folder / STATUS_FILE, new)
-
-
-def _record(folder, state, reason):
-    try:
-        write_json(folder / STATUS_FILE, {**read_status(folder), "state": state, "error": reason})
-    except OSError:  # such as a full disk: the caller says what happened all the same
-        pass
-
-
 # --- Following ------------------------------------------------------------------------------------
 
 
 class LogFollower:
     """Hands on what a log file has gained, in whole lines, to ``sys.stdout``: a notebook's cell."""
 
-    def __init__(self, log: Path):
+    def __init__(self, log: Path, begins: int = 0):
         self._file = open(log, "rb")  # noqa: SIM115 (closed by `close`)
+        self._file.seek(begins)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._rest = ""
 
@@ -393,7 +344,7 @@ class LogFollower:
 def run_one(experiment: Experiment) -> Outcome:
     """Runs an experiment to its end, its output going to ``sys.stdout`` as well as its log."""
     run = Run(experiment)
-    follower = LogFollower(experiment.log)
+    follower = LogFollower(run.log, run.log_begins)
     try:
         while (outcome := run.outcome()) is None:
             follower.relay()
@@ -401,6 +352,7 @@ def run_one(experiment: Experiment) -> Outcome:
         return outcome
     except BaseException:
         stop([run])
+        run.outcome()
         raise
     finally:
         follower.close()
@@ -443,7 +395,7 @@ def run_all(
     except BaseException:
         display.stopping(running)
         stop(running)
-        ends = [judge(run.experiment, run.process.returncode, run.seconds) for run in running]
+        ends = [outcome for run in running if (outcome := run.outcome())]
         display.stopped(ends, len(waiting))
         raise
     return [outcomes[id(experiment)] for experiment in experiments]
@@ -480,7 +432,7 @@ def _start(experiment, running, outcomes, display):
     try:
         running.append(Run(experiment, gpus=_free_gpus(experiment, running)))
     except Exception as error:  # noqa: BLE001 (pickling an argument may raise anything)
-        outcome = Outcome(experiment, "failed", f"it could not be started: {error}")
+        outcome = Outcome(experiment, State.FAILED, f"it could not be started: {error}")
         outcomes[id(experiment)] = outcome
         display.ended(outcome)
     else:

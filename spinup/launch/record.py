@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spinup.launch.processes import Experiment, Outcome
-from spinup.utils.logx import read_status, write_json
+from spinup.runs.folder import State, read_status, write_json
 
 
 def path(root: str, name: str, now: time.struct_time | None = None) -> Path:
@@ -43,20 +43,20 @@ class Record:
         self._variants: dict[str, dict[str, Any]] = {}
         for folder in folders:
             status = read_status(folder)
-            finished = status.get("state") == "finished"
-            self._set(folder, "finished" if finished else "waiting", status=status)
+            has_finished = status.get("state") == State.FINISHED
+            self._set(folder, State.FINISHED if has_finished else State.WAITING, status=status)
         self._write()
 
     def queued(self, experiments: Sequence[Experiment], jobs: Sequence[str]) -> None:
         """Notes that Slurm has variants, each as a job."""
         for experiment, job in zip(experiments, jobs):
             status = read_status(experiment.folder)
-            self._set(str(experiment.folder), "queued", status=status, job=job)
+            self._set(str(experiment.folder), State.QUEUED, status=status, job=job)
         self._write()
 
     def started(self, experiment: Experiment) -> None:
         """Notes that a variant has started."""
-        self._set(str(experiment.folder), "running", status=read_status(experiment.folder))
+        self._set(str(experiment.folder), State.RUNNING, status=read_status(experiment.folder))
         self._write()
 
     def ended(self, outcome: Outcome) -> None:

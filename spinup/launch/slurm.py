@@ -23,8 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from spinup.launch import tether
-from spinup.launch.processes import POLL_SECONDS, STATUS_FILE, Experiment, Run
-from spinup.utils.logx import holds_checkpoint, read_status, slurm_job, write_json
+from spinup.launch.processes import POLL_SECONDS, Experiment, Run
+from spinup.runs.folder import (
+    State,
+    holds_checkpoint,
+    note_queued,
+    read_own_status,
+    slurm_job,
+)
 
 # The signal that warns. submitit's own, SIGUSR2, would have mpiexec end its ranks at once; this one
 # it hands on to them.
@@ -170,12 +176,7 @@ def submit(
         reason = next((line for line in lines if "sbatch:" in line), lines[-1] if lines else "")
         raise SubmissionError(f"Slurm took no job: {reason}") from error
     for experiment, job in zip(experiments, jobs):
-        experiment.folder.mkdir(parents=True, exist_ok=True)
-        status = read_status(experiment.folder)
-        if status.get("slurm_job") != job.job_id:  # else it runs already
-            known = status if experiment.resumes else {}
-            new = {"state": "queued", "error": None, "slurm_job": job.job_id}
-            write_json(experiment.folder / STATUS_FILE, {**known, **new})
+        note_queued(experiment.folder, job.job_id, experiment.resumes)
     return [job.job_id for job in jobs]
 
 
@@ -218,11 +219,11 @@ class Variant:
                 asked = True
                 run.ask_to_end()
             time.sleep(POLL_SECONDS)
-        if outcome.state == "finished":
+        if outcome.state == State.FINISHED:
             return str(experiment.folder)
         # Stopped by a warning, which a run that is only starting doesn't survive. A job that is
         # being cancelled, or that Slurm requeues by itself, isn't running any more.
-        stopped = outcome.status.get("state") in ("interrupted", "starting")
+        stopped = outcome.status.get("state") in (State.INTERRUPTED, State.STARTING)
         if warned and stopped and job_state() == "RUNNING":
             requeue(signal.SIGUSR1, None)
         raise RuntimeError(f"{experiment.label} failed: {outcome.reason}")
@@ -236,7 +237,10 @@ class Variant:
 
 def as_restarted(experiment: Experiment) -> Experiment | None:
     """Returns an experiment as its job runs it after a restart, or None if it has finished."""
-    if read_status(experiment.folder).get("state") == "finished":
+    status = read_own_status(experiment.folder)
+    if not status or status.get("slurm_job") != slurm_job():
+        return experiment  # the job hasn't begun it, and an earlier run's results are another's
+    if status.get("state") == State.FINISHED:
         return None
     settings = dict(experiment.kwargs["logger_kwargs"])
     settings.pop("overwrite", None)

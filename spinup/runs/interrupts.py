@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
-
-_requested = 0
 
 
 class Interrupted(SystemExit):
@@ -38,37 +37,49 @@ class Interrupted(SystemExit):
         return f"stopped, and saved at step {self.step}: continue with --resume"
 
 
-def requested() -> int:
-    """Returns the number of the signal that has asked the run to stop, or 0."""
-    return _requested
+class StopRequest:
+    """A note that a signal has asked the run to stop.
+
+    Attributes:
+        signal: the signal's number, 0 while there was none.
+    """
+
+    def __init__(self):
+        self.signal = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Makes signals only leave the note in a block.
+
+        It does so in the main thread; in others nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        # Signals that are ignored stay so, and those that C code handles, too
+        before = {
+            n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)
+        }
+        try:
+            for number in before:
+                signal.signal(number, self._note)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        if number == signal.SIGINT and self.signal:
+            raise KeyboardInterrupt
+        if not self.signal:
+            # print() might be what the signal has interrupted
+            with contextlib.suppress(OSError):  # stderr may be closed
+                os.write(2, b"\nStopping at the next point where the state can be saved\n")
+        self.signal = number
 
 
-@contextlib.contextmanager
-def noted() -> Iterator[None]:
-    """Has signals only leave a note in a block (in the main thread; elsewhere nothing changes)."""
-    global _requested
-    _requested = 0
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    # What is ignored stays so, and what others than Python handle, too
-    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-    try:
-        for number in before:
-            signal.signal(number, _note)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _requested = 0
-
-
-def _note(number, frame):
-    global _requested
-    if number == signal.SIGINT and _requested:
-        raise KeyboardInterrupt
-    if not _requested:
-        # print() might be what the signal has interrupted
-        os.write(2, b"\nStopping at the next point where the state can be saved\n")
-    _requested = number
+def is_interactive() -> bool:
+    """Returns True in a notebook or at a Python prompt, which outlive the run and its stop."""
+    ipython = sys.modules.get("IPython")
+    return hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None)

@@ -8,13 +8,13 @@ the last two are kept. What doesn't match its manifest is not used. Nothing is p
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
 import random
-import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -27,13 +27,21 @@ import safetensors
 import safetensors.numpy
 import torch
 
-from spinup.runs import interrupts
+from spinup.runs.folder import (
+    CHECKPOINT,
+    as_os_error,
+    check_unchanged,
+    fixed_config,
+    holds_checkpoint,
+    may_pass,
+)
+from spinup.runs.interrupts import Interrupted, StopRequest
+from spinup.runs.underway import current_run
 from spinup.runs.watchdog import still_alive
-from spinup.utils.logx import EpochLogger, fixed_config, holds_checkpoint
+from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_tools import barrier, broadcast, mpi_op, mpi_sum, num_procs, proc_id
 
-FOLDER = "checkpoint"
-FORMAT = 1
+FORMAT = 2
 _KEPT = 2
 _TEMPORARY = ".unfinished-"
 
@@ -69,6 +77,8 @@ class Checkpoint:
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.meet_every = meet_every
         self.parts = {**parts, "logger": logger, "generators": _GlobalGenerators()}
+        run = current_run()
+        self._stop = run.stop if run else StopRequest()
         self._began = time.time()
         self._saved = -math.inf  # so that the first epoch's end has one
 
@@ -78,18 +88,27 @@ class Checkpoint:
         Args:
             **counters: the training loop's own numbers, as they are at the start.
 
+        Nothing is written; call ``logger.begin()`` when the first episode has started, too.
+
         Returns:
             The counters, as they were at the checkpoint or as given; with ``t``, the environment
             steps taken, and ``start_time``, when the run would have begun without a break.
+
+        Raises:
+            ValueError: there are checkpoints, but none can be used, or they are of a run with other
+                hyperparameters.
+            BlockingIOError: another run is writing to the folder.
         """
-        saved = self._read() if self.logger.resumes else None
+        folder = self.logger.folder
         at = SimpleNamespace(**counters, t=0, start_time=self._began)
-        if saved is None:
-            if self.logger.resumes:
-                self.logger.log("There is no checkpoint to continue: starting anew")
-            self.logger.begin()
+        if not folder.resumes:
             return at
-        self.logger.check_resumes(saved.get("config", {}))
+        folder.lock()
+        saved = self._read()
+        if saved is None:
+            self.logger.log("There is no checkpoint to continue: the run starts from the beginning")
+            return at
+        check_unchanged(saved.get("config", {}), folder.config)
         self._saved = time.time()
         vars(at).update(saved["counters"])
         at.start_time = self._began = time.time() - saved["seconds"]
@@ -110,22 +129,29 @@ class Checkpoint:
         ends_epoch = t % self.steps_per_epoch == 0
         if not ends_epoch and t % self.meet_every:
             return
-        signal, due = interrupts.requested(), ends_epoch and time.time() - self._saved >= self.every
+        signal, due = self._stop.signal, ends_epoch and time.time() - self._saved >= self.every
         if num_procs() > 1:  # rank 0's clock counts, and a signal to any rank
             both = np.array([signal, due if proc_id() == 0 else 0])
             signal, due = map(int, mpi_op(both, "MAX"))  # type: ignore[assignment]
         if due or signal or t == self.total_steps:
-            self.save(t, **counters)
+            self.save(t, is_last=bool(signal) or t == self.total_steps, **counters)
         if signal:
             self.logger.save_state()
             barrier()
         if signal and t < self.total_steps:
             how = "the same command and --resume, or from Python resume=True"
-            self.logger.log(f"Saved at step {t}; continue with {how}")
-            raise interrupts.Interrupted(signal, t)
+            where = self.logger.folder.path
+            self.logger.log(f"Saved at step {t}; continue with {how} (the folder is {where})")
+            raise Interrupted(signal, t)
 
-    def save(self, t: int, **counters: Any) -> None:
+    def save(self, t: int, is_last: bool = True, **counters: Any) -> None:
         """Saves a checkpoint after `t` environment steps.
+
+        Args:
+            t: the steps.
+            is_last: whether the run ends here. If not, a full disk is only warned of: the run goes
+                on, the checkpoints before stay, and the next one comes at its time.
+            **counters: the training loop's own numbers.
 
         Raises:
             OSError: it can't be written.
@@ -133,23 +159,34 @@ class Checkpoint:
         state = {
             "counters": {**counters, "t": t},
             "seconds": time.time() - self._began,
-            "config": fixed_config(self.logger.config),
+            "config": fixed_config(self.logger.folder.config),
             "parts": {name: _state(part) for name, part in self.parts.items()},
         }
-        folder = self.logger.shared_dir / FOLDER
+        folder = self._folder
         still_alive()
+        self._saved = time.time()
         try:
             write(folder, t, state)
         except OSError as error:
+            if may_pass(error) and not is_last:
+                self.logger.note_full_disk("the checkpoint", error)
+                return
             raise OSError(
                 error.errno,
                 f"{error.strerror}: the checkpoint of step {t} can't be written to {folder}; those "
                 "before it are as they were. Make room, and continue with --resume",
             ) from error
-        self._saved = time.time()
+        self.logger.note_room("the checkpoint")
+
+    @property
+    def _folder(self):
+        assert self.logger.folder.path is not None
+        return self.logger.folder.path / CHECKPOINT
 
     def _read(self):
-        folder = self.logger.shared_dir / FOLDER
+        if self.logger.folder.path is None:
+            return None
+        folder = self._folder
         step = np.array([-1])  # there is none; -2 stands for some of which none can be used
         if proc_id() == 0:
             found = find(folder, self.logger.log)
@@ -158,9 +195,9 @@ class Checkpoint:
                 step[0] = -2
         broadcast(step)
         if step[0] == -2:
-            raise self.logger.refusal(
-                f"No checkpoint in {folder} can be used, as the lines above say; start anew with "
-                "--overwrite (overwrite=True)"
+            raise ValueError(
+                f"No checkpoint in {folder} can be used, as the lines above say; start a new run "
+                "in its place with --overwrite (overwrite=True)"
             )
         return None if step[0] < 0 else read(folder, int(step[0]))
 
@@ -220,45 +257,61 @@ def write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
         OSError: it can't be written; the checkpoints before it are as they were.
     """
     unfinished, rank = folder / f"{_TEMPORARY}{step}", proc_id()
-    if folder.is_symlink():
-        raise OSError(errno.ELOOP, f"{folder} is a link, and nothing is written through it")
-    if rank == 0:
-        for rest in folder.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(rest)
-        unfinished.mkdir(parents=True)
-    barrier()
-    arrays: dict[str, np.ndarray] = {}
-    content = json.dumps(_without_arrays(state, "", arrays))
-    _save_arrays(arrays, unfinished / f"rank{rank}.safetensors")
-    (unfinished / f"rank{rank}.json").write_text(content)
-    names = [f"rank{rank}.safetensors", f"rank{rank}.json"]
-    described = _gathered([_describe(unfinished / name) for name in names])
-    if rank == 0:
-        names = [name.replace("rank0", f"rank{r}") for r in range(num_procs()) for name in names]
-        files = dict(zip(names, described, strict=True))
-        manifest = dict(format=FORMAT, step=step, ranks=num_procs(), files=files)
-        manifest["sha256"] = _digest(manifest)
-        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        _flush(unfinished / "manifest.json")
-        _flush(unfinished)
-        final = folder / f"step-{step}"
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(unfinished, final)
-        _flush(folder)
-        for old in _steps(folder)[_KEPT:]:
-            shutil.rmtree(folder / f"step-{old}")
-    barrier()
-
-
-def _save_arrays(arrays, path):
     try:
-        safetensors.numpy.save_file(arrays, path)
-    except safetensors.SafetensorError as error:  # as the library calls what the system said
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        with _together():
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, f"{folder} is a link, and nothing is written through it")
+            if rank == 0:
+                for rest in folder.glob(f"{_TEMPORARY}*"):
+                    shutil.rmtree(rest)
+                unfinished.mkdir(parents=True)
+        names = [f"rank{rank}.safetensors", f"rank{rank}.json"]
+        with _together():
+            arrays: dict[str, np.ndarray] = {}
+            content = json.dumps(_without_arrays(state, "", arrays))
+            with as_os_error():
+                safetensors.numpy.save_file(arrays, unfinished / names[0])
+            (unfinished / names[1]).write_text(content)
+            described = [_describe(unfinished / name) for name in names]
+        described = _gathered(described)
+        with _together():
+            if rank == 0:
+                _finish(folder, unfinished, step, described)
+    except OSError:
+        if rank == 0:
+            shutil.rmtree(unfinished, ignore_errors=True)  # it takes room
+        raise
+
+
+def _finish(folder, unfinished, step, described):
+    """Makes a checkpoint of what all ranks have written, and removes the oldest."""
+    names = [f"rank{r}.{end}" for r in range(num_procs()) for end in ("safetensors", "json")]
+    files = dict(zip(names, described, strict=True))
+    manifest = dict(format=FORMAT, step=step, ranks=num_procs(), files=files)
+    manifest["sha256"] = _digest(manifest)
+    (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    _flush(unfinished / "manifest.json")
+    _flush(unfinished)
+    final = folder / f"step-{step}"
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(unfinished, final)
+    _flush(folder)
+    for old in _steps(folder)[_KEPT:]:
+        shutil.rmtree(folder / f"step-{old}")
+
+
+@contextlib.contextmanager
+def _together():
+    """Raises the OSError of any rank on all of them: none goes on where another can't."""
+    own = None
+    try:
+        yield
+    except OSError as error:
+        own = error
+    number = int(mpi_op((own.errno or errno.EIO) if own else 0, "MAX"))
+    if number:
+        raise own or OSError(number, f"{os.strerror(number)} (on another rank)")
 
 
 def find(folder: Path, log=print) -> int | None:

@@ -21,6 +21,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, Space, Tuple
 
 from spinup.runs.watchdog import still_alive, watchdog
+from spinup.runs.wording import one_line
 from spinup.utils.mpi_tools import proc_id
 
 EnvFn = Callable[[], gym.Env] | str
@@ -591,7 +592,7 @@ def _make_by_id(env_id, kwargs):
         if module:
             importlib.import_module(module)
     except Exception as error:  # somebody's module may fail in any way
-        raise ValueError(f"{env_id}: can't import {module!r} ({_one_line(error)})") from error
+        raise ValueError(f"{env_id}: can't import {module!r} ({one_line(error)})") from error
     try:
         return gym.make(name, **kwargs)
     except Exception as error:  # as may somebody's environment
@@ -619,7 +620,7 @@ def _why_not_made(name, kwargs, error):
         )
     if extra and isinstance(error, (ImportError, gym.error.DependencyNotInstalled)):
         return (
-            f"{name} needs packages that aren't installed ({_one_line(error).partition(',')[0]}): "
+            f"{name} needs packages that aren't installed ({one_line(error).partition(',')[0]}): "
             f'in the checkout of spinup, run pip install ".[{extra}]"'
         )
     if isinstance(error, TypeError) and argument and argument[1] in kwargs:
@@ -627,7 +628,7 @@ def _why_not_made(name, kwargs, error):
         known = f": it takes {', '.join(accepted)}" if accepted else ""
         return f"{name} takes no argument {argument[1]!r} (env_kwargs){known}"
     given = f" with env_kwargs {dict(kwargs)}" if kwargs else ""
-    return f"{name!r} can't be made{given}: {type(error).__name__}: {_one_line(error)}"
+    return f"{name!r} can't be made{given}: {type(error).__name__}: {one_line(error)}"
 
 
 def _newest_version(name):
@@ -645,10 +646,6 @@ def _arguments_of(spec):
     make = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [name for name, p in inspect.signature(make).parameters.items() if p.kind in kinds]
-
-
-def _one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # --- Spaces ---------------------------------------------------------------------------------------

@@ -1,16 +1,11 @@
-"""The run folder and its log: configuration, progress, status and saved policies."""
+"""The log of a run: rows of numbers, written to several places, and the policies it saves."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
-import re
-import shutil
-import tempfile
-import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +13,24 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from spinup.fast import capture, kernels
-from spinup.runs.interrupts import Interrupted
-from spinup.runs.json_values import convert_json
-from spinup.utils.mpi_tools import (
-    barrier,
-    broadcast,
-    mpi_statistics_scalar,
-    mpi_sum,
-    num_procs,
-    proc_id,
+from spinup.fast import capture
+from spinup.runs.folder import (
+    POLICY,
+    PROGRESS,
+    RunFolder,
+    State,
+    as_os_error,
+    may_pass,
 )
+from spinup.runs.underway import current_run
+from spinup.runs.versions import versions
+from spinup.runs.wording import describe_error
+from spinup.utils.mpi_tools import barrier, mpi_statistics_scalar, mpi_sum, num_procs, proc_id
+from spinup.utils.writers import WRITERS, Progress, Terminal, Writer, say
 
 _COLORS = dict(
     gray=30, red=31, green=32, yellow=33, blue=34, magenta=35, cyan=36, white=37, crimson=38
 )
-
-# What a run writes into its folder; `overwrite` removes these and nothing else.
-_RESULTS = ("progress.txt", "config.json", "status.json", "pyt_save", "checkpoint", "tensorboard")
 
 
 def colorize(string: str, color: str, bold: bool = False, highlight: bool = False) -> str:
@@ -44,175 +39,114 @@ def colorize(string: str, color: str, bold: bool = False, highlight: bool = Fals
     return f"\x1b[{code}m{string}\x1b[0m"
 
 
-def check_exp_name(name: str) -> str:
-    """Returns an experiment's name, which becomes a folder's, if it is fit for that.
-
-    Raises:
-        ValueError: it has other characters than letters, digits and ``_ - + . =``, or starts with
-            a dot.
-    """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_+=-][A-Za-z0-9_+=.-]*", name):
-        raise ValueError(
-            f"exp_name {name!r} is not fit for a folder's name: use letters, digits and _ - + . = "
-            "(and no dot in front)"
-        )
-    return name
-
-
-def holds_results(output_dir: str | os.PathLike) -> bool:
-    """Says whether a folder holds the results of a run (its log or a saved policy)."""
-    folder = Path(output_dir)
-    progress = folder / "progress.txt"
-    has_rows = progress.is_file() and progress.stat().st_size > 0
-    return has_rows or any((folder / name).exists() for name in ("pyt_save", "checkpoint"))
-
-
-def holds_checkpoint(output_dir: str | os.PathLike) -> bool:
-    """Says whether a folder holds a checkpoint, sound or not."""
-    return any(Path(output_dir, "checkpoint").glob("step-*"))
-
-
-def read_status(output_dir: str | os.PathLike) -> dict[str, Any]:
-    """Returns what a run's ``status.json`` says, or an empty dict where there is none yet."""
-    try:
-        status = json.loads(Path(output_dir, "status.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
-
-
-def slurm_job() -> str | None:
-    """Returns the id of the Slurm job that this process belongs to, ``array_task`` in an array."""
-    array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
-    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else job
-
-
-def describe_error(error: BaseException) -> str:
-    """Returns an exception in one line, ``"ValueError: what it says"``."""
-    name, text = type(error).__name__, " ".join(str(error).split())
-    if isinstance(error, Interrupted):
-        return text
-    notes = "".join(f"; {' '.join(note.split())}" for note in getattr(error, "__notes__", []))
-    return (f"{name}: {text}" if text else name) + notes
-
-
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # ranks may write at once
-    try:
-        temporary.write_text(json.dumps(content, indent=4) + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 class Logger:
-    """Writes a run's folder. Every rank has one; rank 0's writes and prints.
+    """Logs a run. Every rank has one; rank 0's writes and prints.
+
+    Nothing is written before `begin`, which the first row and the first save imply.
 
     Args:
-        output_dir: the folder, made if need be. A new one among the system's temporary files if
-            None.
+        output_dir: the run's folder. A new one among the system's temporary files if None.
         output_fname: name of the tab-separated log, one row per epoch.
         exp_name: name of the experiment; the plotter averages runs that share it.
         overwrite: remove the results that the folder holds, instead of refusing it.
+        tensorboard: also write the log for TensorBoard (``pip install ".[tensorboard]"``).
         resume: continue the run whose results the folder holds, if it holds any.
-        tensorboard: also write the log for TensorBoard (``pip install spinup[tensorboard]``).
+        verbose: print each row as a table (True) or in one line (False). By default an algorithm
+            that is called directly prints lines; what a launcher started, and a Logger that is used
+            alone, print tables.
+        **writers: other copies of the log, see `spinup.utils.writers.WRITERS`: ``wandb="PROJECT"``
+            for Weights & Biases (``pip install ".[wandb]"``).
 
     Raises:
         FileExistsError: the folder holds results.
         BlockingIOError: another run is writing to it.
+        ModuleNotFoundError: a copy needs a package that is not installed.
     """
-
-    current: Logger | None = None  # the logger of the run under way in this process
 
     def __init__(
         self,
         output_dir: str | os.PathLike | None = None,
-        output_fname: str = "progress.txt",
+        output_fname: str = PROGRESS,
         exp_name: str | None = None,
         overwrite: bool = False,
         tensorboard: bool = False,
         resume: bool = False,
+        verbose: bool | None = None,
+        **writers: Any,
     ):
         self.exp_name = exp_name
-        self.resumes = resume and not overwrite
-        self._lock = None
-        self._config_before: dict[str, Any] = {}
-        self._status_before: dict[str, Any] = {}
-        self._refused = False
         self.log_headers: list[str] = []
         self.log_current_row: dict[str, Any] = {}
         self.first_row = True
-        self.output_dir: Path | None = None
-        self.output_file = None
-        self.config: dict[str, Any] = {}
-        self.status: dict[str, Any] = {}
+        self.folder = RunFolder(output_dir, overwrite, resume)
+        run = current_run()
+        self.verbose = verbose
+        self._is_launched = self.folder.is_launched
+        if verbose is None:
+            self.verbose = run is None or self._is_launched
         self._model: torch.nn.Module | None = None
-        self._board = None
-        self._start = time.time()
-        self._status_file = Path(output_dir, "status.json") if output_dir else None
+        self._unsaved: set[int | None] = set()  # saves that a full disk didn't take
+        self._failing: set[str] = set()
+        self._writers: dict[str, Writer] = {}
+        chosen = {"tensorboard": tensorboard, **writers}
+        unknown = chosen.keys() - WRITERS.keys()
+        if unknown:
+            known = ", ".join(WRITERS)
+            raise TypeError(
+                f"logger_kwargs: {min(unknown)!r} is unknown; copies of the log: {known}"
+            )
         if proc_id() == 0:
-            self.output_dir = Path(output_dir or tempfile.mkdtemp(prefix="spinup-"))
-            self._status_file = self.output_dir / "status.json"
-            if not (overwrite or resume):
-                _refuse_results(self.output_dir)
-            self._lock = _lock(self.output_dir)
-            if overwrite:
-                _remove_results(self.output_dir)
-            if self.resumes and (self.output_dir / "checkpoint").is_dir():
-                self._config_before = read_config(self.output_dir)
-                self._status_before = read_status(self.output_dir)
-            self._board = _open_tensorboard(self.output_dir) if tensorboard else None
-            self._output_path = self.output_dir / output_fname
-            # What is there stays until the checkpoint that it belongs to has been read
-            self.output_file = _open_own(self._output_path, "a" if self.resumes else "w")
-            self._write_status("running")
-            self.log(f"Logging to {self._output_path}")
-        self.shared_dir = _agreed_folder(self.output_dir or output_dir)
-        Logger.current = self
+            self._writers["the terminal"] = Terminal("table" if self.verbose else "line")
+            self._writers[output_fname] = Progress(output_fname)
+            self._writers |= {name: WRITERS[name](x) for name, x in chosen.items() if x}
+        if run is not None:
+            run.loggers.append(self)
 
-    def log(self, msg: str, color: str = "green") -> None:
-        """Prints a message, coloured on a terminal."""
-        if proc_id() == 0:
+    @property
+    def output_dir(self) -> Path | None:
+        """The run's folder on rank 0, None on others."""
+        if proc_id() != 0:
+            return None
+        return self.folder.make_path()
+
+    def log(self, msg: str, color: str = "green", detail: bool = False) -> None:
+        """Prints a message, coloured on a terminal.
+
+        Args:
+            msg: the message.
+            color: its colour.
+            detail: whether it belongs to the table of a row, and is left out where lines are
+                printed.
+        """
+        if proc_id() == 0 and (self.verbose or not detail):
             is_terminal = os.isatty(1)
-            print(colorize(msg, color, bold=True) if is_terminal else msg, flush=True)
+            say(colorize(msg, color, bold=True) if is_terminal else msg)
 
     def save_config(self, config: dict[str, Any]) -> None:
         """Adds to ``config.json``: all that is needed to run the experiment again.
 
         Args:
-            config: hyperparameters and other facts; what JSON can't hold is described in words.
-        """
-        self.config.update(convert_json(config))
-        self.config["num_cpu"] = num_procs()
-        self.check_resumes(self._config_before)
-        self.config["versions"] = _versions()
-        if self.exp_name is not None:
-            self.config["exp_name"] = self.exp_name
-        # That of the run to resume stays until all that it holds has been compared
-        if self.output_dir is not None and self._config_before.keys() <= self.config.keys():
-            write_json(self.output_dir / "config.json", self.config)
-
-    def check_resumes(self, config: dict[str, Any]) -> None:
-        """Makes sure that a run to resume is of this configuration.
-
-        Args:
-            config: the one that it began with, or a part of that.
+            config: hyperparameters and other facts; values that JSON can't hold are described in
+                words.
 
         Raises:
-            ValueError: it is of another; its folder is as it was.
+            ValueError: the run is to be resumed, and began with another value.
         """
-        try:
-            check_unchanged(config, self.config)
-        except ValueError as error:
-            raise self.refusal(str(error)) from None
+        name = {} if self.exp_name is None else {"exp_name": self.exp_name}
+        self.folder.add_config({**config, "num_cpu": num_procs(), "versions": versions(), **name})
 
-    def refusal(self, reason: str) -> ValueError:
-        """Returns the error of a run that can't be resumed; its folder stays as it was."""
-        self._refused = True
-        return ValueError(reason)
+    def begin(self) -> None:
+        """Claims the run's folder, from where on it is this run's; see `RunFolder.begin`.
+
+        Call it when everything that can be wrong with the run's settings has been tried.
+        """
+        if self.folder.has_begun:
+            return
+        self.folder.begin()
+        for name, writer in list(self._writers.items()):
+            with self._trying(name):
+                writer.open(self._path(), self.folder.config, self.exp_name)
+        self.log(f"Logging to {self.folder.path}")
 
     def setup_pytorch_saver(self, what_to_save: torch.nn.Module) -> None:
         """Names the module whose weights `save_state` saves."""
@@ -221,22 +155,35 @@ class Logger:
     def save_state(self, state_dict: dict[str, Any] | None = None, itr: int | None = None) -> None:
         """Saves the policy's weights to ``pyt_save/model.safetensors``.
 
+        On a full disk the last save stays, and the next call, or at last `close`, tries again.
+
         Args:
             state_dict: accepted for the sake of Spinning Up's scripts; environments are rebuilt
                 from ``config.json``, not saved.
             itr: number to append to the file's name, to keep more than the last.
         """
-        if self.output_dir is None:
-            return
         assert self._model is not None, "call setup_pytorch_saver first"
-        folder = self.output_dir / "pyt_save"
+        self.begin()
+        if proc_id() == 0:
+            self._unsaved.add(itr)
+            with self._trying("the policy"):
+                self._save_weights()
+
+    def _save_weights(self):
+        folder = self._path() / POLICY
         folder.mkdir(exist_ok=True)
-        path = folder / f"model{'' if itr is None else itr}.safetensors"
         # Copies: the parameters are views of one vector, and safetensors refuses shared memory.
         weights = {k: v.detach().cpu().clone() for k, v in self._model.state_dict().items()}
-        temporary = path.with_suffix(".tmp")
-        save_file({k: v.contiguous() for k, v in weights.items()}, temporary)
-        os.replace(temporary, path)
+        for itr in list(self._unsaved):
+            path = folder / f"model{'' if itr is None else itr}.safetensors"
+            temporary = path.with_suffix(".tmp")
+            try:
+                with as_os_error():
+                    save_file({k: v.contiguous() for k, v in weights.items()}, temporary)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._unsaved.discard(itr)
 
     def log_tabular(self, key: str, val: Any) -> None:
         """Sets a column of the current row.
@@ -253,120 +200,118 @@ class Logger:
         self.log_current_row[key] = val
 
     def dump_tabular(self) -> None:
-        """Ends the row: prints it, and writes it to the log."""
+        """Ends the row: prints it, and writes it to the log and its copies."""
+        self.begin()
         row, self.log_current_row = self.log_current_row, {}
-        if self.output_file is not None:
-            self._print_row(row)
-            if self.first_row:
-                self.output_file.write("\t".join(self.log_headers) + "\n")
-            values = [row.get(key, "") for key in self.log_headers]
-            try:
-                self.output_file.write("\t".join(map(str, values)) + "\n")
-                self.output_file.flush()
-                self._write_status("running", row)
-            except OSError as error:
-                raise OSError(
-                    error.errno,
-                    f"{error.strerror}: the log can't be written to {self.output_dir}. Make room, "
-                    "and continue with --resume",
-                ) from error
-            if self._board is not None:
-                for key, val in row.items():
-                    self._board.add_scalar(key, val, int(row.get("TotalEnvInteracts", 0)))
+        self.folder.note_row(row)
+        for name, writer in list(self._writers.items()):
+            with self._trying(name):
+                writer.write(self.log_headers, row)
+        if proc_id() == 0:
+            with self._trying("the status"):
+                self.folder.write_status(State.RUNNING)
         self.first_row = False
 
-    def begin(self) -> None:
-        """Starts the log anew, when there is no checkpoint to continue."""
-        if self.output_file is not None:
-            self.output_file.truncate(0)
+    @contextlib.contextmanager
+    def _trying(self, name: str) -> Iterator[None]:
+        """Writes something without which the run can continue for a while.
+
+        A full disk is warned of when it begins and when it ends. A copy of the log is left out
+        after any error.
+        """
+        try:
+            yield
+        except Exception as error:
+            if name in WRITERS:
+                self._leave_out(name, error)
+            elif isinstance(error, OSError) and may_pass(error) and self.folder.has_begun:
+                self.note_full_disk(name, error)
+            else:
+                raise
+        else:
+            self.note_room(name)
+
+    def note_full_disk(self, name: str, error: OSError) -> None:
+        """Warns that something can't be written, once until `note_room` says that it can."""
+        if name not in self._failing:
+            self._failing.add(name)
+            self.log(
+                f"Warning: {name} can't be written to {self.folder.path}: {error.strerror}. The "
+                "run continues with what was written before, and tries again; make room",
+                "yellow",
+            )
+
+    def note_room(self, name: str) -> None:
+        """Notes that something could be written, and says so if it couldn't be before."""
+        if name in self._failing:
+            self._failing.discard(name)
+            self.log(f"There is room for {name} again")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the log so far, for a checkpoint."""
-        text = "" if self.output_file is None else self._output_path.read_text()
         return dict(
-            progress=text,
             headers=self.log_headers,
             first_row=self.first_row,
-            status=self.status,
-            seconds=time.time() - self._start,
+            writers={name: writer.state_dict() for name, writer in self._writers.items()},
+            **self.folder.state_dict(),
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the log as it was at a checkpoint."""
+        """Restores the log as it was at a checkpoint; call it before `begin`."""
         self.log_headers, self.first_row = state["headers"], state["first_row"]
-        self.status, self._start = state["status"], time.time() - state["seconds"]
-        if self.output_file is not None:
-            self.output_file.close()
-            temporary = self._output_path.with_suffix(".tmp")
-            temporary.write_text(state["progress"])
-            os.replace(temporary, self._output_path)
-            self.output_file = _open_own(self._output_path, "a")
+        self.folder.load_state_dict(state)
+        for name, writer in self._writers.items():
+            writer.load_state_dict(state["writers"].get(name, {}))
 
     def close(self, error: BaseException | None = None) -> None:
-        """Ends the run's log: its status becomes finished, or failed and why."""
-        if Logger.current is self:
-            Logger.current = None
+        """Ends the log: the run's state becomes finished, or failed and why.
+
+        Args:
+            error: the exception that ended the run.
+
+        Raises:
+            OSError: the run has finished, but its log or its policy can't be written.
+        """
         if error is None:
+            self.begin()
             barrier()  # finished means that every rank is
-        if self.output_file is not None:
-            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
-                self.output_file.close()  # writes what is left, and can't on a full disk
-        if self._board is not None:
-            self._board.close()
-        # A rank that fails says so itself: rank 0 waits for it, and is ended waiting. All are
-        # interrupted together.
-        interrupted = isinstance(error, Interrupted)
-        if self._refused and self._status_before and self._status_file is not None:
-            write_json(self._status_file, self._status_before)
-            config = Path(self.shared_dir, "config.json")
-            if self._config_before:
-                write_json(config, self._config_before)
-            else:  # it was lost, and this run's is of another
-                config.unlink(missing_ok=True)
-        elif proc_id() == 0 or not (error is None or interrupted or self._refused):
-            state = "interrupted" if interrupted else "failed"
-            self._write_status("finished" if error is None else state, error=error)
-        if interrupted:
-            barrier()  # the first rank to exit ends all, and rank 0 has to write its status before
-        if self._lock is not None:
-            self._lock.close()
+        while self._writers:
+            name, writer = self._writers.popitem()
+            if not self.folder.has_begun:
+                continue
+            try:
+                writer.close()
+            except Exception as failure:
+                if name in WRITERS:
+                    self._leave_out(name, failure)
+                elif error is None:
+                    raise self._explained(name, failure) from failure
+        if error is None and self._unsaved:
+            try:
+                self._save_weights()
+            except OSError as failure:
+                raise self._explained("the policy", failure) from failure
+        self.folder.close(error)
+        if error is None and not self._is_launched:
+            self.log(f"Results are in {self.folder.path}")
 
-    def _print_row(self, row):
-        width = max(15, *map(len, self.log_headers))
-        line = "-" * (width + 22)
-        rows = [f"| {key:>{width}} | {_short(row.get(key, '')):>15} |" for key in self.log_headers]
-        print("\n".join([line, *rows, line]), flush=True)
+    def _explained(self, name, error):
+        if not isinstance(error, OSError):
+            return error
+        return OSError(
+            error.errno,
+            f"{error.strerror}: {name} can't be written to {self.folder.path}. Make room, and "
+            "continue with --resume",
+        )
 
-    def _write_status(self, state, row=None, error=None):
-        if self._status_file is None:
-            return
-        if row:
-            performance = row.get("AverageTestEpRet", row.get("AverageEpRet", math.nan))
-            steps, seconds = row.get("TotalEnvInteracts"), time.time() - self._start
-            self.status.update(
-                {
-                    "epoch": row.get("Epoch"),
-                    "epochs": self.config.get("epochs"),
-                    "steps": steps,
-                    "total_steps": _product(self.config, "epochs", "steps_per_epoch"),
-                    "return": performance if math.isfinite(performance) else None,
-                    "seconds": round(seconds, 3),
-                    "steps_per_second": steps / seconds if steps and seconds > 0 else None,
-                }
-            )
-        reason = None
-        if error is not None:
-            by_one = num_procs() > 1 and not isinstance(error, Interrupted)
-            rank = f"rank {proc_id()}: " if by_one else ""
-            reason = rank + describe_error(error)
-        status = {"state": state, "error": reason, **self.status, "updated": time.time()}
-        if slurm_job() is not None:
-            status["slurm_job"] = slurm_job()
-        try:
-            write_json(self._status_file, convert_json(status))
-        except OSError:
-            if error is None:  # else the error that is being reported matters more
-                raise
+    def _leave_out(self, name, error):
+        self._writers.pop(name, None)
+        reason = describe_error(error)
+        self.log(f"Warning: {name} fails, and gets no more of the log: {reason}", "yellow")
+
+    def _path(self):
+        assert self.folder.path is not None
+        return self.folder.path
 
 
 class EpochLogger(Logger):
@@ -498,156 +443,3 @@ class _Samples:
         """Forgets them."""
         self._size = 0
         self._on_gpu.clear()
-
-
-def _open_own(path, mode):
-    """Opens a file of a run folder for writing; a link in its place is an error, not followed."""
-    no_link = getattr(os, "O_NOFOLLOW", 0)
-    return open(path, mode, opener=lambda path, flags: os.open(path, flags | no_link, 0o666))
-
-
-def _lock(folder):
-    """Returns the open file whose lock keeps other runs out of a folder, until it is closed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    file = _open_own(folder / ".lock", "w")
-    for attempt in range(10):
-        try:
-            # The process's own, not inherited by its children: it goes when the process goes
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except (BlockingIOError, PermissionError):
-            if attempt < 9:  # it may be somebody's look, see is_locked
-                time.sleep(0.02)
-                continue
-            file.close()
-            raise BlockingIOError(f"{folder} is in use by a run that is under way") from None
-        except OSError:  # a file system without locks
-            break
-    return file
-
-
-def is_locked(folder: str | os.PathLike) -> bool | None:
-    """Says whether a run is writing to a folder; None where that can't be told."""
-    if Logger.current is not None and Logger.current.shared_dir == Path(os.path.abspath(folder)):
-        return True  # by this process, whose look would undo the lock
-    try:
-        import fcntl
-
-        with open(Path(folder, ".lock"), "r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may look at once
-    except (BlockingIOError, PermissionError):
-        return True
-    except (ImportError, OSError):
-        return None
-    return False
-
-
-def _agreed_folder(folder):
-    """Returns rank 0's folder, on all ranks."""
-    name = np.zeros(4096, dtype=np.uint8)
-    encoded = os.fsencode(os.path.abspath(folder)) if folder else b""
-    name[: len(encoded)] = list(encoded)
-    broadcast(name)
-    return Path(os.fsdecode(name.tobytes().rstrip(b"\0")))
-
-
-def read_config(output_dir: str | os.PathLike) -> dict[str, Any]:
-    """Returns a run's ``config.json``, or an empty dict where there is none that can be read."""
-    try:
-        content = json.loads(Path(output_dir, "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-# What may differ when a run is resumed.
-_MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_every", "save_freq"}
-
-
-def fixed_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of a configuration can't change when a run is resumed."""
-    return {key: value for key, value in config.items() if key not in _MAY_CHANGE}
-
-
-def check_unchanged(before: dict[str, Any], config: dict[str, Any]) -> None:
-    """Refuses to resume a run with other hyperparameters than it began with.
-
-    Args:
-        before: its configuration, as JSON has it.
-        config: the one it is to go on with. What only one of the two has is not compared.
-
-    Raises:
-        ValueError: they differ, in what.
-    """
-    for key in sorted(before.keys() & config.keys() - _MAY_CHANGE):
-        # As JSON has it, where tuples are lists; no arguments are None, or an empty dict
-        now = json.loads(json.dumps(config[key]))
-        if before[key] != now and not all(value in (None, {}) for value in (before[key], now)):
-            raise ValueError(
-                f"{key} is {config[key]!r}, but the run to resume has {before[key]!r}: give it "
-                "that, or start anew with --overwrite"
-            )
-    if before.get("epochs", 0) > config.get("epochs", math.inf):
-        raise ValueError(
-            f"epochs is {config['epochs']}, but the run to resume has {before['epochs']}: more are "
-            "allowed, fewer aren't"
-        )
-
-
-def _refuse_results(folder):
-    if holds_results(folder):
-        raise FileExistsError(
-            f"{folder} holds the results of a run; continue it with --resume, choose another "
-            "folder or exp_name, or replace them with --overwrite (from Python, resume=True "
-            "or overwrite=True in logger_kwargs)"
-        )
-
-
-def _remove_results(folder):
-    if holds_results(folder):
-        for name in _RESULTS:
-            path = folder / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _open_tensorboard(folder):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ModuleNotFoundError(
-            "tensorboard=True needs TensorBoard: pip install 'spinup[tensorboard]'"
-        ) from None
-    return SummaryWriter(folder / "tensorboard")
-
-
-def _versions():
-    import platform
-
-    import gymnasium
-
-    from spinup.version import __version__
-
-    return {
-        "spinup": __version__,
-        "torch": torch.__version__,
-        "gymnasium": gymnasium.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "compiled": kernels.compiled(),
-    }
-
-
-def _product(config, *keys):
-    values = [config.get(key) for key in keys]
-    return math.prod(values) if all(isinstance(v, int) for v in values) else None
-
-
-def _short(val):
-    return f"{val:8.3g}" if hasattr(val, "__float__") else str(val)

@@ -14,10 +14,10 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import numpy as np
 from torch import nn
 
-from spinup.runs import interrupts
+from spinup.runs.interrupts import Interrupted, is_interactive
 from spinup.runs.json_values import activation_names, find_activation, import_callable
+from spinup.runs.underway import run_under_way
 from spinup.runs.watchdog import watchdog
-from spinup.utils.logx import Logger
 from spinup.utils.mpi_pytorch import one_thread_per_rank
 from spinup.utils.mpi_tools import num_procs
 from spinup.utils.nets import gradients_in_place
@@ -31,26 +31,27 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
 
     While it runs, each rank computes on one thread (the caller's threads are put back after). When
     it returns, or raises, the run folder's ``status.json`` says so. Before it starts, its
-    hyperparameters are checked.
+    hyperparameters are checked. In a notebook a run that was stopped raises KeyboardInterrupt.
     """
 
     @functools.wraps(algorithm)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        Logger.current = None
         call = inspect.signature(algorithm).bind(*args, **kwargs)
         call.arguments.update(check_hyperparameters(algorithm, call.arguments))
-        try:
-            with interrupts.noted(), one_thread_per_rank(), gradients_in_place():
-                result = algorithm(*call.args, **call.kwargs)
-            if Logger.current is not None:
-                Logger.current.close()
-            return result
-        except BaseException as error:
-            if Logger.current is not None:
-                Logger.current.close(error)
-            raise
-        finally:
-            watchdog.stop()
+        with run_under_way() as under_way:
+            try:
+                with under_way.stop.listening(), one_thread_per_rank(), gradients_in_place():
+                    result = algorithm(*call.args, **call.kwargs)
+                under_way.close()
+                return result
+            except BaseException as error:
+                under_way.close(error)
+                if isinstance(error, Interrupted) and is_interactive():
+                    # A notebook takes SystemExit for its own end, and would go on to the next cell
+                    raise KeyboardInterrupt(str(error)) from None
+                raise
+            finally:
+                watchdog.stop()
 
     return run
 

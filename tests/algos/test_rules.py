@@ -13,6 +13,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from torch.testing import assert_close
 
+from spinup.runs.underway import current_run
 from spinup.utils.acting import ActingPolicy, acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.envs import AdaptedEnv
@@ -369,7 +370,7 @@ def _fails_after_one_good_epoch(folder, algorithm, env, message, good=None, **kw
     assert str(failure.value).splitlines()[0] in status["error"]
     ac = train(algorithm, Made(length=6), folder / "good", epochs=1, **kwargs)
     assert_close(saved_model(folder / "bad"), dict(ac.state_dict()), atol=0, rtol=0)
-    assert Logger.current is None
+    assert current_run() is None
 
 
 @all_algorithms

@@ -38,7 +38,7 @@ def test_who_writes_is_running_and_who_was_killed_has_died(tmp_path):
     code = f"""
 import time
 from spinup.utils.logx import Logger
-Logger(output_dir={str(tmp_path / "run")!r})
+Logger(output_dir={str(tmp_path / "run")!r}).begin()
 print("ready", flush=True)
 time.sleep(100)
 """
@@ -55,6 +55,7 @@ time.sleep(100)
 
 def test_looking_disturbs_no_run(tmp_path):
     logger = Logger(output_dir=tmp_path / "run")
+    logger.begin()
     assert state_of(tmp_path / "run")["state"] == "running"
     logger.close()
     assert state_of(tmp_path / "run")["state"] == "finished"

@@ -58,7 +58,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_written(here, capsys):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     holder = subprocess.Popen(
         [sys.executable, "-c", "from spinup.utils.logx import Logger; import time\n"
-         f"logger = Logger({str(folder)!r}, resume=True); print(1, flush=True); time.sleep(60)"],
+         f"logger = Logger({str(folder)!r}, resume=True); logger.begin(); time.sleep(60)"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

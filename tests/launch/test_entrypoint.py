@@ -4,8 +4,10 @@ import pickle
 
 import pytest
 
-from spinup.launch.entrypoint import describe_error, execute, read_spec, with_env_fn
-from spinup.utils.logx import read_status
+from spinup.launch.entrypoint import execute, with_env_fn
+from spinup.launch.spec import read_spec
+from spinup.runs.folder import read_status
+from spinup.runs.wording import describe_error
 from tests.thunks import fake
 
 

@@ -9,7 +9,7 @@ import torch
 
 from spinup import user_config
 from spinup.launch.experiment import call_experiment, setup_logger_kwargs
-from spinup.utils.logx import read_status
+from spinup.runs.folder import read_status
 from tests.thunks import fake, note
 
 # --- Folders --------------------------------------------------------------------------------------

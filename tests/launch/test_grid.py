@@ -15,7 +15,7 @@ from spinup.cli.flags import RUN_FLAGS
 from spinup.examples import bench_ppo_cartpole
 from spinup.launch import processes as launch
 from spinup.launch.grid import ExperimentGrid, default_shorthand, valid_str
-from spinup.utils.logx import read_status
+from spinup.runs.folder import read_status
 from tests.launch.grids import grid_of
 from tests.thunks import fake, fragile, note
 

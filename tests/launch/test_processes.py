@@ -10,7 +10,7 @@ import pytest
 
 from spinup.launch import processes as launch
 from spinup.launch.processes import Experiment, LogFollower, Run, run_one, stop
-from spinup.utils.logx import read_status
+from spinup.runs.folder import read_status
 from tests.thunks import fake
 
 

@@ -20,11 +20,12 @@ from gymnasium.spaces import Box
 
 from spinup import sac
 from spinup.runs import interrupts
+from spinup.runs.folder import read_status
 from spinup.utils import checkpoint
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.envs import make_env, seed_everything
 from spinup.utils.flat import Adam, flatten
-from spinup.utils.logx import EpochLogger, Logger, read_status
+from spinup.utils.logx import EpochLogger, Logger
 from tests.resumable import differences, final_state, train
 
 STATE = {
@@ -315,7 +316,7 @@ def test_without_a_checkpoint_it_starts_anew(tmp_path, capsys):
     assert differences(final_state(folder), final_state(tmp_path / "other")) == []
     printed = capsys.readouterr().out
     assert "Continuing" not in printed
-    assert "There is no checkpoint to continue: starting anew" in printed
+    assert "There is no checkpoint to continue: the run starts from the beginning" in printed
 
 
 def test_checkpoints_none_of_which_can_be_used_lose_nothing(tmp_path):
@@ -372,10 +373,9 @@ def test_what_has_changed_is_refused_and_named(changed, message, tmp_path):
 def test_checkpoints_come_by_the_clock_at_ends_of_epochs_and_at_the_end(tmp_path, monkeypatch):
     clock, taken = [0.0], []
     monkeypatch.setattr(checkpoint.time, "time", lambda: clock[0])
-    monkeypatch.setattr(checkpoint.Checkpoint, "save", lambda self, t: taken.append(t))
     logger = EpochLogger(output_dir=tmp_path)
     kept = checkpoint.Checkpoint(logger, 10, steps_per_epoch=5, total_steps=23, meet_every=2)
-    kept.save = lambda t: (taken.append(t), setattr(kept, "_saved", clock[0]))
+    kept.save = lambda t, is_last: (taken.append(t), setattr(kept, "_saved", clock[0]))
     for t in range(1, 24):
         clock[0] += 3
         kept.step(t)
@@ -458,9 +458,9 @@ def test_a_link_in_place_of_a_file_is_not_followed(name, resume, tmp_path):
     (tmp_path / "precious").write_text("")
     (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
     with pytest.raises(OSError):
-        Logger(output_dir=tmp_path / "run", resume=resume)
-        Logger.current.log_tabular("Epoch", 1)
-        Logger.current.dump_tabular()
+        logger = Logger(output_dir=tmp_path / "run", resume=resume)
+        logger.log_tabular("Epoch", 1)
+        logger.dump_tabular()
     assert (tmp_path / "precious").read_text() == ""
 
 
@@ -502,25 +502,25 @@ def test_signals_are_as_before_after_a_run(tmp_path):
     before = [signal.getsignal(number) for number in interrupts._SIGNALS]
     train("ppo", tmp_path, epochs=1)
     assert [signal.getsignal(number) for number in interrupts._SIGNALS] == before
-    assert interrupts.requested() == 0
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    with interrupts.noted():
+    stop = interrupts.StopRequest()
+    with stop.listening():
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupts.requested() == signal.SIGINT
+        assert stop.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
-    assert interrupts.requested() == 0
 
 
 def test_what_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with interrupts.noted():
+        stop = interrupts.StopRequest()
+        with stop.listening():
             os.kill(os.getpid(), signal.SIGTERM)
-            assert interrupts.requested() == 0
+            assert stop.signal == 0
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -562,50 +562,101 @@ def test_sac_with_a_fixed_temperature(tmp_path):
     assert differences(final_state(tmp_path / "a"), final_state(tmp_path / "b")) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no such limit on Windows")
-def test_a_disk_too_full_for_the_log(tmp_path, run_python):
-    settings = "checkpoint_every=1e9, save_freq=1000, ac_kwargs=dict(hidden_sizes=(2,))"
-    code = f"""
+# --- A full disk ---
+
+# While environments are stepped the disk becomes full, and has room again if `until` comes
+LIMITED = """
 import resource
+from gymnasium.envs.classic_control import PendulumEnv
 from tests.resumable import train
-train("ppo", {str(tmp_path / "run")!r}, epochs=1, {settings})
-resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000))  # of the log some rows
-train("ppo", {str(tmp_path / "run")!r}, epochs=20, {settings})
+
+steps, step = 0, PendulumEnv.step
+
+def limited_step(self, action):
+    global steps
+    steps += 1
+    if steps in ({since}, {until}):
+        size = {size} if steps == {since} else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    return step(self, action)
+
+PendulumEnv.step = limited_step
+train({algorithm!r}, {folder!r}, {settings})
+print("THE END")
 """
-    result = run_python(["-c", code])
-    assert result.returncode == 1
-    assert re.fullmatch(
-        r"OSError: \[Errno 27\] File too large: the log can't be written to .*/run\. Make room, "
-        "and continue with --resume",
-        result.stderr.strip().splitlines()[-1],
+no_limit = pytest.mark.skipif(not hasattr(os, "fork"), reason="no such limit on Windows")
+
+
+@no_limit
+@pytest.mark.parametrize("size", [0, 1500, 20_000])
+def test_a_disk_that_is_full_for_a_while_costs_nothing(size, tmp_path, run_python):
+    """Of 10 epochs, 161 steps each, the third to seventh find no room, for all or some files."""
+    folder = tmp_path / "run"
+    settings = dict(algorithm="ppo", folder=str(folder), settings="save_freq=1")
+    result = run_python(["-c", LIMITED.format(size=size, since=330, until=1200, **settings)])
+    assert result.returncode == 0, result.stderr
+    assert "THE END" in result.stdout
+    for name in ["the checkpoint"] + ["progress.txt", "the policy", "the status"] * (size == 0):
+        assert result.stdout.count(f"Warning: {name} can't be written to {folder}: File too") == 1
+        assert result.stdout.count(f"There is room for {name} again") == 1
+    train("ppo", tmp_path / "whole", save_freq=1)
+    assert differences(final_state(tmp_path / "whole"), final_state(folder)) == []
+    assert read_status(folder)["state"] == "finished"
+    assert not list(folder.rglob("*.tmp")) and not list(folder.rglob(".unfinished*"))
+
+
+@no_limit
+@pytest.mark.parametrize(
+    "size, settings, message",
+    [
+        (60_000, "", r"the checkpoint of step \d+ can't be written to .*/checkpoint; those before"),
+        (0, "epochs=3, checkpoint_every=1e9", "the checkpoint of step 483 can't be written to"),
+    ],
+)
+def test_a_disk_that_stays_full_ends_the_run_loudly_and_it_can_be_continued(
+    size, settings, message, tmp_path, run_python
+):
+    folder = tmp_path / "run"
+    made = LIMITED.format(
+        algorithm="td3", folder=str(folder), settings=settings, size=size, since=1400, until=-1
     )
-    assert read_status(tmp_path / "run")["state"] == "failed"
-    assert 5 < len((tmp_path / "run/progress.txt").read_text().splitlines()) < 20
-    assert checkpoint.find(tmp_path / "run" / "checkpoint") == 161
-    settings = dict(checkpoint_every=0, ac_kwargs=dict(hidden_sizes=(2,)), epochs=20)
-    train("ppo", tmp_path / "run", **settings)
-    train("ppo", tmp_path / "whole", **settings)
-    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "run")) == []
-
-
-def test_a_full_disk(tmp_path, run_python):
-    code = f"""
-import resource
-from tests.resumable import train
-train("td3", {str(tmp_path / "run")!r}, epochs=2)
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # room for two epochs, not for thirty
-train("td3", {str(tmp_path / "run")!r}, epochs=30)
-"""
-    result = run_python(["-c", code])
+    result = run_python(["-c", made])
     assert result.returncode == 1
     last_line = result.stderr.strip().splitlines()[-1]
-    assert re.fullmatch(
-        r"OSError: \[Errno 27\] File too large: the checkpoint of step \d+ can't be written to "
-        r".*/checkpoint; those before it are as they were. Make room, and continue with --resume",
-        last_line,
-    )
-    assert read_status(tmp_path / "run")["state"] == "failed"
-    assert checkpoint.find(tmp_path / "run" / "checkpoint") >= 2 * 161
-    train("td3", tmp_path / "run", epochs=30)
-    train("td3", tmp_path / "whole", epochs=30)
-    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "run")) == []
+    assert re.match(rf"OSError: \[Errno 27\] File too large: {message}", last_line)
+    assert last_line.endswith("Make room, and continue with --resume")
+    rows = (folder / "progress.txt").read_text().splitlines()
+    assert {line.count("\t") for line in rows} == {rows[0].count("\t")}  # no half rows
+    assert checkpoint.find(folder / "checkpoint") >= 161
+    train("td3", folder, epochs=10)
+    train("td3", tmp_path / "whole", epochs=10)
+    assert differences(final_state(tmp_path / "whole"), final_state(folder)) == []
+
+
+@no_limit
+def test_the_last_policy_and_rows_are_written_or_the_run_fails(tmp_path, run_python):
+    code = f"""
+import resource
+import torch
+from spinup.utils.logx import EpochLogger
+
+logger = EpochLogger(output_dir={str(tmp_path / "run")!r})
+logger.setup_pytorch_saver(torch.nn.Linear(1, 1))
+logger.begin()
+resource.setrlimit(resource.RLIMIT_FSIZE, ({{size}}, resource.RLIM_INFINITY))
+logger.save_state()
+logger.log_tabular("Epoch", 1)
+logger.dump_tabular()
+if {{lasts}}:
+    logger.close()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+logger.close()
+"""
+    for size, name in ((0, "progress.txt"), (100, "the policy")):
+        result = run_python(["-c", code.format(size=size, lasts=True)])
+        assert result.returncode == 1
+        assert f"File too large: {name} can't be written to {tmp_path}" in result.stderr
+        shutil.rmtree(tmp_path / "run")
+    assert run_python(["-c", code.format(size=0, lasts=False)]).returncode == 0
+    assert (tmp_path / "run/progress.txt").read_text() == "Epoch\n1\n"
+    assert (tmp_path / "run/pyt_save/model.safetensors").exists()

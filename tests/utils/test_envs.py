@@ -21,6 +21,7 @@ from gymnasium.spaces import (
 )
 
 from spinup.algos import ALGORITHMS, Algorithm
+from spinup.runs.wording import describe_error
 from spinup.utils.envs import (
     check_action_space,
     check_env,
@@ -31,7 +32,6 @@ from spinup.utils.envs import (
     restore_space,
     seed_everything,
 )
-from spinup.utils.logx import describe_error
 
 VECTOR = Box(-np.inf, np.inf, (2,), np.float32)
 

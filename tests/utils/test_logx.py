@@ -12,16 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from spinup.utils.logx import (
-    EpochLogger,
-    Logger,
+from spinup.runs.folder import (
     check_exp_name,
     check_unchanged,
-    colorize,
     holds_results,
     read_status,
     write_json,
 )
+from spinup.utils.logx import EpochLogger, Logger, colorize
 
 
 def table(folder, name="progress.txt"):
@@ -113,6 +111,7 @@ def test_a_row_is_in_the_file_at_once_and_printed(logger, tmp_path, capsys):
     logger.dump_tabular()
     assert len(table(tmp_path)) == 2
     assert capsys.readouterr().out.splitlines() == [
+        f"Logging to {tmp_path}",
         "---------------------------------------",
         "| TotalEnvInteracts |           4e+03 |",
         "|            LossPi |          -0.123 |",
@@ -232,7 +231,6 @@ def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path):
         "progress.txt",
         "status.json",
         "notes.md",
-        "log.txt",
         "plots",
         ".lock",
     }
@@ -288,6 +286,7 @@ def test_folders_are_made_and_the_logs_name_may_be_another(tmp_path):
 
 def test_status_says_running_then_finished(tmp_path):
     logger = EpochLogger(output_dir=tmp_path)
+    logger.begin()
     assert read_status(tmp_path)["state"] == "running"
     logger.save_config(dict(epochs=50, steps_per_epoch=4000))
     logger.store(EpRet=17.0)
@@ -310,6 +309,7 @@ def test_status_says_running_then_finished(tmp_path):
 
 def test_status_says_failed_and_why(tmp_path):
     logger = Logger(output_dir=tmp_path)
+    logger.begin()
     logger.close(FloatingPointError("LossV is NaN\nin two lines"))
     status = read_status(tmp_path)
     assert (status["state"], status["error"]) == (
@@ -408,7 +408,7 @@ def test_weights_on_a_gpu_are_saved_as_on_a_cpu(logger, tmp_path):
 def test_tensorboard_that_is_not_installed_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     Logger(output_dir=tmp_path / "a").close()
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'spinup\[tensorboard\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "\.\[tensorboard\]"'):
         Logger(output_dir=tmp_path / "b", tensorboard=True)
     assert not holds_results(tmp_path / "b")
 
@@ -507,7 +507,7 @@ def test_a_rank_that_fails_says_so_in_the_status(run_on_ranks, tmp_path):
         @training_run
         def algorithm():
             logger = EpochLogger(output_dir="run")
-            logger.get_stats("EpRet")  # both are here
+            logger.begin()
             if proc_id() == 1:
                 raise ValueError("no more")
             logger.get_stats("EpRet")

@@ -12,9 +12,11 @@ import torch
 
 import spinup
 from spinup.algos import ALGORITHMS
+from spinup.runs.folder import read_status
+from spinup.runs.underway import current_run
 from spinup.runs.watchdog import Watchdog
 from spinup.utils import training
-from spinup.utils.logx import Logger, read_status
+from spinup.utils.logx import Logger
 from spinup.utils.training import check_hyperparameters, training_run
 
 # --- A run's beginning and end ---
@@ -25,6 +27,7 @@ def algorithm(output_dir, ending=None):
     """Trains nothing."""
     assert torch.get_num_threads() == 1
     logger = Logger(output_dir=output_dir)
+    logger.begin()
     assert read_status(output_dir)["state"] == "running"
     if ending is not None:
         raise ending
@@ -32,11 +35,10 @@ def algorithm(output_dir, ending=None):
 
 
 def test_a_run_that_returns_has_finished(tmp_path):
-    logger = algorithm(tmp_path)
+    algorithm(tmp_path)
     assert read_status(tmp_path)["state"] == "finished"
     assert read_status(tmp_path)["error"] is None
-    assert logger.output_file.closed
-    assert Logger.current is None
+    assert current_run() is None
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_a_run_that_raises_has_failed_and_says_why(ending, reason, tmp_path):
     assert caught.value is ending
     assert read_status(tmp_path)["state"] == "failed"
     assert read_status(tmp_path)["error"] == reason
-    assert Logger.current is None
+    assert current_run() is None
 
 
 def test_a_run_refused_before_its_logger_leaves_the_last_ones_status(tmp_path):
