@@ -23,6 +23,7 @@ from spinup.launch.entrypoint import execute
 from spinup.launch.processes import Experiment, run_one
 from spinup.runs.folder import State, check_exp_name, note_start
 from spinup.runs.json_values import convert_json
+from spinup.runs.wording import short_path
 from spinup.utils.logx import colorize
 from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
 
@@ -183,7 +184,7 @@ def call_experiment(
         if outcome.state != State.FINISHED:
             raise ExperimentFailed(
                 f"Experiment {experiment.label} failed: {outcome.reason} "
-                f"(log: {display.short_path(outcome.log)})"
+                f"(log: {short_path(outcome.log)})"
             )
     if proc_id() == 0:
         display.print_commands(str(experiment.folder), str(experiment.folder))

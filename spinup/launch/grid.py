@@ -31,7 +31,7 @@ from spinup.launch.experiment import (
 from spinup.launch.processes import Experiment, Outcome, run_all
 from spinup.runs.folder import State, check_exp_name, holds_results
 from spinup.runs.json_values import convert_json
-from spinup.runs.wording import plural
+from spinup.runs.wording import plural, short_path
 from spinup.utils.mpi_tools import barrier, num_procs, proc_id
 
 # --- Names ----------------------------------------------------------------------------------------
@@ -409,8 +409,8 @@ def _submit(plan, name):
 def _run_in_processes(plan):
     """Runs the variants, each in processes of its own, and prints the closing table."""
     record = grid_record.Record(plan.record, plan.folders)
-    with grid_display.make_display(len(plan.experiments), record) as display:
-        outcomes = run_all(plan.experiments, plan.jobs, display, plan.timeout)
+    with grid_display.make_display(len(plan.experiments)) as display:
+        outcomes = run_all(plan.experiments, plan.jobs, [display, record], plan.timeout)
     grid_display.print_outcomes(outcomes, plan.root)
     finished = [outcome for outcome in outcomes if outcome.state == State.FINISHED]
     if finished:
@@ -447,6 +447,6 @@ def _describe_failures(outcomes):
     text = (
         f"{len(failed)} of {plural(len(outcomes), 'experiment')} failed: "
         f"{first.experiment.label}: {first.reason} "
-        f"(log: {grid_display.short_path(first.log)})"
+        f"(log: {short_path(first.log)})"
     )
     return text + (f", and {others} more" if others else "")
