@@ -217,7 +217,7 @@ def _spawn(num_cpu, spec, log, holds_sigterm, gpus, more_env):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of too few cores: the plan has said so
         argv, env = launch_command(num_cpu, [*ENTRYPOINT, str(spec)])
-    env["PYTHONPATH"] = os.pathsep.join(_own_module_folders())
+    env["PYTHONPATH"] = os.pathsep.join(module_folders())
     env["PYTHONUNBUFFERED"] = "1"
     env.update(more_env)
     if gpus:
@@ -230,9 +230,12 @@ def _spawn(num_cpu, spec, log, holds_sigterm, gpus, more_env):
     )
 
 
-def _own_module_folders():
-    """Lists where this process finds modules, so that an experiment finds the same: the folder of a
-    script, for one. Python's own folders are left out, which another version must not be given."""
+def module_folders() -> list[str]:
+    """Lists where this process finds modules, so that an experiment finds the same.
+
+    The folder of a script and the current one are among them. Python's own folders aren't, which
+    another version must not be given.
+    """
     paths = sysconfig.get_paths()
     of_python = Path(paths["stdlib"]).parent, Path(paths["purelib"]), Path(paths["platlib"])
     folders = [Path(os.path.abspath(entry)) for entry in sys.path]
