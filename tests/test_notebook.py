@@ -102,6 +102,30 @@ def test_the_quickstart(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"data", "settings"}
 
 
+PLOT_CELLS = [
+    """import os
+os.makedirs("data/demo/demo_s0")
+with open("data/demo/demo_s0/progress.txt", "w") as file:
+    file.write("Epoch\\tAverageEpRet\\tTotalEnvInteracts\\n0\\t1\\t10\\n1\\t2\\t20\\n")
+from spinup.utils.plot import get_datasets, make_plots, plot_data
+figures = make_plots("data/demo")""",
+    'make_plots("data/demo", values=["Performance", "Epoch"])',
+    "figures",
+    'axes = plot_data(get_datasets("data/demo"))',
+    "axes.figure",
+]
+
+
+@pytest.mark.notebook
+def test_each_plot_is_shown_once_where_it_is_made_or_named(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, PLOT_CELLS)))
+    nbformat.write(notebook, tmp_path / "plots.ipynb")
+    cells = execute(tmp_path / "plots.ipynb", tmp_path).cells
+    assert [len(images(cell)) for cell in cells] == [1, 2, 1, 1, 1]
+    texts = [o for cell in cells[1:3] for o in outputs(cell) if o.output_type == "execute_result"]
+    assert texts == []  # no "[<Figure size ...>]"
+
+
 def test_the_committed_quickstart_is_what_a_reader_should_see():
     assert QUICKSTART.stat().st_size < 300_000
     notebook = nbformat.read(QUICKSTART, as_version=4)

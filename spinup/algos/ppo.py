@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spinup.algos import ALGORITHMS
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import TrajectoryBuffer
 from spinup.utils.checkpoint import Checkpoint
@@ -151,7 +152,7 @@ def ppo(
 
     # Environment
     env = make_env(env_fn, seed)
-    check_action_space(env.action_space, "ppo", discrete=True, bounded=False)
+    check_action_space(env.action_space, "ppo", ALGORITHMS)
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks

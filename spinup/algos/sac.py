@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spinup.algos import ALGORITHMS
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
@@ -155,8 +156,6 @@ def sac(
     """
     config = dict(algo="spinup.sac", **locals())
     check_hyperparameters(config)
-    if alpha != "auto" and not (isinstance(alpha, (int, float)) and 0 <= alpha < float("inf")):
-        raise ValueError(f'alpha must be a number of at least 0, or "auto", not {alpha!r}')
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
@@ -176,7 +175,7 @@ def sac(
 
     # Environments
     env, test_env = make_env(env_fn, seed), make_env(env_fn, seed + 5000)
-    check_action_space(env.action_space, "sac", discrete=False, bounded=True)
+    check_action_space(env.action_space, "sac", ALGORITHMS)
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks

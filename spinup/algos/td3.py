@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spinup.algos import ALGORITHMS
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
@@ -175,7 +176,7 @@ def td3(
 
     # Environments
     env, test_env = make_env(env_fn, seed), make_env(env_fn, seed + 5000)
-    check_action_space(env.action_space, "td3", discrete=False, bounded=True)
+    check_action_space(env.action_space, "td3", ALGORITHMS)
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks

@@ -6,17 +6,17 @@ Nothing here evaluates text: values are literals, names of classes in ``torch.nn
 from __future__ import annotations
 
 import ast
-import difflib
-import importlib
 import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spinup.runs.json_values import torch_nn_class
+from spinup.cli.hints import nearest
+from spinup.runs.json_values import import_callable, torch_nn_class
+from spinup.runs.wording import one_line
 
 # Short names for common long flags, in the order in which Spinning Up put them into names.
 SUBSTITUTIONS = {
@@ -28,7 +28,7 @@ SUBSTITUTIONS = {
 }
 
 # What an algorithm takes and a command line doesn't give.
-NOT_FLAGS = ("env_fn", "actor_critic", "logger_kwargs")
+NOT_FLAGS = ("env_fn", "logger_kwargs")
 
 # --key, --key[shorthand], --key=value, --key[shorthand]=value
 FLAG = re.compile(
@@ -75,7 +75,7 @@ class Parameter:
     meaning: str = ""
 
 
-# Flags of the runner itself; each takes one value, but for slurm, which takes pairs.
+# Flags of the runner itself; each takes one value, but slurm takes pairs and wrapper several.
 RUN_FLAGS = {
     flag.key: flag
     for flag in (
@@ -84,9 +84,18 @@ RUN_FLAGS = {
             "data_dir", ("str",), None, "where results go; by default $SPINUP_DATA_DIR, or data/"
         ),
         Parameter("num_cpu", ("int", "str"), 1, "MPI ranks of each variant, or auto: all cores"),
+        Parameter(
+            "oversubscribe", ("bool",), False, "let num_cpu be more than the cores that there are"
+        ),
         Parameter("jobs", ("int", "str"), 1, "ranks that run at once, or auto: all cores"),
         Parameter(
             "slurm", ("str",), None, "submit the grid: time=8:00:00 partition=gpu mem=4G gpus=1 ..."
+        ),
+        Parameter(
+            "wrapper",
+            ("str",),
+            None,
+            "functions of an environment, module:function, applied to it one after another",
         ),
         Parameter("timeout", ("float",), None, "seconds after which a variant is ended"),
         Parameter("datestamp", ("bool",), False, "put date and time into the folders' names"),
@@ -95,6 +104,7 @@ RUN_FLAGS = {
             "resume", ("bool",), False, "continue what was stopped or failed, skip what finished"
         ),
         Parameter("tensorboard", ("bool",), False, "also log for TensorBoard"),
+        Parameter("wandb", ("str",), None, "also log to this project of Weights & Biases"),
     )
 }
 
@@ -158,21 +168,31 @@ def _place_in_names(flag):
 # --- What an algorithm takes ----------------------------------------------------------------------
 
 
-def parameters_of(algorithm: Callable) -> dict[str, Parameter]:
+def parameters_of(
+    algorithm: Callable, actor_critics: Sequence[Callable] = ()
+) -> dict[str, Parameter]:
     """Returns the parameters of an algorithm that flags can set, by name.
 
     Args:
         algorithm: its function. Kinds and defaults come from the signature, meanings from the
-            docstring; those of ``ac_kwargs`` from its default ``actor_critic``.
+            docstring.
+        actor_critics: the classes whose parameters ``ac_kwargs`` sets; the algorithm's default if
+            there are none.
     """
-    signature = inspect.signature(algorithm)
     parameters = _parameters(algorithm, prefix="")
     for name in NOT_FLAGS:
         parameters.pop(name, None)
-    actor_critic = signature.parameters.get("actor_critic")
-    if actor_critic is not None and callable(actor_critic.default):
-        inner = _parameters(actor_critic.default, prefix="ac_kwargs:")
-        parameters |= {k: p for k, p in inner.items() if p.default is not inspect.Parameter.empty}
+    if "actor_critic" in parameters:
+        default = parameters["actor_critic"].default
+        meaning = "class of your own networks, module:Class"
+        parameters["actor_critic"] = Parameter("actor_critic", ("network",), default, meaning)
+        for networks in actor_critics or [default]:
+            if not callable(networks):
+                continue
+            inner = _parameters(networks, prefix="ac_kwargs:")
+            parameters |= {
+                k: p for k, p in inner.items() if p.default is not inspect.Parameter.empty
+            }
     return parameters
 
 
@@ -213,16 +233,6 @@ def read_docstring(function: Callable) -> tuple[str, dict[str, str]]:
             meanings[name] += " " + line.strip()
     plain = {key: text.replace("`", "").strip().rstrip(".") for key, text in meanings.items()}
     return (lines or [""])[0], plain
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns the valid name most like the given one, as a whole or after its last colon."""
-
-    def likeness(candidate):
-        pair = candidate, candidate.split(":")[-1]
-        return max(difflib.SequenceMatcher(None, name.lower(), c.lower()).ratio() for c in pair)
-
-    return max(valid, key=likeness)
 
 
 # --- Words to values ------------------------------------------------------------------------------
@@ -279,7 +289,8 @@ def read_value(name: str, text: str, kinds: Sequence[str]) -> Any:
     if text[:1] in ("[", "(", "{") and text[-1] not in "])}":
         hint = "; write it without spaces, or in quotes"
     elif "type" in kinds:
-        hint = f"; did you mean {nearest(text.rpartition('.')[2], _activations())}?"
+        meant = nearest(text.rpartition(".")[2], _activations())
+        hint = f"; did you mean {meant}?" if meant else ""
     raise UsageError(f"--{name} expects {_expected(kinds)}, not {text!r}{hint}")
 
 
@@ -338,6 +349,25 @@ def _as_class(text, literal):
     return found is not None, found
 
 
+def _as_network(text, literal):
+    from torch import nn
+
+    found = import_own("actor_critic", text)
+    return inspect.isclass(found) and issubclass(found, nn.Module), text
+
+
+def import_own(flag: str, name: str) -> Any:
+    """Imports a function or class of the user's own, ``module:function``.
+
+    Raises:
+        UsageError: it can't be imported; why.
+    """
+    try:
+        return import_callable(name)
+    except Exception as error:  # somebody's module may fail in any way
+        raise UsageError(f"--{flag} {name}: {one_line(error)}") from error
+
+
 def _find_activation(text):
     """Returns the class of torch.nn that ``tanh``, ``nn.Tanh`` or ``torch.nn.Tanh`` stands for."""
     from torch import nn
@@ -369,44 +399,10 @@ KINDS: dict[str, tuple[str, Callable[[str, Any], tuple[bool, Any]]]] = {
     "dict": ("a dict such as \"{'key': 1}\"", _as_dict),
     "Sequence": ("a list of whole numbers such as [64,64]", _as_sizes),
     "type": ("an activation of torch.nn such as tanh", _as_class),
+    "network": ("a subclass of torch.nn.Module, module:Class", _as_network),
     "None": ("", _as_none),
 }
 
 
 def _expected(kinds):
     return " or ".join(KINDS[kind][0] for kind in kinds if kind in KINDS and KINDS[kind][0])
-
-
-# --- Environments ---------------------------------------------------------------------------------
-
-
-def check_env_id(env_id: Any) -> None:
-    """Makes sure that Gymnasium knows an environment.
-
-    Args:
-        env_id: ``CartPole-v1``, or ``module:Name-v0`` of a module that registers it.
-
-    Raises:
-        UsageError: it doesn't; the message names the nearest that it knows.
-    """
-    import gymnasium
-
-    if not isinstance(env_id, str):
-        raise UsageError(f"--env expects an id such as CartPole-v1, not {env_id!r}")
-    module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # somebody's module may fail in any way
-            reason = " ".join(str(error).split())
-            raise UsageError(f"--env {env_id}: can't import {module!r} ({reason})") from error
-    if name in gymnasium.registry:
-        return
-    known = list(gymnasium.registry)
-    # The newest version, where the name is right and the version is wrong or missing.
-    same = [k for k in known if k.lower().rpartition("-v")[0] == name.lower().partition("-v")[0]]
-    suggestion = same[-1] if same else nearest(name, known)
-    raise UsageError(
-        f"--env {name!r} is not registered with Gymnasium; the nearest is {suggestion} "
-        "(an environment of another package is module:Name-v0)"
-    )

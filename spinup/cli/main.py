@@ -16,26 +16,24 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from spinup.algos import ALGORITHMS
 from spinup.cli.flags import (
     RUN_FLAGS,
     SUBSTITUTIONS,
     Parameter,
     UsageError,
-    check_env_id,
-    nearest,
+    import_own,
     parameters_of,
     read_pairs,
     read_values,
     split_flags,
 )
+from spinup.cli.hints import hint, nearest
+from spinup.launch.cores import usable_cores
+from spinup.runs.wording import one_line
 from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.version import __version__
 
-ALGORITHMS = {
-    "ppo": ("spinup.algos.ppo", "Proximal Policy Optimization"),
-    "sac": ("spinup.algos.sac", "Soft Actor-Critic"),
-    "td3": ("spinup.algos.td3", "Twin Delayed DDPG"),
-}
 UTILITIES = {
     "plot": "spinup.cli.plot",
     "status": "spinup.cli.status",
@@ -54,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _find_modules_here()
     try:
         status = _dispatch(words)
         sys.stdout.flush()
@@ -68,6 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141  # as a shell says of SIGPIPE
 
 
+def _find_modules_here():
+    """Puts the current folder where `python -m` has it, for the installed command `spinup`."""
+    is_safe = getattr(sys.flags, "safe_path", False)  # Python 3.11: -P, PYTHONSAFEPATH
+    if not is_safe and not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+
+
 def _dispatch(words):
     command, *rest = words or ["help"]
     if command in HELP:
@@ -79,12 +85,10 @@ def _dispatch(words):
         return importlib.import_module(UTILITIES[command]).main(rest) or 0
     name = command.removesuffix("_pytorch")
     if name not in ALGORITHMS:
-        known = [*ALGORITHMS, *UTILITIES, "help"]
-        raise UsageError(
-            f"unknown command {command!r}: did you mean {nearest(command, known)}? "
-            "See: python -m spinup.run help"
-        )
-    algorithm = getattr(importlib.import_module(ALGORITHMS[name][0]), name)
+        meant = nearest(command, [*ALGORITHMS, *UTILITIES, "help"])
+        told = f": did you mean {meant}?" if meant else "."
+        raise UsageError(f"unknown command {command!r}{told} See: python -m spinup.run help")
+    algorithm = getattr(importlib.import_module(f"spinup.algos.{name}"), name)
     if rest[:1] == ["help"] or "--help" in rest or "-h" in rest:
         return _show_algorithm(name, algorithm)
     return run_grid_from(command, algorithm, rest)
@@ -94,7 +98,7 @@ def _show_usage():
     from spinup.cli.help_pages import usage
 
     if proc_id() == 0:
-        print(usage(f"{name:<19} {title}" for name, (_, title) in ALGORITHMS.items()), end="")
+        print(usage(f"{name:<19} {known.title}" for name, known in ALGORITHMS.items()), end="")
     return 0
 
 
@@ -108,8 +112,8 @@ def _show_algorithm(name, algorithm):
 
 def _complain(words, error):
     if proc_id() == 0:
-        line = " ".join(str(error).split())
-        print(f"spinup {words[0]}: {line}" if words[1:] else f"spinup: {line}", file=sys.stderr)
+        command = f"spinup {words[0]}" if words[1:] else "spinup"
+        print(f"{command}: {one_line(error)}", file=sys.stderr)
 
 
 # --- Grids ----------------------------------------------------------------------------------------
@@ -129,14 +133,16 @@ def run_grid_from(command: str, algorithm: Callable, words: Sequence[str]) -> in
     Raises:
         UsageError: the grid can't run; nothing has been written.
     """
-    from spinup.launch.grid import ExperimentFailed
+    from spinup.launch.experiment import ExperimentFailed
     from spinup.launch.slurm import SubmissionError
 
-    grid, options = build_grid(command, algorithm, words)
+    grid, options, may_oversubscribe = _read_grid(command, algorithm, words)
     try:
+        notes = _check_here(grid.variants(), options, algorithm.__name__, may_oversubscribe)
         plan = grid.plan(algorithm, **options)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    plan.notes += notes
     with _ended_by_signals():
         try:
             grid.launch(plan)
@@ -150,32 +156,45 @@ def run_grid_from(command: str, algorithm: Callable, words: Sequence[str]) -> in
 def build_grid(command: str, algorithm: Callable, words: Sequence[str]):
     """Returns the grid that a command line describes, and the arguments for its `plan`.
 
+    That the environments, devices and packages are there isn't checked.
+
     Raises:
-        UsageError: a flag or a value can't be meant so.
+        UsageError: a flag or a value can't be used.
     """
+    return _read_grid(command, algorithm, words)[:2]
+
+
+def _read_grid(command, algorithm, words):
+    """Returns the grid, the arguments for its `plan`, and whether ranks may outnumber cores."""
     from spinup.launch.grid import ExperimentGrid
 
-    parameters = parameters_of(algorithm)
+    flags = split_flags(words)
+    networks = [name for flag in flags if flag.key == "actor_critic" for name in flag.values]
+    parameters = parameters_of(algorithm, [import_own("actor_critic", name) for name in networks])
     parameters["env_name"] = Parameter("env_name", ("str",))
     options: dict[str, Any] = {"exp_name": f"cmd_{command}"}
     chosen = []
-    for flag in split_flags(words):
+    for flag in flags:
         if flag.key == "slurm":
             options[flag.key] = read_pairs(flag)
+        elif flag.key == "wrapper":  # several are applied one after another
+            chosen.append(("wrappers", [read_values(flag, RUN_FLAGS[flag.key])], None))
         elif flag.key in RUN_FLAGS:
             options[flag.key] = _one_value(flag)
         else:
             values = read_values(flag, _find(flag, parameters, command))
             chosen.append((flag.key, values, flag.shorthand))
+    may_oversubscribe = options.pop("oversubscribe", False)
+    if "data_dir" in options:
+        options["data_dir"] = os.path.expanduser(options["data_dir"])
     try:
         grid = ExperimentGrid(options.pop("exp_name"))
         for key, values, shorthand in chosen:
             grid.add(key, values, shorthand)
-        _check_variants(grid.variants(), options.get("num_cpu", 1))
+        _check_values(grid.variants(), options.get("num_cpu", 1))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    _check_options(options)
-    return grid, options
+    return grid, options, may_oversubscribe
 
 
 def _find(flag, parameters, command):
@@ -183,10 +202,12 @@ def _find(flag, parameters, command):
     if flag.key.startswith("env_kwargs:"):
         return Parameter(flag.key, ())
     if flag.key not in parameters:
-        close = nearest(flag.typed, [*parameters, *RUN_FLAGS, *SUBSTITUTIONS])
+        short = [name for name, key in SUBSTITUTIONS.items() if key in {*parameters, *RUN_FLAGS}]
+        meant = hint(flag.typed, parameters, [*RUN_FLAGS, *short])
+        told = f": {meant}" if meant else ""
+        stop = "" if meant.endswith("?") else "."
         raise UsageError(
-            f"unknown flag --{flag.typed}: did you mean --{close}? "
-            f"See: python -m spinup.run {command} --help"
+            f"unknown flag --{flag.typed}{told}{stop} See: python -m spinup.run {command} --help"
         )
     return parameters[flag.key]
 
@@ -199,28 +220,62 @@ def _one_value(flag):
     return values[0]
 
 
-def _check_variants(variants, num_cpu):
-    from spinup.launch.grid import count_ranks
-    from spinup.utils.devices import choose_device
+def _check_values(variants, num_cpu):
+    from spinup.launch.experiment import count_ranks
     from spinup.utils.training import check_hyperparameters
 
     ranks = count_ranks(num_cpu)
-
     if "env_name" not in variants[0]:
         raise UsageError("no environment is given: add one, such as --env CartPole-v1")
-    for env_name in {variant["env_name"] for variant in variants}:
-        check_env_id(env_name)
-    for device in {variant.get("device", "cpu") for variant in variants}:
-        choose_device(device)
     for variant in variants:
         check_hyperparameters(variant, ranks)
 
 
-def _check_options(options):
-    if "data_dir" in options:
-        options["data_dir"] = os.path.expanduser(options["data_dir"])
-    if options.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
-        raise UsageError("--tensorboard needs TensorBoard: pip install 'spinup[tensorboard]'")
+def _check_here(variants, options, algorithm, may_oversubscribe):
+    """Makes sure that what the variants need is on this machine; returns remarks about it."""
+    from spinup.utils.devices import choose_device
+
+    is_for_slurm = "slurm" in options
+    if not (is_for_slurm or may_oversubscribe):
+        _check_cores(options.get("num_cpu", 1))
+    for name, title in (("tensorboard", "TensorBoard"), ("wandb", "Weights & Biases")):
+        if options.get(name) and importlib.util.find_spec(name) is None:
+            raise UsageError(f'--{name} needs {title}: in the checkout, pip install ".[{name}]"')
+    for device in dict.fromkeys(str(variant.get("device", "cpu")) for variant in variants):
+        if not (is_for_slurm and device.startswith("cuda")):  # the cluster's nodes may have one
+            choose_device(device)
+    keys = ("env_name", "env_kwargs", "wrappers")
+    environments = {repr(called): called for v in variants if (called := [v.get(k) for k in keys])}
+    notes = [n for called in environments.values() for n in _check_environment(algorithm, *called)]
+    return list(dict.fromkeys(notes))
+
+
+def _check_cores(num_cpu):
+    cores = usable_cores()
+    if num_procs() == 1 and isinstance(num_cpu, int) and num_cpu > cores:
+        raise UsageError(
+            f"--cpu {num_cpu} asks for more ranks than this machine has usable cores, {cores}: "
+            "they would take turns and be slower than fewer. Give --cpu auto for all cores, or "
+            "--oversubscribe to start them all the same"
+        )
+
+
+def _check_environment(algorithm, env_id, env_kwargs, wrappers):
+    from spinup.utils.envs import check_action_space, check_env, make_env
+    from spinup.utils.wrapping import make_wrapped
+
+    if not wrappers:
+        return check_env(env_id, env_kwargs, algorithm, ALGORITHMS)
+    notes = check_env(env_id, env_kwargs)
+    functions = [import_own("wrapper", name) for name in wrappers]
+    try:
+        env = make_env(lambda: make_wrapped(env_id, functions, env_kwargs or {}))
+    except Exception as error:  # somebody's function may fail in any way
+        names = " ".join(wrappers)
+        raise UsageError(f"--env {env_id} --wrapper {names}: {one_line(error)}") from error
+    with contextlib.closing(env):
+        check_action_space(env.action_space, algorithm, ALGORITHMS)
+    return notes
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 A run folder holds `progress.txt` (tab-separated, a line per epoch) and `config.json`. Runs that
 share an `exp_name` differ in their seed only: together they are one curve, the mean over runs in a
-band that shows its 95% bootstrap interval.
+band that shows its 95% bootstrap interval. Where some of them have ended, the mean is one of fewer
+runs: there the curve is interrupted and continues thin.
 
     python -m spinup.run plot data/ppo data/sac --smooth 5 --save curves.png
 """
 
-import argparse
 import contextlib
 import difflib
 import functools
@@ -19,7 +19,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt  # picks no backend before the first figure
 import numpy as np
@@ -27,10 +27,18 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from spinup.cli.parser import Parser
+from spinup.runs.wording import one_line
 
 ESTIMATORS = ("mean", "median", "max", "min")
 DEFAULT_FILE = "plot.png"
+# Ten colours, then the same ten again in the next of these patterns.
+DASHES = ("", (1, 1.2), (5, 1.5), (5, 1.5, 1, 1.5))
+FEWER_RUNS = "fewer runs"
+THIN = 1.0  # points, where the mean is one of fewer runs
 FILE_BACKENDS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 LABELS = {
     "TotalEnvInteracts": "environment steps",
@@ -64,7 +72,8 @@ def plot_data(
     Args:
         data: Runs, as `get_datasets` gives them. They are not modified.
         xaxis: The column along x. Runs of a condition whose x values differ (wall-clock time) are
-            interpolated at those of the longest.
+            interpolated at those of the longest. Where fewer runs of a condition have values than
+            elsewhere (they ended earlier, or start later), its curve is interrupted and thin.
         value: The column along y. Rows where it is NaN (no episode ended in that epoch) count
             neither in averages nor in smoothing.
         condition: The column that tells curves apart.
@@ -97,6 +106,8 @@ def get_datasets(logdir: str, condition: str | None = None) -> list[pd.DataFrame
         One data frame per run: the columns of `progress.txt`, and `Unit` (number of the run within
         its condition), `Condition1` (the condition), `Condition2` (condition and number of the
         run), `Performance` (`AverageTestEpRet` where there is one, else `AverageEpRet`).
+
+        Runs of several environments have theirs in `Condition1`: they aren't averaged.
 
     Raises:
         ValueError: There is no `progress.txt` in the folder or below it.
@@ -133,8 +144,8 @@ def get_all_datasets(
     for folder, name in zip(folders, names or [None] * len(folders)):
         here = _read_runs(folder, name)
         print(f"{folder!r}: {len(here)} run{'s' * (len(here) != 1)}")
-        for path, condition, run in here:
-            runs.setdefault((os.path.realpath(path), condition), (path, condition, run))
+        for run in here:
+            runs.setdefault((os.path.realpath(run.folder), run.name), run)
     if not runs:
         raise ValueError(f"no epoch has been logged yet in {folders}")
     return _label(runs.values())
@@ -152,7 +163,7 @@ def make_plots(
     exclude: Sequence[str] | None = None,
     estimator: str = "mean",
     save: str | None = None,
-) -> list[Figure]:
+) -> "Figures":
     """Draws the runs in some folders: a figure per value, a curve per condition.
 
     Args:
@@ -170,7 +181,7 @@ def make_plots(
             several values, each one's name is appended to the file's.
 
     Returns:
-        The figures. A notebook shows them by itself.
+        The figures, a list. A notebook shows them by itself.
 
     Raises:
         ValueError: Nothing was found, a column is missing, or an argument is out of range.
@@ -181,7 +192,7 @@ def make_plots(
     condition = "Condition2" if count else "Condition1"
     data = get_all_datasets(all_logdirs, legend, select, exclude)
     tables = [_tidy(data, xaxis, value, condition, smooth) for value in values]
-    figures = []
+    figures = Figures()
     with _style(font_scale):
         for value, table in zip(values, tables):
             figure = _new_figure(apart=bool(save))
@@ -189,15 +200,29 @@ def make_plots(
             figures.append(figure)
     if save:
         _save(figures, values, save)
-    elif _can_show():
+    elif _can_show() and not _is_inline():  # a notebook shows open figures when its cell ends
         plt.show()
     return figures
+
+
+class Figures(list):
+    """A list of figures, which a notebook shows where it is the result of a cell."""
+
+    def _ipython_display_(self):
+        if not _is_inline():  # windows have shown them already
+            print(self)
+            return
+        from IPython.display import display
+
+        for figure in self:
+            display(figure)
+            plt.close(figure)  # else it appears again when the cell ends
 
 
 # fmt: off
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `plot`: `make_plots` with its arguments from the command line."""
-    parser = _Parser(prog="spinup plot", description="Draws learning curves from run folders.")
+    parser = Parser("plot", "Draws learning curves from run folders.")
     add = parser.add_argument
     add("logdir", nargs="+", help="folders, or how their names start: data/demo finds data/demo2 "
         "too, data/demo/ doesn't")
@@ -224,17 +249,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("no display to open a window on: writing a file (--save FILE names it)")
             _save(figures, args.value, DEFAULT_FILE)
     except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(one_line(error))
     return 0
 # fmt: on
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 # --- Reading ---
+
+
+class _Run(NamedTuple):
+    folder: str
+    name: str  # of the condition
+    is_named: bool  # by the caller, not by the run itself
+    env_id: str | None
+    table: pd.DataFrame
 
 
 def _as_list(value):
@@ -263,7 +291,7 @@ def _find_folders(logdir):
         raise ValueError(f"no folder {parent!r} (looking for runs in {logdir!r})")
     if logdir and prefix in ("", os.curdir, os.pardir):
         return [logdir]
-    there = sorted(e.name for e in os.scandir(parent or os.curdir) if e.is_dir())
+    there = sorted((e.name for e in os.scandir(parent or os.curdir) if e.is_dir()), key=_natural)
     matches = [name for name in there if name.startswith(prefix)]
     if not prefix or not matches:
         near = difflib.get_close_matches(prefix, there, n=8, cutoff=0.5) or there[:8]
@@ -274,17 +302,24 @@ def _find_folders(logdir):
     return [os.path.join(parent, name) for name in matches]
 
 
+def _natural(name):
+    """Sorts `v2` before `v10`."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if part.isdecimal() else part for part in parts]
+
+
 def _read_runs(logdir, condition):
-    """A (path, condition, table) for each progress.txt that has something in it."""
+    """A `_Run` for each progress.txt that has something in it."""
     runs, found = [], False
     for root, folders, files in os.walk(logdir):
-        folders.sort()  # os.walk goes by this list, whose order is the file system's
+        folders.sort(key=_natural)  # os.walk goes by this list, whose order is the file system's
         if "progress.txt" not in files:
             continue
         found = True
         table = _read_progress(os.path.join(root, "progress.txt"))
         if table is not None:
-            runs.append((root, str(condition or _read_name(root)), table))
+            name, env_id = _read_config(root)
+            runs.append(_Run(root, str(condition or name), bool(condition), env_id, table))
     if not found:
         raise ValueError(
             f"no progress.txt in {os.fspath(logdir)!r} or below it; "
@@ -317,27 +352,43 @@ def _read_progress(path):
         return None
 
 
-def _read_name(folder):
-    """The experiment's name, from config.json or else from the folder's name."""
-    path, name = os.path.join(folder, "config.json"), None
-    # RecursionError: brackets nested without end. AttributeError: JSON that isn't a dictionary.
-    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
-        name = json.loads(_read_text(path)).get("exp_name")
+def _read_config(folder):
+    """The experiment's name, from config.json or else from the folder's, and its environment."""
+    name = env_id = None
+    # RecursionError: brackets nested without end. The rest: JSON of another form.
+    broken = (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError)
+    with contextlib.suppress(*broken):
+        config = json.loads(_read_text(os.path.join(folder, "config.json")))
+        name = config.get("exp_name")
+        env_id = config["env"]["id"]
     if not isinstance(name, str) or not name.strip():
         name = re.sub(r"_s\d+$", "", os.path.basename(os.path.abspath(folder)))
-    return "".join(c if c.isprintable() else "?" for c in name)
+    return _printable(name), _printable(env_id) if isinstance(env_id, str) else None
+
+
+def _printable(text):
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _label(runs):
+    runs = list(runs)
+    env_ids = list(dict.fromkeys(run.env_id for run in runs if run.env_id))
+    if len(env_ids) > 1:
+        print(f"these runs are of {len(env_ids)} environments, whose returns don't compare: "
+              f"{', '.join(env_ids)}")  # fmt: skip
     units, labelled = Counter(), []
-    for index, (_, condition, run) in enumerate(runs):
+    for index, run in enumerate(runs):
+        condition, table = run.name, run.table
+        if len(env_ids) > 1 and run.env_id and not run.is_named:
+            is_told = run.env_id.lower() in condition.lower()
+            condition += "" if is_told else f" ({run.env_id})"
         names = {"Unit": units[condition], "Condition1": condition}
         names["Condition2"] = f"{condition}-{index}"
         for column in ("AverageEpRet", "AverageTestEpRet"):
-            if column in run:
-                names["Performance"] = run[column]
+            if column in table:
+                names["Performance"] = table[column]
         units[condition] += 1
-        labelled.append(run.assign(**names))
+        labelled.append(table.assign(**names))
     return labelled
 
 
@@ -354,28 +405,54 @@ def _tidy(data, xaxis, value, condition, smooth):
     data = [run for run in data if len(run)]
     if not data:
         raise ValueError("no runs to draw")
-    available = sorted({str(column) for run in data for column in run})
+    _check_columns(data, xaxis, value, condition)
+    runs = {}
+    for run in data:
+        # Matplotlib takes _x for no name
+        name = re.sub("^_", " _", str(run[condition].iloc[0])) if condition in run else "?"
+        runs.setdefault(name, []).append(run)
+    tables = [t for name in runs for t in _curve(name, runs[name], xaxis, value, smooth)]
+    if not tables:
+        raise ValueError(f"nothing to draw: no number in {value!r} over {xaxis!r} yet")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _check_columns(data, xaxis, value, condition):
+    available = {str(column) for run in data for column in run}
     for column in (xaxis, value, condition):
         if column not in available:
-            near = difflib.get_close_matches(str(column), available, n=5, cutoff=0.4)
-            raise ValueError(f"no column {column!r}; there are {near or available}")
-    curves = []
-    for run in data:
-        if not {xaxis, value, condition} <= set(run):
-            print(f"left out a run without {xaxis!r} or {value!r}: it has {list(run)}")
-            continue
-        y = _smoothed(_finite(run[value]), smooth)
-        name = re.sub("^_", " _", str(run[condition].iloc[0]))  # Matplotlib takes _x for no name
-        curves.append((name, _finite(run[xaxis]), y))
-    tables = [
-        pd.DataFrame({"x": x, "y": y, "condition": name})
-        for name in dict.fromkeys(name for name, _, _ in curves)
-        for x, y in _on_one_grid([(x, y) for other, x, y in curves if other == name])
+            if column != condition:
+                available -= {"Unit", "Condition1", "Condition2"}
+            near = difflib.get_close_matches(str(column), available, n=1)
+            meant = f": did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"no column {column!r}; there are {', '.join(sorted(available))}{meant}"
+            )
+
+
+def _curve(name, runs, xaxis, value, smooth):
+    """One table of x, y, condition and part, which is 0 where all runs have numbers."""
+    curves = [
+        (_finite(run[xaxis]), _smoothed(_finite(run[value]), smooth))
+        for run in runs
+        if {xaxis, value} <= set(run)
     ]
-    table = pd.concat(tables, ignore_index=True).dropna() if tables else pd.DataFrame()
-    if table.empty:
-        raise ValueError(f"nothing to draw: no number in {value!r} over {xaxis!r} yet")
-    return table
+    curves = [(x, y) for x, y in curves if np.isfinite(x + y).any()]
+    left_out = len(runs) - len(curves)
+    if left_out:
+        of = f"all {len(runs)}" if not curves else f"{left_out} of {len(runs)}"
+        print(f"{name!r}: left out {of} runs, without a number in {value!r} over {xaxis!r}")
+    tables = []
+    for x, y in _on_one_grid(curves):
+        tables.append(pd.DataFrame({"x": x, "y": y}).dropna().sort_values("x"))
+    x = np.unique(np.concatenate([table["x"] for table in tables])) if tables else np.empty(0)
+    # A run counts between its first number and its last; in gaps its neighbours stand for it.
+    lives = [(table["x"].min() <= x) & (x <= table["x"].max()) for table in tables]
+    changes = np.any(np.diff(lives, axis=1, prepend=False), axis=0) if tables else x
+    number = np.sum(lives, axis=0)
+    part = np.where(number == np.max(number, initial=0), 0, 1 + np.cumsum(changes))
+    parts = dict(zip(x, part))
+    return [table.assign(condition=name, part=table["x"].map(parts)) for table in tables]
 
 
 def _finite(column):
@@ -396,11 +473,16 @@ def _smoothed(y, width):
 
 def _on_one_grid(curves):
     """Runs stopped early share the x of the longest. Others (over time) are interpolated at it."""
+    if not curves:
+        return []
     grid = max((x for x, _ in curves), key=len)
     if all(np.array_equal(x, grid[: len(x)], equal_nan=True) for x, _ in curves):
         return curves
     known = [pd.DataFrame({"x": x, "y": y}).dropna().sort_values("x") for x, y in curves]
-    return [(grid, np.interp(grid, k["x"], k["y"], np.nan, np.nan)) for k in known if len(k)]
+    first, last = np.nanmin(grid), np.nanmax(grid)
+    beyond = [k["x"][(k["x"] < first) | (k["x"] > last)] for k in known]
+    grid = np.unique(np.concatenate([grid[np.isfinite(grid)], *beyond]))
+    return [(grid, np.interp(grid, k["x"], k["y"], np.nan, np.nan)) for k in known]
 
 
 def _bootstrap(values, estimator, level=95, resamples=1000):
@@ -456,18 +538,34 @@ def _can_show():
     return backend not in FILE_BACKENDS
 
 
+def _is_inline():
+    return "inline" in plt.get_backend().lower()
+
+
 def _draw(axes, table, xaxis, value, estimator="mean", **kwargs):
     if estimator in ESTIMATORS:
         kwargs.setdefault("errorbar", functools.partial(_bootstrap, estimator=estimator))
-    names = table["condition"].unique()
-    palette = sns.color_palette("deep" if len(names) <= 10 else "husl", len(names))
     if kwargs.get("err_style", "band") == "band":
         kwargs.setdefault("err_kws", {"linewidth": 0})
-    kwargs = {"errorbar": ("ci", 95), "seed": 0, "palette": palette, **kwargs}
-    sns.lineplot(table, x="x", y="y", hue="condition", ax=axes, estimator=estimator, **kwargs)
+    look, dashes = _look(table["condition"].unique())
+    kwargs = {"errorbar": ("ci", 95), "seed": 0, **look, **kwargs}
+    draw = functools.partial(sns.lineplot, x="x", y="y", ax=axes, estimator=estimator)
+    draw(table[table["part"] == 0], hue="condition", **kwargs)
+    fewer = table[table["part"] > 0]
+    if len(fewer):
+        pieces = fewer["condition"] + "\n" + fewer["part"].astype(str)
+        pattern = {piece: dashes[piece.split("\n")[0]] for piece in pieces.unique()}
+        thin = {
+            "style": pieces,
+            "style_order": list(pattern),
+            "dashes": pattern,
+            "linewidth": THIN,
+            "legend": False,
+        }
+        draw(fewer, hue="condition", **{**kwargs, **thin})
     for line in axes.lines:
-        if len(line.get_xdata()) == 1:
-            line.set(marker="o", markersize=8)  # a line through one point is invisible
+        if len(line.get_xdata()) == 1:  # a line through one point is invisible
+            line.set(marker="o", markersize=4 * line.get_linewidth())
     for axis, column in ((axes.xaxis, "x"), (axes.yaxis, "y")):
         if 5e3 < table[column].abs().max() < 1e15:
             axis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M
@@ -478,30 +576,46 @@ def _draw(axes, table, xaxis, value, estimator="mean", **kwargs):
     # Columns and names come from files: a dollar in them begins no formula.
     axes.set_xlabel(LABELS.get(xaxis, xaxis), parse_math=False)
     axes.set_ylabel(LABELS.get(value, value) + of_runs, parse_math=False)
-    _place_legend(axes)
+    _place_legend(axes, len(fewer) > 0)
 
 
-def _place_legend(axes):
+def _look(names):
+    """Colours for curves, patterns too where there are more curves than colours; all patterns."""
+    colours = sns.color_palette("deep")
+    palette = {name: colours[i % len(colours)] for i, name in enumerate(names)}
+    dashes = {n: DASHES[i // len(colours) % len(DASHES)] for i, n in enumerate(names)}
+    look = {"palette": palette, "hue_order": list(names)}
+    if len(names) > len(colours):
+        look |= {"style": "condition", "style_order": list(names), "dashes": dashes}
+    return look, dashes
+
+
+def _place_legend(axes, has_thin_parts):
     """Above the axes, where it hides no data; within them where they share their figure."""
     figure, legend = axes.figure, axes.get_legend()
     if figure.get_layout_engine() is None:
         figure.set_layout_engine("constrained")
     if legend is None:  # the caller's `legend=False`
         return
-    handles = legend.legend_handles
-    texts = legend.get_texts()
+    handles, texts = list(legend.legend_handles), legend.get_texts()
     names = [text.get_text() for text in texts]
-    names = [name if len(name) <= 60 else f"{name[:29]}…{name[-30:]}" for name in names]
+    if has_thin_parts:
+        handles.append(Line2D([], [], color="0.4", linewidth=THIN))
+        names.append(FEWER_RUNS)
     legend.remove()
-    if len(figure.axes) > 1:
+    letter = 0.65 * texts[0].get_fontsize() / 72  # inches; a digit is 0.64 of its size wide
+    shares = len(figure.axes) > 1
+    room = figure.get_figwidth() * (axes.get_position().width if shares else 1) / letter
+    names = [_wrapped(name, int(room) - 7) for name in names]  # 7: a line and the gaps around it
+    if shares:
         legend = axes.legend(handles, names)
     else:
-        size = texts[0].get_fontsize() / 72  # inches; a letter is 0.6 of it wide
-        columns = int(figure.get_figwidth() / (0.6 * size) / (max(map(len, names)) + 7))
-        columns = max(1, columns)  # 7 letters: a line and the gaps around it
-        rows = -(-len(names) // columns)
+        longest = max(len(line) for name in names for line in name.splitlines())
+        columns = max(1, int(room / (longest + 7)))
+        rows = -(-sum(name.count("\n") + 1 for name in names) // columns)
         if rows > 3:
-            figure.set_figheight(max(figure.get_figheight(), 4 + 1.5 * size * rows))
+            height = 4 + 2.3 * letter * rows
+            figure.set_figheight(max(figure.get_figheight(), height))
         for earlier in list(figure.legends):
             earlier.remove()
         legend = figure.legend(
@@ -510,6 +624,20 @@ def _place_legend(axes):
         )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def _wrapped(name, width, lines=3):
+    """Breaks a long name after `_` or `-`; where that isn't enough it loses its middle."""
+    width = max(width, 16)
+    half = lines * (width - 8) // 2  # lines that break early are shorter
+    if len(name) > 2 * half + 1:
+        name = f"{name[:half]}…{name[-half:]}"
+    rows = [""]
+    for part in re.findall(rf"[^\s_-]{{1,{width}}}[\s_-]?|[\s_-]", name):
+        if rows[-1] and len(rows[-1]) + len(part) > width:
+            rows.append("")
+        rows[-1] += part
+    return "\n".join(rows)
 
 
 def _save(figures, values, path):

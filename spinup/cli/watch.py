@@ -19,6 +19,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from spinup.cli.parser import Parser
 from spinup.runs.loading import (
     LoadedPolicy,
     RunEnv,
@@ -27,8 +28,8 @@ from spinup.runs.loading import (
     load_env,
     load_policy,
     load_policy_and_env,
-    one_line,
 )
+from spinup.runs.wording import one_line
 from spinup.utils.envs import AdaptedEnv, make_env
 
 __all__ = ["load_policy_and_env", "main", "record_frames", "run_policy"]
@@ -209,7 +210,7 @@ def _explaining_rendering(env):
 def _recorded(env, video_folder, name):
     """Wraps an environment so that every episode becomes a video."""
     if importlib.util.find_spec("moviepy") is None:
-        raise ModuleNotFoundError("--video needs MoviePy: pip install 'spinup[video]'")
+        raise ModuleNotFoundError("--video needs MoviePy: pip install '.[video]' in the checkout")
     return gym.wrappers.RecordVideo(
         env, video_folder, episode_trigger=lambda episode: True, name_prefix=name
     )
@@ -221,7 +222,7 @@ def _recorded(env, video_folder, name):
 # fmt: off
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `test_policy`. Returns the exit status."""
-    parser = _Parser(prog="spinup test_policy", description="Runs a trained policy.")
+    parser = Parser("test_policy", "Runs a trained policy.")
     add = parser.add_argument
     add("fpath", metavar="DIR", help="the run folder, such as data/demo/demo_s0")
     add("--episodes", "-n", type=int, default=100, metavar="N",
@@ -243,11 +244,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(one_line(error))
     return 0 if len(returns) == args.episodes else 130  # after Ctrl-C
 # fmt: on
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def _iteration(word):

@@ -24,6 +24,7 @@ from rich.text import Text
 from spinup.launch.processes import GRACE_SECONDS, Experiment, Outcome, Run
 from spinup.launch.record import Record
 from spinup.runs.folder import State
+from spinup.runs.wording import plural
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0  # between two lines of one variant where lines stay
@@ -67,11 +68,6 @@ def count(number: float | None) -> str:
 def score(value: float | None) -> str:
     """Returns a return to a tenth; nothing for None."""
     return "" if value is None else f"{value:,.1f}"
-
-
-def plural(number: int, noun: str) -> str:
-    """Returns ``"1 rank"``, ``"2 ranks"``."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def short_path(path: str | Path) -> str:

@@ -17,6 +17,7 @@ from spinup.launch.spec import read_spec
 from spinup.launch.tether import die_with_parent
 from spinup.runs.folder import State, describe_error, note_end
 from spinup.runs.interrupts import Interrupted
+from spinup.runs.json_values import import_callable
 from spinup.runs.watchdog import watchdog
 from spinup.utils.mpi_tools import num_procs, proc_id
 
@@ -65,17 +66,29 @@ def execute(thunk: Callable, kwargs: dict[str, Any]) -> Any:
 
 
 def with_env_fn(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Returns `kwargs` with ``env_fn`` in place of ``env_name`` and ``env_kwargs``.
+    """Returns `kwargs` as an algorithm takes them.
 
-    ``env_fn`` is the environment's id, which a run can store by name, or a function that makes the
-    environment where it takes arguments of its own.
+    ``env_fn`` comes in place of ``env_name``, ``env_kwargs`` and ``wrappers``: the environment's
+    id, which a run can store by name, or a function that makes the environment if it has arguments
+    or wrappers. Wrappers and an ``actor_critic`` may be names, ``"module:function"``.
     """
     kwargs = dict(kwargs)
     if "env_name" not in kwargs:
         return kwargs
-    env_name, env_kwargs = kwargs.pop("env_name"), kwargs.pop("env_kwargs", None)
+    if isinstance(kwargs.get("actor_critic"), str):
+        kwargs["actor_critic"] = import_callable(kwargs["actor_critic"])
+    env_name, env_kwargs = kwargs.pop("env_name"), kwargs.pop("env_kwargs", None) or {}
+    wrappers = [
+        import_callable(wrapper) if isinstance(wrapper, str) else wrapper
+        for wrapper in kwargs.pop("wrappers", None) or ()
+    ]
     kwargs["env_fn"] = env_name
-    if env_kwargs:
+    if wrappers:
+        from spinup.utils.wrapping import make_wrapped
+
+        arguments = {"env_kwargs": env_kwargs} if env_kwargs else {}
+        kwargs["env_fn"] = functools.partial(make_wrapped, env_name, wrappers, **arguments)
+    elif env_kwargs:
         import gymnasium
 
         kwargs["env_fn"] = functools.partial(gymnasium.make, env_name, **env_kwargs)

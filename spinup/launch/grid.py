@@ -1,19 +1,15 @@
-"""Run experiments, and grids of them: ``ExperimentGrid`` and ``call_experiment``.
+"""Grids of experiments: ``ExperimentGrid``, its variants' names, and how they run.
 
-Names, shorthands and folders follow Spinning Up's rules, so that its users find what they look for.
+Names and shorthands follow Spinning Up's rules, so that its users find what they look for.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 import os
 import re
-import sys
-import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,331 +20,19 @@ from spinup import user_config
 from spinup.launch import display as grid_display
 from spinup.launch import record as grid_record
 from spinup.launch import slurm
-from spinup.launch.cores import usable_cores
-from spinup.launch.entrypoint import execute, with_env_fn
-from spinup.launch.mpiexec import launch_command
-from spinup.launch.processes import ENTRYPOINT, Experiment, Outcome, run_all, run_one
-from spinup.runs.folder import (
-    State,
-    check_exp_name,
-    check_unchanged,
-    holds_results,
-    is_locked,
-    note_start,
-    read_config,
-    read_status,
+from spinup.launch.checks import check_jobs, check_ready, check_timeout, count_jobs, has_finished
+from spinup.launch.experiment import (
+    ExperimentFailed,
+    Place,
+    make_experiment,
+    run_on_these_ranks,
+    shared_time,
 )
+from spinup.launch.processes import Experiment, Outcome, run_all
+from spinup.runs.folder import State, check_exp_name, holds_results
 from spinup.runs.json_values import convert_json
-from spinup.utils.logx import colorize
-from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
-
-
-class ExperimentFailed(RuntimeError):
-    """An experiment, or some of a grid's, did not finish."""
-
-
-# --- Folders --------------------------------------------------------------------------------------
-
-
-def setup_logger_kwargs(
-    exp_name: str,
-    seed: int | None = None,
-    data_dir: str | os.PathLike | None = None,
-    datestamp: bool = False,
-    overwrite: bool = False,
-    resume: bool = False,
-) -> dict[str, Any]:
-    """Names the folder of a run, as ``logger_kwargs`` for an algorithm.
-
-    ============================  =================================================================
-    seed, datestamp               folder, below ``data_dir``
-    ============================  =================================================================
-    none, False                   ``exp_name``
-    given, False                  ``exp_name/exp_name_s[seed]``
-    none, True                    ``YYYY-MM-DD_exp_name``
-    given, True                   ``YYYY-MM-DD_exp_name/YYYY-MM-DD_HH-MM-SS-exp_name_s[seed]``
-    ============================  =================================================================
-
-    Args:
-        exp_name: name of the experiment: letters, digits and ``_ - + . =``.
-        seed: seed of the run.
-        data_dir: where results go; ``DEFAULT_DATA_DIR`` of ``spinup/user_config.py`` if None.
-        datestamp: put date and time into the names; ``FORCE_DATESTAMP`` there does so always.
-        overwrite: let the run replace results that the folder holds.
-        resume: let the run continue the one whose results the folder holds.
-
-    Returns:
-        ``output_dir`` and ``exp_name``, and ``overwrite`` or ``resume`` if that is so.
-
-    Raises:
-        ValueError: `exp_name` is not fit for a folder's name.
-    """
-    now = time.localtime()
-    return _logger_kwargs(exp_name, seed, data_dir, datestamp, overwrite, resume, now)
-
-
-def _logger_kwargs(exp_name, seed, data_dir, datestamp, overwrite, resume, now):
-    check_exp_name(exp_name)
-    _check_resume(datestamp or user_config.FORCE_DATESTAMP, overwrite, resume)
-    day = second = ""
-    if datestamp or user_config.FORCE_DATESTAMP:
-        day, second = time.strftime("%Y-%m-%d_", now), time.strftime("%Y-%m-%d_%H-%M-%S-", now)
-    folder = os.path.join(data_dir or user_config.DEFAULT_DATA_DIR, day + exp_name)
-    if seed is not None:
-        folder = os.path.join(folder, f"{second}{exp_name}_s{seed}")
-    logger_kwargs = {"output_dir": folder, "exp_name": exp_name}
-    given = {name: True for name, flag in [("overwrite", overwrite), ("resume", resume)] if flag}
-    return {**logger_kwargs, **given}
-
-
-def _check_resume(datestamp, overwrite, resume):
-    if resume and overwrite:
-        raise ValueError("resume and overwrite exclude each other: continue, or start anew")
-    if resume and datestamp:
-        raise ValueError(
-            "resume finds a run by its folder's name, and datestamp makes a new one each time: "
-            "leave datestamp out, or name the folder by logger_kwargs"
-        )
-
-
-# --- One experiment -------------------------------------------------------------------------------
-
-
-def call_experiment(
-    exp_name: str,
-    thunk: Callable,
-    seed: int = 0,
-    num_cpu: int | str = 1,
-    data_dir: str | os.PathLike | None = None,
-    datestamp: bool = False,
-    overwrite: bool = False,
-    resume: bool = False,
-    **kwargs: Any,
-) -> str:
-    """Runs one experiment in a clean process, or on several MPI ranks, and waits for it.
-
-    What it prints appears here, in a notebook too, and is kept in ``log.txt`` in its folder. Called
-    on the ranks of an MPI world, it runs the experiment on these ranks instead.
-
-    Args:
-        exp_name: name of the experiment; the plotter averages runs that share it.
-        thunk: the function to call, such as ``spinup.ppo``.
-        seed: its seed.
-        num_cpu: number of ranks; ``"auto"`` for as many as there are usable cores.
-        data_dir: where results go, see `setup_logger_kwargs`.
-        datestamp: put date and time into the folder's name.
-        overwrite: replace results that the folder holds.
-        resume: continue the run whose results the folder holds; one that has finished isn't run.
-        **kwargs: for `thunk`. ``env_name``, and ``env_kwargs`` if there are any, become ``env_fn``.
-
-    Returns:
-        The folder of the run.
-
-    Raises:
-        ValueError: a name, a number of ranks or a folder that can't be used, before anything runs.
-        RuntimeError: the experiment failed; why, and where its log is.
-    """
-    kwargs["seed"] = seed
-    experiment = _make_experiment(
-        exp_name, thunk, kwargs, num_cpu, data_dir, datestamp, overwrite, resume, _now()
-    )
-    notes = _check_ready([experiment])
-    if resume and has_finished(experiment):
-        if proc_id() == 0:
-            print(f"{experiment.label} has finished already")
-        return str(experiment.folder)
-    if proc_id() == 0:
-        _announce(experiment, notes)
-    if num_procs() > 1:
-        _run_on_these_ranks(experiment)
-    else:
-        outcome = run_one(experiment)
-        if outcome.state != State.FINISHED:
-            raise ExperimentFailed(
-                f"Experiment {experiment.label} failed: {outcome.reason} "
-                f"(log: {grid_display.short_path(outcome.log)})"
-            )
-    if proc_id() == 0:
-        grid_display.print_commands(str(experiment.folder), str(experiment.folder))
-    return str(experiment.folder)
-
-
-def _announce(experiment, notes):
-    heading = f"Running experiment {experiment.label} with:"
-    print(colorize(heading, "cyan", bold=True) if sys.stdout.isatty() else heading)
-    print(json.dumps(convert_json(experiment.kwargs), indent=4, sort_keys=True))
-    for note in notes:
-        print(f"Note: {note}")
-    sys.stdout.flush()
-
-
-def _now() -> time.struct_time:
-    """Returns the time by rank 0's clock, so that all ranks name the same folder."""
-    seconds = np.array([time.time()])
-    broadcast(seconds)
-    return time.localtime(seconds[0])
-
-
-def _make_experiment(exp_name, thunk, kwargs, num_cpu, data_dir, datestamp, overwrite, resume, now):
-    if not callable(thunk):
-        raise ValueError(f"There is nothing to run: expected a function, not {thunk!r}")
-    if "logger_kwargs" not in kwargs:
-        seed = kwargs.get("seed")
-        folders = _logger_kwargs(exp_name, seed, data_dir, datestamp, overwrite, resume, now)
-        kwargs["logger_kwargs"] = folders
-    elif not dict(kwargs["logger_kwargs"] or {}).get("output_dir"):
-        raise ValueError("logger_kwargs must name an output_dir, or be left out")
-    else:
-        _check_resume(False, overwrite, resume)
-        given = {"overwrite": True} if overwrite else {"resume": True} if resume else {}
-        kwargs["logger_kwargs"] = {**kwargs["logger_kwargs"], **given}
-    return Experiment(exp_name, thunk, kwargs, count_ranks(num_cpu))
-
-
-def has_finished(experiment: Experiment) -> bool:
-    """Says whether an experiment's folder holds its finished run, with as many epochs as asked."""
-    if read_status(experiment.folder).get("state") != State.FINISHED:
-        return False
-    try:
-        return experiment.kwargs.get("epochs", 0) <= read_config(experiment.folder).get("epochs", 0)
-    except TypeError:
-        return False
-
-
-def count_ranks(num_cpu: int | str) -> int:
-    """Returns the number of ranks that `num_cpu` stands for here.
-
-    Args:
-        num_cpu: a number, or ``"auto"`` for as many as there are usable cores.
-
-    Raises:
-        ValueError: it is neither, or this process is one of another number of ranks.
-    """
-    world = num_procs()
-    if world > 1:
-        if num_cpu not in (1, "auto", world):
-            raise ValueError(
-                f"num_cpu is {num_cpu}, but this process belongs to an MPI world of {world} ranks: "
-                f"leave num_cpu out, or start {num_cpu} ranks"
-            )
-        return world
-    if num_cpu == "auto":
-        return usable_cores()
-    if isinstance(num_cpu, bool) or not isinstance(num_cpu, int) or num_cpu < 1:
-        raise ValueError(f"num_cpu must be a positive integer or 'auto', not {num_cpu!r}")
-    return num_cpu
-
-
-def _run_on_these_ranks(experiment):
-    """Runs an experiment in this process, one rank of a world that somebody else has started.
-
-    An exception ends the world (see mpi_tools): ranks that wait for this one couldn't go on.
-    """
-    if proc_id() == 0:
-        note_start(experiment.folder)
-    barrier()
-    execute(experiment.thunk, experiment.kwargs)
-    barrier()
-
-
-# --- Checks before anything runs ------------------------------------------------------------------
-
-
-def _check_ready(experiments: Sequence[Experiment], here: bool = True) -> list[str]:
-    """Makes sure that experiments can start, and returns remarks about them.
-
-    Raises:
-        ValueError: two share a folder, or one's folder holds results, or MPI is missing.
-    """
-    by_folder: dict[str, Experiment] = {}
-    for experiment in experiments:
-        folder = os.path.abspath(experiment.folder)
-        if folder in by_folder:
-            raise ValueError(_describe_clash(by_folder[folder], experiment))
-        by_folder[folder] = experiment
-    full = [e.folder for e in experiments if _is_taken(e)]
-    if full:
-        names = ", ".join(grid_display.short_path(folder) for folder in full[:3])
-        more = f" and {len(full) - 3} more" if len(full) > 3 else ""
-        raise ValueError(
-            f"{names}{more} already hold{'s' if len(full) == 1 else ''} results: give --resume "
-            "(resume=True) to continue, --overwrite (overwrite=True) to replace them, another "
-            "--exp_name, or --dt (datestamp=True)"
-        )
-    for experiment in experiments:
-        _check_folder_can_be_made(experiment.folder)
-        if is_locked(experiment.folder):
-            folder = grid_display.short_path(experiment.folder)
-            raise ValueError(f"{folder} is in use by a run that is under way")
-        if experiment.resumes:
-            _check_resumes(experiment)
-    barrier()  # no rank may start to write while another still looks
-    if num_procs() > 1 or not here:
-        return []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for ranks in sorted({e.num_cpu for e in experiments}):
-            launch_command(ranks, ENTRYPOINT)
-    return [str(warning.message) for warning in caught]
-
-
-def _check_resumes(experiment):
-    """Makes sure that an experiment to resume has the hyperparameters that it began with."""
-    before, thunk = read_config(experiment.folder), experiment.thunk
-    if not holds_results(experiment.folder) or "algo" not in before:
-        return
-    if not getattr(thunk, "__module__", "").startswith("spinup.algos."):
-        return  # a function that may do anything with its arguments
-    algo = f"spinup.{thunk.__name__}"
-    defaults = {
-        key: parameter.default
-        for key, parameter in inspect.signature(experiment.thunk).parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    config = convert_json({"algo": algo, **defaults, **with_env_fn(experiment.kwargs)})
-    if not isinstance(before.get("env_fn"), str) or experiment.kwargs.get("env_kwargs"):
-        config.pop("env_fn", None)  # a function, which has no words of its own
-    try:
-        check_unchanged(before, {**config, "num_cpu": experiment.num_cpu})
-    except ValueError as error:
-        raise ValueError(f"{experiment.label} can't be resumed so: {error}") from None
-
-
-def _is_taken(experiment):
-    settings = experiment.kwargs["logger_kwargs"]
-    may_be = settings.get("overwrite") or settings.get("resume")
-    return not may_be and holds_results(experiment.folder)
-
-
-def _describe_clash(first, second):
-    differing = [
-        key
-        for key in first.kwargs
-        if key != "logger_kwargs" and repr(first.kwargs[key]) != repr(second.kwargs.get(key))
-    ]
-    folder = grid_display.short_path(first.folder)
-    if not differing:
-        return f"Two variants are the same and would share the folder {folder}: {first.label}"
-    one, other = (_excerpt(e.kwargs, differing) for e in (first, second))
-    return (
-        f"Two variants would share the folder {folder}: {one} and {other}; "
-        "give values or shorthands that make their names differ"
-    )
-
-
-def _excerpt(kwargs, keys):
-    return ", ".join(f"{key}={json.dumps(convert_json(kwargs.get(key)))}" for key in keys)
-
-
-def _check_folder_can_be_made(folder):
-    parent = os.path.abspath(folder)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
-    if not os.path.isdir(parent):
-        raise ValueError(f"Results can't go to {folder}: {parent} is not a folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"Results can't go to {folder}: no permission to write in {parent}")
-
+from spinup.runs.wording import plural
+from spinup.utils.mpi_tools import barrier, num_procs, proc_id
 
 # --- Names ----------------------------------------------------------------------------------------
 
@@ -503,6 +187,7 @@ class ExperimentGrid:
         resume: bool = False,
         timeout: float | None = None,
         slurm: Mapping[str, Any] | None = None,
+        wandb: str | None = None,
     ) -> list[str]:
         """Runs every variant in processes of its own; one that fails doesn't stop the others.
 
@@ -523,6 +208,7 @@ class ExperimentGrid:
             slurm: submit the variants to Slurm as an array of jobs, and return at once: options of
                 sbatch, such as ``{"partition": "gpu", "time": "8:00:00", "gpus": 1}``; see
                 `spinup.launch.slurm.check_options`. `jobs` and `timeout` are Slurm's affair then.
+            wandb: also log to this project of Weights & Biases.
 
         Returns:
             The variants' folders.
@@ -533,59 +219,69 @@ class ExperimentGrid:
             RuntimeError: a variant failed; raised when all have ended.
         """
         plan = self.plan(
-            *(thunk, num_cpu, data_dir, datestamp, jobs, overwrite, tensorboard, resume, timeout),
+            thunk,
+            num_cpu=num_cpu,
+            data_dir=data_dir,
+            datestamp=datestamp,
+            jobs=jobs,
+            overwrite=overwrite,
+            tensorboard=tensorboard,
+            resume=resume,
+            timeout=timeout,
             slurm=slurm,
+            wandb=wandb,
         )
         return self.launch(plan)
 
-    def plan(
-        self,
-        thunk: Callable | str,
-        num_cpu: int | str = 1,
-        data_dir: str | os.PathLike | None = None,
-        datestamp: bool = False,
-        jobs: int | str = 1,
-        overwrite: bool = False,
-        tensorboard: bool = False,
-        resume: bool = False,
-        timeout: float | None = None,
-        slurm: Mapping[str, Any] | None = None,
-    ) -> Plan:
-        """Makes sure that the variants can run, and writes nothing; takes the arguments of `run`.
+    def plan(self, thunk: Callable | str, **options: Any) -> Plan:
+        """Makes sure that the variants can run, and writes nothing.
+
+        Args:
+            thunk: see `run`.
+            **options: its other arguments.
 
         Raises:
             ValueError: they can't.
         """
-        slots = _count_jobs(jobs)
-        _check_timeout(timeout)
-        submission = None if slurm is None else _check_slurm(slurm, jobs, timeout)
-        now, experiments = _now(), []
-        for variant in self.variants():
-            name = self.variant_name(variant)
-            if not name:
-                raise ValueError("The grid needs a name: ExperimentGrid(name=...), or --exp_name")
-            function = variant.pop(thunk, None) if isinstance(thunk, str) else thunk
-            variant.setdefault("seed", 0)
-            experiment = _make_experiment(
-                name, function, variant, num_cpu, data_dir, datestamp, overwrite, resume, now
-            )
-            if tensorboard:
-                experiment.kwargs["logger_kwargs"]["tensorboard"] = True
-            experiments.append(experiment)
-        notes = _check_jobs(slots, experiments) + _check_ready(experiments, submission is None)
-        finished = [e for e in experiments if resume and has_finished(e)]
+        given = Options(**options)
+        jobs = count_jobs(given.jobs)
+        check_timeout(given.timeout)
+        submission = None if given.slurm is None else _check_slurm(given)
+        place = given.place()
+        experiments = [self._experiment(v, thunk, given, place) for v in self.variants()]
+        notes = check_jobs(jobs, experiments) + check_ready(experiments, submission is None)
+        finished = [e for e in experiments if given.resume and has_finished(e)]
         if finished:
             notes.append(f"{len(finished)} of {len(experiments)} have finished already")
-        new = [e for e in experiments if resume and not holds_results(e.folder)]
+        new = [e for e in experiments if given.resume and not holds_results(e.folder)]
         if new:
             which = "it starts" if len(new) == 1 else "they start"
             notes.append(f"{len(new)} of {len(experiments)} have no run to resume: {which} anew")
-        root = os.path.abspath(data_dir or user_config.DEFAULT_DATA_DIR)
         barrier()  # all ranks have looked at what has finished
-        waiting = [e for e in experiments if e not in finished]
-        folders = [str(e.folder) for e in experiments]
-        record = grid_record.path(root, self._name or "grid", now if datestamp else None)
-        return Plan(waiting, root, slots, notes, folders, timeout, submission, record)
+        return Plan(
+            experiments=[e for e in experiments if e not in finished],
+            root=place.root,
+            jobs=jobs,
+            notes=notes,
+            folders=[str(e.folder) for e in experiments],
+            timeout=given.timeout,
+            slurm=submission,
+            record=grid_record.path(
+                place.root, self._name or "grid", place.now if given.datestamp else None
+            ),
+        )
+
+    def _experiment(self, variant, thunk, options, place):
+        name = self.variant_name(variant)
+        if not name:
+            raise ValueError("The grid needs a name: ExperimentGrid(name=...), or --exp_name")
+        function = variant.pop(thunk, None) if isinstance(thunk, str) else thunk
+        kwargs = {"seed": 0, **variant}
+        experiment = make_experiment(name, function, kwargs, options.num_cpu, place)
+        copies = {"tensorboard": options.tensorboard, "wandb": options.wandb}
+        chosen = {name: setting for name, setting in copies.items() if setting}
+        experiment.kwargs["logger_kwargs"].update(chosen)
+        return experiment
 
     def launch(self, plan: Plan) -> list[str]:
         """Runs what `plan` returned, shows how it goes, and how it ended.
@@ -610,6 +306,26 @@ class ExperimentGrid:
         elif plan.experiments:
             _run_in_processes(plan)
         return plan.folders
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a grid is to run: the arguments of `ExperimentGrid.run`, which says what they mean."""
+
+    num_cpu: int | str = 1
+    data_dir: str | os.PathLike | None = None
+    datestamp: bool = False
+    jobs: int | str = 1
+    overwrite: bool = False
+    tensorboard: bool = False
+    resume: bool = False
+    timeout: float | None = None
+    slurm: Mapping[str, Any] | None = None
+    wandb: str | None = None
+
+    def place(self) -> Place:
+        """Returns where results go, the same on all ranks."""
+        return Place(self.data_dir, self.datestamp, self.overwrite, self.resume, shared_time())
 
 
 @dataclass
@@ -663,48 +379,17 @@ def _short_value(value):
     return text if isinstance(text, str) else json.dumps(text)
 
 
-def _count_jobs(jobs):
-    if jobs == "auto":
-        return usable_cores() if num_procs() == 1 else 1
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise ValueError(f"jobs must be a positive integer or 'auto', not {jobs!r}")
-    return jobs
-
-
-def _check_slurm(options, jobs, timeout):
-    if timeout is not None:
+def _check_slurm(options):
+    if options.timeout is not None:
         raise ValueError("timeout is Slurm's affair where it runs the grid: give slurm time=...")
-    if jobs != 1:
+    if options.jobs != 1:
         raise ValueError(
             "jobs is Slurm's affair where it runs the grid: give slurm max_jobs=... to limit how "
             "many run at once"
         )
     if num_procs() > 1:
         raise ValueError("a grid can't be submitted to Slurm from within MPI ranks")
-    return slurm.check_options(options)
-
-
-def _check_timeout(timeout):
-    is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if timeout is not None and not (is_number and timeout > 0):
-        raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
-    if timeout is not None and num_procs() > 1:
-        raise ValueError("timeout can't be kept in an MPI world: start without mpiexec")
-
-
-def _check_jobs(jobs, experiments):
-    """Makes sure that variants can run so, and returns remarks about that."""
-    if num_procs() > 1:
-        if jobs > 1:
-            raise ValueError(
-                f"jobs is {jobs}, but in an MPI world ({num_procs()} ranks) variants run one after "
-                "another: leave jobs out, or start without mpiexec"
-            )
-        return []
-    busy, cores = min(jobs, sum(e.num_cpu for e in experiments)), usable_cores()
-    if len(experiments) > 1 and busy > cores:
-        return [f"{busy} processes at once will take turns on {cores} usable cores"]
-    return []
+    return slurm.check_options(options.slurm)
 
 
 def _run_in_this_world(plan):
@@ -712,7 +397,7 @@ def _run_in_this_world(plan):
     for number, experiment in enumerate(plan.experiments, 1):
         if proc_id() == 0:
             print(f"{experiment.label} ({number} of {len(plan.experiments)})", flush=True)
-        _run_on_these_ranks(experiment)
+        run_on_these_ranks(experiment)
     if proc_id() == 0:
         _print_commands(plan, plan.experiments[-1])
 
@@ -765,7 +450,7 @@ def _describe_failures(outcomes):
     failed = [outcome for outcome in outcomes if outcome.state != State.FINISHED]
     first, others = failed[0], len(failed) - 1
     text = (
-        f"{len(failed)} of {grid_display.plural(len(outcomes), 'experiment')} failed: "
+        f"{len(failed)} of {plural(len(outcomes), 'experiment')} failed: "
         f"{first.experiment.label}: {first.reason} "
         f"(log: {grid_display.short_path(first.log)})"
     )

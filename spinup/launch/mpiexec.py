@@ -99,7 +99,7 @@ def _script_arguments():
     if hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None):
         raise RuntimeError(
             "mpi_fork starts the running script again, and here is none; from a notebook or an "
-            "interactive session use call_experiment(..., num_cpu=n) of spinup.launch.grid"
+            "interactive session use call_experiment(..., num_cpu=n) of spinup.utils.run_utils"
         )
     return sys.orig_argv[1:]
 

@@ -58,7 +58,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     parameters = read_options(options)
     if importlib.util.find_spec("submitit") is None:
-        raise ValueError("slurm needs submitit: pip install 'spinup[slurm]'")
+        raise ValueError("slurm needs submitit: in the checkout, pip install '.[slurm]'")
     if shutil.which("sbatch") is None:
         raise ValueError("slurm: there is no sbatch here; submit from a machine of the cluster")
     return parameters

@@ -18,6 +18,7 @@ import os
 import re
 import socket
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +33,16 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributions import Distribution
 
-from spinup.runs.json_values import torch_nn_class
+from spinup.runs.json_values import qualified_name, torch_nn_class
+from spinup.runs.wording import one_line
 from spinup.utils.acting import acting_policy, takes_deterministic
 from spinup.utils.envs import EnvFn, make_env, restore_space, seed_everything
+from spinup.utils.wrapping import make_wrapped, wrap
 
 StrPath = str | os.PathLike
 
 ANY_NAME = re.compile(r"[\w.]+:[\w.<>]+")  # "module:qualname", as config.json has it
+MAKE_WRAPPED = qualified_name(make_wrapped)
 NEEDED = ("actor_critic", "ac_kwargs", "env", "observation_space", "action_space")
 
 
@@ -370,11 +374,6 @@ def _load_weights(ac, path):
     ac.load_state_dict(saved)
 
 
-def one_line(error: BaseException) -> str:
-    """Returns what an exception says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # --- Its environment ------------------------------------------------------------------------------
 
 
@@ -421,7 +420,8 @@ def _make_from_config(config, folder, render_kwargs):
         env_id, wrappers, kwargs = env["id"], env["wrappers"], dict(env["kwargs"])
         limit = -1 if env["max_episode_steps"] is None else int(env["max_episode_steps"])
         module, is_plain = _made_by_id(config.get("env_fn"), env_id)
-    except (KeyError, TypeError, ValueError) as error:
+        named = _named_wrappers(config.get("env_fn"))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"config.json of {str(folder)!r} describes no environment") from error
     if wrappers and not is_plain:
         raise CannotRebuildEnv(
@@ -434,7 +434,9 @@ def _make_from_config(config, folder, render_kwargs):
             _import_module(module, folder)
         if ":" in env_id:
             raise ImportError(f"{env_id!r} is no environment's id")
-        return gym.make(env_id, max_episode_steps=limit, **kwargs, **render_kwargs)
+        functions = [_import_wrapper(name, folder) for name in named]
+        made = gym.make(env_id, max_episode_steps=limit, **kwargs, **render_kwargs)
+        return wrap(made, functions)
     except Exception as error:  # an environment's constructor may raise anything
         if render_kwargs and not isinstance(error, gym.error.Error):
             raise cannot_render(error) from error
@@ -450,8 +452,49 @@ def _made_by_id(env_fn, env_id):
         raise TypeError(env_id)
     if isinstance(env_fn, dict) and env_fn.get("partial") == "gymnasium.envs.registration:make":
         env_fn = env_fn["kwargs"].get("id", *env_fn["args"][:1])
+    if isinstance(env_fn, dict) and env_fn.get("partial") == MAKE_WRAPPED:
+        env_fn = env_fn["args"][0]
     module, _, name = str(env_fn).rpartition(":")
     return (module, True) if name == env_id else ("", False)
+
+
+def _named_wrappers(env_fn):
+    """Returns the names of the wrappers that a run was given on the command line."""
+    if not (isinstance(env_fn, dict) and env_fn.get("partial") == MAKE_WRAPPED):
+        return []
+    names = env_fn["args"][1]
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise TypeError(names)
+    return names
+
+
+def _import_wrapper(name, folder):
+    """Returns a wrapper that config.json names: a class of wrappers, or a function of the user's.
+
+    That a function takes an environment can't be seen, so that only those are called that are
+    defined in a module of the user's own, not in an installed package.
+    """
+    if not ANY_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a function")
+    module, _, qualname = name.partition(":")
+    found: Any = _import_module(module, folder)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    if inspect.isclass(found) and issubclass(found, gym.Wrapper):
+        return found
+    if not (inspect.isfunction(found) and found.__module__ == module and _is_own(module)):
+        raise ValueError(
+            f"{name} is neither a subclass of gymnasium.Wrapper nor a function that is defined in "
+            "a module of your own, and nothing else is called because a run folder says so"
+        )
+    return found
+
+
+def _is_own(module):
+    """Returns True if a module isn't part of an installed package."""
+    file = getattr(sys.modules[module], "__file__", None)
+    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]
+    return file is not None and not any(p in Path(file).resolve().parents for p in installed)
 
 
 # --- Rendering ------------------------------------------------------------------------------------
@@ -495,7 +538,7 @@ def _render_without_display():
 def cannot_render(error: BaseException) -> ValueError:
     """Returns the error to raise where an environment's rendering raised this one."""
     return ValueError(
-        f"The environment can't render ({type(error).__name__}: {one_line(error)}): run it without "
-        "(-nr, render=False), or see to what it needs: pip install 'spinup[video]', and where "
-        "there is no display MUJOCO_GL=egl or MUJOCO_GL=osmesa for MuJoCo"
+        f"The environment can't render ({type(error).__name__}: {one_line(error)}): run it "
+        "without (-nr, render=False), or install what it needs (in the checkout: pip install "
+        "'.[video]'), and for MuJoCo without a display set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
     )

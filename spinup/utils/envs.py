@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import importlib
+import inspect
 import math
 import random
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -233,7 +238,7 @@ def make_env(env_fn: EnvFn, seed: int | None = None) -> AdaptedEnv:
             f"env_fn must be an environment's id, or a function that returns a new environment, "
             f"not {env_fn!r}; such as lambda: gym.make('CartPole-v1')"
         )
-    env = gym.make(env_fn) if isinstance(env_fn, str) else env_fn()
+    env = _make_by_id(env_fn, {}) if isinstance(env_fn, str) else env_fn()
     if not isinstance(env, gym.Env):
         raise TypeError(
             f"env_fn returned a {type(env).__module__}.{type(env).__name__}, which is not a "
@@ -254,42 +259,162 @@ def _has_flat_form(space):
         return False
 
 
+# --- Environments by id ---------------------------------------------------------------------------
+
+# Extras of this package that Gymnasium's environments need, as in `pip install ".[box2d]"`; each
+# is also the name of their module below gymnasium.envs.
+_EXTRAS = ("box2d", "mujoco")
+
+
+def check_env(
+    env_id: Any,
+    env_kwargs: Mapping[str, Any] | None = None,
+    algorithm: str = "",
+    algorithms: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Makes an environment once and closes it, to find what is wrong before anything runs.
+
+    Args:
+        env_id: ``CartPole-v1``, or ``module:Name-v0`` of a module that registers it.
+        env_kwargs: its keyword arguments.
+        algorithm: name of the algorithm that is to handle its actions.
+        algorithms: what each algorithm handles, `spinup.algos.ALGORITHMS`; if `algorithm` isn't in
+            there, actions aren't checked.
+
+    Returns:
+        Warnings about it, a line each: that there is a newer version, that it returns images, ...
+
+    Raises:
+        ValueError: it can't be made, or handled; one line with the remedy.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        env = make_env(lambda: _make_by_id(env_id, env_kwargs or {}))
+    with contextlib.closing(env):
+        if algorithms and algorithm in algorithms:
+            check_action_space(env.action_space, algorithm, algorithms)
+    # Gymnasium's own warnings, whatever their category, and those for users
+    lines = [(w.category, " ".join(str(w.message).split())) for w in caught]
+    return [
+        re.sub(r"\x1b\[\d*m|WARN: ", "", line)
+        for category, line in lines
+        if issubclass(category, UserWarning) or "WARN: " in line
+    ]
+
+
+def _make_by_id(env_id, kwargs):
+    """Makes an environment as `gymnasium.make` does; each of its many errors is a ValueError."""
+    if not isinstance(env_id, str):
+        raise ValueError(f"the environment must be an id such as CartPole-v1, not {env_id!r}")
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+    except Exception as error:  # somebody's module may fail in any way
+        raise ValueError(f"{env_id}: can't import {module!r} ({_one_line(error)})") from error
+    try:
+        return gym.make(name, **kwargs)
+    except Exception as error:  # as may somebody's environment
+        raise ValueError(_why_not_made(name, kwargs, error)) from error
+
+
+def _why_not_made(name, kwargs, error):
+    """Returns what to do about an error of `gymnasium.make`, in one line."""
+    newest = _newest_version(name)
+    spec = gym.registry.get(name) or gym.registry.get(newest)
+    extra = next(
+        (e for e in _EXTRAS if spec and f"gymnasium.envs.{e}" in str(spec.entry_point)), ""
+    )
+    argument = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    # Gymnasium keeps entries of environments that it has no longer, which can't be imported.
+    if isinstance(error, gym.error.DeprecatedEnv) or (
+        type(error) is ImportError and newest != name
+    ):
+        return f"{name} is retired: use {newest}"
+    if isinstance(error, gym.error.UnregisteredEnv):
+        meant = f"did you mean {newest}? An" if newest else "an"
+        return (
+            f"no environment {name!r} is registered with Gymnasium: {meant} environment of another "
+            "package is written module:Name-v0"
+        )
+    if extra and isinstance(error, (ImportError, gym.error.DependencyNotInstalled)):
+        return (
+            f"{name} needs packages that aren't installed ({_one_line(error).partition(',')[0]}): "
+            f'in the checkout of spinup, run pip install ".[{extra}]"'
+        )
+    if isinstance(error, TypeError) and argument and argument[1] in kwargs:
+        accepted = _arguments_of(spec)
+        known = f": it takes {', '.join(accepted)}" if accepted else ""
+        return f"{name} takes no argument {argument[1]!r} (env_kwargs){known}"
+    given = f" with env_kwargs {dict(kwargs)}" if kwargs else ""
+    return f"{name!r} can't be made{given}: {type(error).__name__}: {_one_line(error)}"
+
+
+def _newest_version(name):
+    """Returns the newest version of the registered environment of (nearly) this name, or None."""
+    versions: dict[str, list[str]] = {}
+    for env_id in gym.registry:
+        versions.setdefault(env_id.lower().rpartition("-v")[0], []).append(env_id)
+    near = difflib.get_close_matches(name.lower().partition("-v")[0], versions, 1, cutoff=0.7)
+    return max(versions[near[0]], key=lambda k: int(k.rpartition("-v")[2])) if near else None
+
+
+def _arguments_of(spec):
+    """Returns the names of an environment's keyword arguments."""
+    entry = spec.entry_point
+    make = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, p in inspect.signature(make).parameters.items() if p.kind in kinds]
+
+
+def _one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# --- Spaces ---------------------------------------------------------------------------------------
+
+
 def box_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
     """Returns a Box's lower and upper bounds, each as a float32 array ``(act_dim,)``."""
     assert isinstance(space, Box), space
     return space.low.reshape(-1).astype(np.float32), space.high.reshape(-1).astype(np.float32)
 
 
-def check_action_space(space: Space, algorithm: str, discrete: bool, bounded: bool) -> None:
+def check_action_space(space: Space, algorithm: str, algorithms: Mapping[str, Any]) -> None:
     """Refuses an action space that an algorithm can't handle.
 
     Args:
         space: the environment's action space.
         algorithm: its name.
-        discrete: whether it handles Discrete actions.
-        bounded: whether it needs finite bounds.
+        algorithms: what each algorithm handles, by name: `spinup.algos.ALGORITHMS`.
 
     Raises:
         ValueError: naming the space, and who can handle it.
     """
-    if isinstance(space, Discrete) and not discrete:
-        raise ValueError(f"{algorithm} needs continuous actions (a Box), not {space}; use ppo")
-    if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
-        low, high = box_bounds(space)
-        with np.errstate(over="ignore", invalid="ignore"):
-            is_bounded = np.isfinite(high - low).all()
-        if bounded and not is_bounded:
-            raise ValueError(
-                f"{algorithm} needs a Box of finite bounds, not {space}; use ppo, or bound the "
-                "actions with gymnasium.wrappers.TransformAction"
-            )
+    kinds = _kinds(space)
+    able = [name for name, entry in algorithms.items() if kinds & {*entry.actions}]
+    if algorithm in able:
         return
-    if not isinstance(space, Discrete):
-        handled = "Box of floating-point numbers" + (" or Discrete" if discrete else "")
-        raise ValueError(
-            f"{algorithm} handles actions of a {handled}, not {space}, and no other algorithm here "
-            "does; wrap the environment to one of these"
-        )
+    remedy = "no other algorithm here does; wrap the environment to one of these"
+    if able:
+        remedy = f"use {' or '.join(able)}"
+    if "Box" in kinds:
+        remedy += ", or bound the actions with gymnasium.wrappers.TransformAction"
+    handled = " or a ".join(algorithms[algorithm].actions)
+    handled = handled.replace("Box", "Box of floating-point numbers")
+    raise ValueError(f"{algorithm} handles actions of a {handled}, not {space}; {remedy}")
+
+
+def _kinds(space):
+    """Returns the kinds of action space, in the words of `spinup.algos`, that a space is of."""
+    if isinstance(space, Discrete):
+        return {"Discrete"}
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
+        return set()
+    low, high = box_bounds(space)
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_bounded = np.isfinite(high - low).all()
+    return {"Box", "bounded Box"} if is_bounded else {"Box"}
 
 
 def seed_everything(seed: int) -> np.random.Generator:

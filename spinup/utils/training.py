@@ -60,9 +60,12 @@ _VALID: dict[str, tuple[bool, float, float]] = {
     **dict.fromkeys(["start_steps", "update_after", "num_test_episodes"], (True, 0, math.inf)),
     **dict.fromkeys(["gamma", "lam", "polyak"], (False, 0, 1)),
     **dict.fromkeys(["lr", "pi_lr", "vf_lr", "q_lr", "clip_ratio"], (False, 0, math.inf)),
-    **dict.fromkeys(["act_noise", "target_noise", "noise_clip"], (False, 0, math.inf)),
+    **dict.fromkeys(["act_noise", "target_noise", "noise_clip", "alpha"], (False, 0, math.inf)),
     **dict.fromkeys(["target_kl", "checkpoint_every"], (False, 0, math.inf)),
 }
+
+# Those that may be a word instead.
+_WORDS = {"alpha": "auto"}
 
 # Split over ranks, so that each rank needs one at least.
 _SPLIT = ("steps_per_epoch", "batch_size", "replay_size")
@@ -90,9 +93,13 @@ def check_hyperparameters(config: dict[str, Any], num_ranks: int | None = None) 
     for name in config.keys() & limits.keys():
         whole, least, greatest = limits[name]
         value = config[name]
+        word = _WORDS.get(name)
+        if word is not None and value == word:
+            continue
         is_number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
         if not (is_number and least <= value <= greatest):
             kind = "a whole number" if whole else "a number"
             bounds = f"of at least {least}" if greatest == math.inf else f"in [{least}, {greatest}]"
             ranks = f" (one a rank, of {num_ranks} ranks)" if name in _SPLIT else ""
-            raise ValueError(f"{name} must be {kind} {bounds}{ranks}, not {value!r}")
+            or_word = f' or "{word}"' if word else ""
+            raise ValueError(f"{name} must be {kind} {bounds}{ranks}{or_word}, not {value!r}")

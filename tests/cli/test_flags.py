@@ -3,8 +3,6 @@ import torch
 
 from spinup.cli.flags import (
     UsageError,
-    check_env_id,
-    nearest,
     parameters_of,
     read_docstring,
     read_value,
@@ -179,6 +177,11 @@ def test_parameters_come_from_signature_and_docstring():
         "seed": (("int",), 0, "the seed, a whole number"),
         "alpha": (("float", "str"), 0.2, "temperature: at least 0"),
         "plain": (("bool",), True, ""),
+        "actor_critic": (
+            ("network",),
+            MLPActorCritic,
+            "class of your own networks, module:Class",
+        ),
         "ac_kwargs:hidden_sizes": (
             ("Sequence",),
             (64, 64),
@@ -199,40 +202,31 @@ def test_reads_a_docstring():
     assert read_docstring(lambda: 0) == ("", {})
 
 
-def test_nearest():
-    valid = ["gamma", "clip_ratio", "ac_kwargs:hidden_sizes"]
-    assert nearest("clip_ration", valid) == "clip_ratio"
-    assert nearest("hidden_size", valid) == "ac_kwargs:hidden_sizes"
-    assert nearest("GAMA", valid) == "gamma"
+def test_parameters_of_networks_of_a_users_own():
+    class Own(torch.nn.Module):
+        def __init__(self, observation_space, action_space, width: int = 8):
+            """Makes them.
+
+            Args:
+                width: units.
+            """
+
+    parameters = parameters_of(algorithm, [Own])
+    assert parameters["ac_kwargs:width"].kinds == ("int",)
+    assert not {"ac_kwargs:hidden_sizes", "ac_kwargs:observation_space"} & parameters.keys()
+    assert {"ac_kwargs:width", "ac_kwargs:activation"} <= parameters_of(
+        algorithm, [Own, MLPActorCritic]
+    ).keys()
 
 
-# --- Environments ---------------------------------------------------------------------------------
-
-
-def test_knows_environments(tmp_path, monkeypatch):
-    module = "import gymnasium\ngymnasium.register('OfMine-v3', entry_point='of_mine:Env')\n"
-    (tmp_path / "of_mine.py").write_text(module)
-    monkeypatch.syspath_prepend(tmp_path)
-    check_env_id("CartPole-v1")
-    check_env_id("of_mine:OfMine-v3")
-
-
-@pytest.mark.parametrize(
-    ("env_id", "message"),
-    [
-        (
-            "CartPole",
-            "--env 'CartPole' is not registered with Gymnasium; the nearest is CartPole-v1",
-        ),
-        ("CartPole-v7", "the nearest is CartPole-v1"),
-        ("cartpole-v1", "the nearest is CartPole-v1"),
-        ("HalfCheeta-v5", "the nearest is HalfCheetah-v5"),
-        ("nothing_here:X-v0", "can't import 'nothing_here' .No module named 'nothing_here'"),
-        ("..:X-v0", r"can't import '\.\.'"),
-        ("os:X-v0", "'X-v0' is not registered"),
-        (3, "--env expects an id such as CartPole-v1, not 3"),
-    ],
-)
-def test_environments_that_are_not(env_id, message):
-    with pytest.raises(UsageError, match=message):
-        check_env_id(env_id)
+def test_networks_are_named_by_module_and_class():
+    name = "spinup.utils.nets:MLPActorCritic"
+    assert read_value("actor_critic", name, ("network",)) == name
+    for text, message in [
+        ("spinup.utils.nets:mlp", "expects a subclass of torch.nn.Module, module:Class, not"),
+        ("os:system", "expects a subclass of torch.nn.Module"),
+        ("os.system", "is not the name of a function: write it as 'module:function'"),
+        ("spinup.utils.nets:Nope", "--actor_critic spinup.utils.nets:Nope: Cannot import"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            read_value("actor_critic", text, ("network",))

@@ -1,3 +1,5 @@
+import importlib.util
+import json
 import os
 import re
 import shlex
@@ -10,6 +12,7 @@ import pytest
 
 import spinup.cli.main
 from spinup import user_config
+from spinup.launch.grid import ExperimentGrid
 from spinup.runs.folder import read_status
 from spinup.version import __version__
 
@@ -80,7 +83,7 @@ def test_values_take_the_type_of_their_parameter():
 
 
 def test_num_cpu_auto(monkeypatch):
-    monkeypatch.setattr("spinup.launch.grid.usable_cores", lambda: 1)
+    monkeypatch.setattr("spinup.launch.experiment.usable_cores", lambda: 1)
     assert plan_of("ppo --env CartPole-v1 --cpu auto")[1].experiments[0].num_cpu == 1
 
 
@@ -106,7 +109,8 @@ def test_help_of_an_algorithm(line, capsys, monkeypatch):
     assert any(re.match(r"  --hid +\[64,64\] +units of each hidden layer", line) for line in lines)
     assert any(re.match(r"  --act +tanh +", line) for line in lines)
     assert "--jobs" in out
-    assert "--logger_kwargs" not in out and "--actor_critic" not in out and "`" not in out
+    assert "--logger_kwargs" not in out and "`" not in out
+    assert "  --actor_critic" in out and "--wrapper" in out
     assert max(map(len, lines)) <= 90
 
 
@@ -122,9 +126,15 @@ def test_version(capsys):
     assert run("--version", capsys) == (0, f"spinup {__version__}\n", "")
 
 
-def test_help_does_not_import_torch(run_python):
-    code = "import sys, spinup.run; spinup.run.main(['help']); sys.exit('torch' in sys.modules)"
-    assert run_python(["-c", code]).returncode == 0
+@pytest.mark.parametrize("line", ["help", "plot data/demo --save x.png"])
+def test_what_does_not_import_torch(line, run_python, here):
+    (here / "data/demo").mkdir(parents=True)
+    row = "Epoch\tAverageEpRet\tTotalEnvInteracts\n0\t1.0\t10\n"
+    (here / "data/demo/progress.txt").write_text(row)
+    code = "import sys, spinup.run; assert spinup.run.main(sys.argv[1:]) == 0, 'failed'; "
+    code += "assert 'torch' not in sys.modules"
+    result = run_python(["-c", code, *line.split()])
+    assert result.returncode == 0, result.stderr
 
 
 def test_utilities_get_their_words(monkeypatch, capsys):
@@ -155,11 +165,27 @@ MISTAKES = [
     ("ppo", "no environment is given: add one, such as --env CartPole-v1"),
     ("ppo --env", "--env needs a value"),
     (
-        "ppo --env CartPole",
-        "'CartPole' is not registered with Gymnasium; the nearest is CartPole-v1",
+        "ppo --env CartPol-v1",
+        "no environment 'CartPol-v1' is registered with Gymnasium: did you mean CartPole-v1?",
     ),
-    ("ppo --env CartPole-v1 Cart-v1", "'Cart-v1' is not registered"),
-    ("ppo --env \"__import__('os').system('touch PWNED')\"", "is not registered with Gymnasium"),
+    ("ppo --env CartPole-v1 Cart-v1", "no environment 'Cart-v1' is registered"),
+    ("ppo --env \"__import__('os').system('touch PWNED')\"", "Malformed environment ID"),
+    ("ppo --env nothing_here:X-v0", "can't import 'nothing_here' (No module named 'nothing_here')"),
+    ("ppo --env HalfCheetah-v2", "HalfCheetah-v2 is retired: use HalfCheetah-v"),
+    ("sac --env CartPole-v1", "sac handles actions of a bounded Box"),
+    ("sac --env Pendulum-v1 CartPole-v1 --seed 0 1", "not Discrete(2); use ppo"),
+    (
+        "sac --env Pendulum-v1 --alpha foo",
+        "alpha must be a number of at least 0 or \"auto\", not 'foo'",
+    ),
+    ("sac --env Pendulum-v1 --alpha -1", 'alpha must be a number of at least 0 or "auto", not -1'),
+    ("{} --env_kwargs:foo 1", "CartPole-v1 takes no argument 'foo'"),
+    ("{} --n_envs 4", "unknown flag --n_envs: --n_envs is --cpu: each MPI rank steps one"),
+    ("{} --verbose 1", "unknown flag --verbose. See: python -m spinup.run ppo --help"),
+    ("{} --wrapper nothing_here:f", "--wrapper nothing_here:f: Cannot import"),
+    ("{} --wrapper os", "'os' is not the name of a function: write it as 'module:function'"),
+    ("{} --wrapper", "--wrapper needs a value"),
+    ("{} --wrapper os:getcwd", "--env CartPole-v1 --wrapper os:getcwd: "),
     ("ppo CartPole-v1", "'CartPole-v1' belongs to no flag"),
     ("{} --clip_ration 0.1", "unknown flag --clip_ration: did you mean --clip_ratio?"),
     (
@@ -167,7 +193,8 @@ MISTAKES = [
         "unknown flag --hidden_sizes: did you mean --ac_kwargs:hidden_sizes?",
     ),
     ("{} --logger_kwargs:output_dir /tmp/x", "unknown flag --logger_kwargs:output_dir"),
-    ("{} --actor_critic os.system", "unknown flag --actor_critic"),
+    ("{} --actor_critic os.system", "--actor_critic os.system: 'os.system' is not the name of a"),
+    ("{} --actor_critic os:system", "--actor_critic expects a subclass of torch.nn.Module"),
     ("{} --epochs ten", "--epochs expects a whole number, not 'ten'"),
     ("{} --epochs 1.5", "--epochs expects a whole number, not '1.5'"),
     ("{} --epochs 0", "epochs must be a whole number of at least 1, not 0"),
@@ -226,14 +253,28 @@ def test_a_folder_with_results_is_named_with_the_remedy(here, capsys):
 
 
 def test_tensorboard_that_is_not_installed(capsys, monkeypatch):
-    real = spinup.cli.main.importlib.util.find_spec
+    real = importlib.util.find_spec
     monkeypatch.setattr(
-        spinup.cli.main.importlib.util,
-        "find_spec",
-        lambda n: None if n == "tensorboard" else real(n),
+        "importlib.util.find_spec", lambda n: None if n == "tensorboard" else real(n)
     )
     status, _, err = run(f"{QUICK} --tensorboard", capsys)
-    assert (status, "pip install 'spinup[tensorboard]'" in err) == (2, True)
+    told = 'needs TensorBoard: in the checkout, pip install ".[tensorboard]"'
+    assert (status, told in err) == (2, True)
+
+
+def test_more_ranks_than_cores_are_refused_unless_asked_for(capsys, monkeypatch, here):
+    started = []
+    monkeypatch.setattr("spinup.cli.main.usable_cores", lambda: 2)
+    monkeypatch.setattr(ExperimentGrid, "launch", lambda grid, plan: started.append(plan))
+    status, out, err = run(f"{QUICK} --cpu 3", capsys)
+    assert (status, out, started) == (2, "", [])
+    assert err.startswith("spinup ppo: --cpu 3 asks for more ranks than this machine has usable")
+    assert "cores, 2: " in err and "--oversubscribe" in err and err.count("\n") == 1
+    assert run(f"{QUICK} --cpu 3 --oversubscribe", capsys)[0] == 0
+    assert run(f"{QUICK} --cpu 2", capsys)[0] == 0
+    assert [plan.experiments[0].num_cpu for plan in started] == [3, 2]
+    # A cluster's nodes have other cores than the machine from which jobs are submitted
+    assert "asks for more ranks" not in run(f"{QUICK} --cpu 3 --slurm mem=4G", capsys)[2]
 
 
 # --- Real runs ------------------------------------------------------------------------------------
@@ -253,11 +294,80 @@ def test_a_grid_of_ppo(run_python, here):
     assert result.stdout.splitlines()[-2].endswith("python -m spinup.run plot data/demo")
 
 
-def test_a_variant_that_fails_gives_status_1(capsys):
-    status, out, err = run(f"{QUICK} --env_kwargs:nonsense 3", capsys)
+OWN_CODE = """
+import gymnasium as gym
+from torch import nn
+from spinup.utils.nets import MLPActorCritic
+
+class Small(MLPActorCritic):
+    def __init__(self, observation_space, action_space, width: int = 8):
+        super().__init__(observation_space, action_space, (width,), nn.Tanh)
+
+class Half(gym.RewardWrapper):
+    def reward(self, reward):
+        return reward / 2
+
+def plus_one(env):
+    return gym.wrappers.TransformReward(env, lambda reward: reward + 1)
+
+def breaks(env):
+    env.step(0)
+
+def fails(env):
+    env.reset = lambda **_: 1 / 0
+    return env
+"""
+
+
+def test_a_variant_that_fails_gives_status_1(capsys, here):
+    (here / "own_failing.py").write_text(OWN_CODE)
+    status, out, err = run(f"{QUICK} --wrapper own_failing:fails", capsys)
     assert (status, err) == (1, "")
     assert "0 of 1 run finished" in out
-    assert re.search("cmd_ppo_s0: TypeError: .*nonsense", out)
+    assert re.search("cmd_ppo_s0: ZeroDivisionError", out)
+
+
+# A file as an installation makes it for `spinup`: its folder is not the current one
+CONSOLE_SCRIPT = "import sys\nfrom spinup.cli.main import main\nsys.exit(main())\n"
+
+
+@pytest.mark.parametrize("how", ["script", "module"])
+def test_wrappers_and_networks_of_the_current_folder(run_python, here, how):
+    (here / "mine.py").write_text(OWN_CODE)
+    (here / "bin").mkdir()
+    (here / "bin" / "spinup").write_text(CONSOLE_SCRIPT)
+    command = [str(here / "bin" / "spinup")] if how == "script" else ["-m", "spinup"]
+    words = (
+        "--wrapper mine:Half mine:plus_one --actor_critic mine:Small --ac_kwargs:width 4 "
+        f"--exp_name own --cpu {1 if how == 'script' else 2} --oversubscribe"
+    )
+    result = run_python([*command, *QUICK.split(), *words.split()], timeout=250)
+    assert (result.returncode, result.stderr) == (0, "")
+    config = json.loads((here / "data/own/own_s0/config.json").read_text())
+    assert config["actor_critic"] == "mine:Small" and config["ac_kwargs"] == {"width": 4}
+    assert config["env_fn"] == {
+        "partial": "spinup.utils.wrapping:make_wrapped",
+        "args": ["CartPole-v1", ["mine:Half", "mine:plus_one"]],
+        "kwargs": {},
+    }
+    result = run_python([*command, *"test_policy data/own/own_s0 -n 2 -nr".split()], timeout=100)
+    assert (result.returncode, result.stderr) == (0, "")
+    episodes = re.findall(r"EpRet ([\d.]+) \t EpLen (\d+)", result.stdout)
+    # Half of each reward, and then one more, in this order
+    assert len(episodes) == 2
+    for ep_ret, length in episodes:
+        assert float(ep_ret) == 1.5 * int(length)
+
+
+def test_wrappers_are_tried_before_launch(capsys, here):
+    (here / "own_wrappers.py").write_text(OWN_CODE)
+    for wrapper, told in [
+        ("breaks", "Cannot call env.step() before calling env.reset()"),
+        ("Half own_wrappers:nope", "has no attribute 'nope'"),
+    ]:
+        status, out, err = run(f"{QUICK} --wrapper own_wrappers:{wrapper}", capsys)
+        assert (status, out, told in err, err.count("\n")) == (2, "", True, 1), err
+    assert not (here / "data").exists()
 
 
 def test_ctrl_c_gives_status_130(here):

@@ -110,9 +110,44 @@ def test_a_curve_is_a_statistic_over_seeds(estimator, expected):
     assert curves(plot_data(runs, estimator=estimator)) == [expected]
 
 
-def test_a_seed_without_a_number_or_stopped_early_does_not_count():
-    runs = [frame([NAN, 4.0, 6, 8], 0), frame([1.0, 2, NAN], 1)]
-    assert curves(plot_data(runs)) == [[1, 3, 6, 8]]
+def test_a_seed_does_not_count_where_it_has_no_number():
+    runs = [frame([1.0, NAN, 6, 8], 0), frame([3.0, 4, 2, 0], 1)]
+    assert curves(plot_data(runs)) == [[2, 4, 4, 4]]
+
+
+def test_where_runs_have_ended_or_not_begun_the_curve_is_interrupted_and_thin():
+    # Without that, the mean would jump from 3 to 9 though no run does
+    runs = [frame([NAN, 4.0, 6, 8, 9], 0), frame([1.0, 2, NAN], 1), frame([0.0, 0, 0, 1], 2)]
+    axes = plot_data([*runs, frame([5.0] * 5, condition="whole")])
+    drawn = {
+        (line.get_color(), tuple(line.get_xdata())): (line.get_ydata().tolist(), line.get_lw())
+        for line in axes.lines
+        if len(line.get_xdata())
+    }
+    blue, orange = sns.color_palette("deep")[:2]
+    wide = plt.rcParams["lines.linewidth"]
+    assert wide > plot.THIN
+    assert drawn == {
+        (blue, (1,)): ([2], drawn[blue, (1,)][1]),
+        (orange, (0, 1, 2, 3, 4)): ([5] * 5, drawn[orange, (0, 1, 2, 3, 4)][1]),
+        (blue, (0,)): ([0.5], plot.THIN),
+        (blue, (2, 3)): ([3, 4.5], plot.THIN),
+        (blue, (4,)): ([9], plot.THIN),
+    }
+    assert drawn[blue, (1,)][1] > plot.THIN
+    assert legend_names(axes.figure) == ["a", "whole", "fewer runs"]
+
+
+def test_runs_of_one_length_are_one_line():
+    axes = plot_data([frame([1.0, 2], 0), frame([3.0, 4], 1)])
+    assert curves(axes) == [[2, 3]]
+    assert legend_names(axes.figure) == ["a"]
+
+
+@pytest.mark.parametrize("estimator, expected", [("max", [[9, 9], [1]]), ("min", [[0, 0], [1]])])
+def test_other_statistics_are_interrupted_too(estimator, expected):
+    runs = [frame([9.0, 9], 0), frame([0.0, 0, 1], 1)]
+    assert curves(plot_data(runs, estimator=estimator)) == expected
 
 
 @pytest.mark.parametrize("estimator", ["mean", "median", "max", "min"])
@@ -136,8 +171,15 @@ def test_the_same_call_draws_the_same_figure():
 def test_runs_over_time_are_interpolated_at_the_times_of_the_longest():
     runs = [frame([0.0, 1, 2], 0, Time=[0.0, 1, 2]), frame([10.0, 20, 30], 1, Time=[0.5, 1.5, 2.5])]
     axes = plot_data(runs, xaxis="Time")
-    assert axes.lines[0].get_xdata().tolist() == [0, 1, 2]
-    assert curves(axes) == [[0, (1 + 15) / 2, (2 + 25) / 2]]
+    lines = [line for line in axes.lines if len(line.get_xdata())]
+    assert [line.get_xdata().tolist() for line in lines] == [[1, 2], [0], [2.5]]
+    assert curves(axes) == [[(1 + 15) / 2, (2 + 25) / 2], [0], [30]]
+
+
+def test_a_slow_run_of_few_epochs_is_drawn_to_its_end():
+    slow = frame([0.0, 9], 1, Time=[0.0, 9])
+    axes = plot_data([frame([0.0, 1, 2], 0, Time=[0.0, 1, 2]), slow], xaxis="Time")
+    assert curves(axes) == [[0, 1, 2], [9]]
 
 
 # --- Reading ---
@@ -228,6 +270,32 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_not_read(capsys):
     assert capsys.readouterr().out.count("can't be read, skipped (not a regular file)") == 2
 
 
+def test_runs_of_several_environments_are_told_apart_and_not_averaged(capsys):
+    for env_id, exp_name in [
+        ("CartPole-v1", "a"),
+        ("Pendulum-v1", "a"),
+        ("Pendulum-v1", "pendulum-v1_b"),
+    ]:
+        folder = f"data/{env_id}/{exp_name}"
+        write_run(folder, [1.0, 2])
+        config = {"exp_name": exp_name, "env": {"id": env_id}}
+        Path(folder, "config.json").write_text(json.dumps(config))
+    (figure,) = make_plots("data")
+    assert legend_names(figure) == ["a (CartPole-v1)", "a (Pendulum-v1)", "pendulum-v1_b"]
+    note = "these runs are of 2 environments, whose returns don't compare: CartPole-v1, Pendulum-v1"
+    assert note in capsys.readouterr().out
+    assert legend_names(make_plots("data/Pendulum-v1")[0]) == ["a", "pendulum-v1_b"]
+    assert "environments" not in capsys.readouterr().out
+    assert legend_names(make_plots(["data/C", "data/P"], legend=["x", "y"])[0]) == ["x", "y"]
+
+
+@pytest.mark.parametrize("env", [None, {}, 3, {"id": None}, [1]])
+def test_a_config_without_an_environment_is_read(env):
+    write_run("data/demo/demo_s0", [1.0])
+    Path("data/demo/demo_s0/config.json").write_text(json.dumps({"exp_name": "x", "env": env}))
+    assert get_datasets("data")[0]["Condition1"].tolist() == ["x"]
+
+
 # --- Which folders ---
 
 
@@ -255,6 +323,15 @@ def folders():
 )
 def test_a_prefix_matches_at_the_start_of_the_name(folders, logdirs, names):
     assert [run["Condition1"][0] for run in get_all_datasets(logdirs)] == names
+
+
+def test_numbers_in_names_are_sorted_as_numbers():
+    for number in (10, 9, 2, 1):
+        write_run(f"data/v{number}/s{number}", [1.0], f"v{number}")
+        write_run(f"below/v{number}", [1.0], f"v{number}")
+    for logdir in ("data/v", "below"):
+        found = [run["Condition1"][0] for run in get_all_datasets(logdir)]
+        assert found == ["v1", "v2", "v9", "v10"]
 
 
 @pytest.mark.parametrize(
@@ -300,13 +377,24 @@ def test_a_legend_names_each_folder(folders):
 def test_a_missing_column_is_named_with_the_nearest(capsys):
     runs = [frame([1.0, 2], LossPi=[3.0, 4]), frame([1.0, 2], condition="b")]
     assert curves(plot_data(runs, value="LossPi")) == [[3, 4]]
-    assert "left out a run without 'Epoch' or 'LossPi'" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"no column 'LossP'; there are \['LossPi'\]"):
+    note = "'b': left out all 1 runs, without a number in 'LossPi' over 'Epoch'"
+    assert note in capsys.readouterr().out
+    there = "there are AverageEpRet, Epoch, LossPi"
+    with pytest.raises(ValueError, match=f"^no column 'LossP'; {there}: did you mean LossPi.$"):
         plot_data(runs, value="LossP")
-    with pytest.raises(ValueError, match=r"no column 'zzzz'; there are \['AverageEpRet', 'Con"):
+    with pytest.raises(ValueError, match=f"^no column 'zzzz'; {there}$"):
         plot_data(runs, xaxis="zzzz")
-    with pytest.raises(ValueError, match="no column 'Seed'"):
+    with pytest.raises(ValueError, match=r"no column 'Seed'; there are .*, Condition1, .*, Unit"):
         plot_data(runs, condition="Seed")
+
+
+def test_runs_without_a_number_are_named(capsys):
+    runs = [frame([NAN, NAN], 0), frame([1.0, 2], 1), frame([NAN, NAN], condition="b")]
+    axes = plot_data(runs)
+    assert curves(axes) == [[1, 2]]  # no jump, and no thin part, for a run that never had a number
+    printed = capsys.readouterr().out
+    assert "'a': left out 1 of 2 runs, without a number in 'AverageEpRet' over 'Epoch'" in printed
+    assert "'b': left out all 1 runs, without a number in 'AverageEpRet' over 'Epoch'" in printed
 
 
 def test_nothing_to_draw_is_an_error():
@@ -382,12 +470,46 @@ def test_large_numbers_are_short_and_one_epoch_is_visible():
     assert axes.lines[0].get_marker() == "o"
 
 
+def test_every_curve_looks_different():
+    axes = plot_data([frame([1.0, 2], condition=f"v{i}") for i in range(24)])
+    lines = [line for line in axes.lines if len(line.get_xdata())]
+    looks = {(line.get_color(), str(line._dash_pattern)) for line in lines}
+    assert len(lines) == len(looks) == 24
+    shown = axes.figure.legends[0].get_lines()
+    assert {(line.get_color(), str(line._dash_pattern)) for line in shown} == looks
+
+
+def test_a_thin_part_keeps_its_curves_pattern():
+    runs = [frame([1.0, 2], condition=f"v{i}") for i in range(10)]
+    runs += [frame([5.0, 6, 7], condition="last"), frame([1.0], 1, condition="last")]
+    axes = plot_data(runs)
+    first, rest = [line for line in axes.lines if len(line.get_xdata())][-2:]
+    assert (first.get_ydata().tolist(), rest.get_ydata().tolist()) == ([3], [6, 7])
+    assert first.is_dashed() and rest.is_dashed()
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_long_names_stay_within_the_figure(shares):
+    figure, axes = plt.subplots(1, 1 + shares, figsize=(8, 5))
+    axes = figure.axes[0]
+    long = "ppo_ac-hid64-64_ac-acttanh_cli0-1_gam0-99_lam0-95_pi0-0003_Norm"
+    plot_data(
+        [frame([1.0, 2], condition=long * i + "0" * j) for i in (1, 2, 9) for j in (0, 99)], ax=axes
+    )
+    figure.canvas.draw()
+    legend = axes.get_legend() if shares else figure.legends[0]
+    box, within = legend.get_window_extent(), figure.bbox
+    assert within.x0 <= box.x0 and box.x1 <= within.x1
+    assert within.y0 <= box.y0 and box.y1 <= within.y1
+
+
 def test_odd_names_are_drawn_as_they_are():
-    names = ["_hidden", r"$\frac{1$", "a" * 500]
+    names = ["_hidden", r"$\frac{1$", "ab" * 500]
     axes = plot_data([frame([1.0, 2], condition=name) for name in names])
     axes.figure.canvas.draw()
     shown = [name.strip() for name in legend_names(axes.figure)]
-    assert shown == ["_hidden", r"$\frac{1$", "a" * 29 + "…" + "a" * 30]
+    assert shown[:2] == ["_hidden", r"$\frac{1$"]
+    assert re.fullmatch("(ab)+a?…b?(ab)+", shown[2].replace("\n", ""))
 
 
 # --- The command ---
@@ -409,7 +531,10 @@ def test_the_command_writes_files_and_returns_zero(folders, capsys):
         ([], "the following arguments are required: logdir"),
         (["data/nope"], "no folder whose name starts with 'nope' in 'data'"),
         (["data/demo", "-l", "A"], "1 legend names for 2 folders"),
-        (["data/sac", "-y", "Perf"], "no column 'Perf'; there are ['Performance']"),
+        (
+            ["data/sac", "-y", "Perf"],
+            "no column 'Perf'; there are AverageEpRet, Epoch, Performance",
+        ),
         (["data/sac", "-x", "Step"], "no column 'Step'"),
         (["data/sac", "-s", "0"], "smooth=0: expected a whole number"),
         (["data/sac", "-s", "many"], "argument --smooth/-s: invalid int value: 'many'"),
@@ -506,4 +631,5 @@ def test_the_page_has_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     options = set(re.findall(r"--\w+", capsys.readouterr().out)) - {"--help"}
-    assert options == set(re.findall(r"--\w+", DOCS.read_text(encoding="utf-8")))
+    page = re.sub("run (ppo|sac) .*", "", DOCS.read_text(encoding="utf-8"))  # other commands' flags
+    assert options == set(re.findall(r"--\w+", page))

@@ -195,7 +195,7 @@ def test_rendering_that_fails_says_what_it_needs(cartpole, monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)  # as if it weren't installed
     env, get_action = load_policy_and_env(cartpole)
     with pytest.raises(
-        ValueError, match=r"can't render .DependencyNotInstalled: .*spinup\[video\]"
+        ValueError, match=r"can't render .DependencyNotInstalled: .*pip install '.\[video\]'"
     ):
         record_frames(env, get_action)
 
@@ -311,6 +311,6 @@ def test_videos_need_moviepy(cartpole, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)  # as if it weren't installed
     with pytest.raises(SystemExit, match="2"):
         main([str(cartpole), "--video", str(tmp_path / "videos")])
-    expected = "spinup test_policy: --video needs MoviePy: pip install 'spinup[video]'\n"
+    expected = "spinup test_policy: --video needs MoviePy: pip install '.[video]' in the checkout\n"
     assert capsys.readouterr().err == expected
     assert not (tmp_path / "videos").exists()

@@ -10,7 +10,6 @@ from spinup.launch.display import (
     epochs,
     facts,
     live_table,
-    plural,
     score,
     short_path,
     shortened,
@@ -35,7 +34,6 @@ def test_numbers_in_words():
         "-1,234.6",
         "",
     )
-    assert (plural(1, "rank"), plural(0, "rank")) == ("1 rank", "0 ranks")
 
 
 def test_paths(tmp_path, monkeypatch):

@@ -1,13 +1,10 @@
 import json
 import os
 import re
-import stat
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,34 +14,10 @@ from spinup import user_config
 from spinup.cli.flags import RUN_FLAGS
 from spinup.examples import bench_ppo_cartpole
 from spinup.launch import processes as launch
-from spinup.launch import record as grid_record
-from spinup.launch.grid import (
-    ExperimentGrid,
-    call_experiment,
-    default_shorthand,
-    setup_logger_kwargs,
-    valid_str,
-)
-from spinup.launch.processes import Experiment, Outcome
+from spinup.launch.grid import ExperimentGrid, default_shorthand, valid_str
 from spinup.runs.folder import read_status
+from tests.launch.grids import grid_of
 from tests.thunks import fake, fragile, note
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """Everything happens in an empty folder, and private files in one of its own."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(user_config, "DEFAULT_DATA_DIR", str(tmp_path / "data"))
-    return tmp_path
-
-
-def grid_of(name="", **params):
-    grid = ExperimentGrid(name)
-    for key, vals in params.items():
-        grid.add(key.replace("__", ":"), vals)
-    return grid
 
 
 def names(grid):
@@ -52,46 +25,6 @@ def names(grid):
 
 
 # --- Folders --------------------------------------------------------------------------------------
-
-
-def test_folders_without_datestamp():
-    assert setup_logger_kwargs("demo", data_dir="d") == {
-        "output_dir": os.path.join("d", "demo"),
-        "exp_name": "demo",
-    }
-    assert setup_logger_kwargs("demo", 10, "d", overwrite=True) == {
-        "output_dir": os.path.join("d", "demo", "demo_s10"),
-        "exp_name": "demo",
-        "overwrite": True,
-    }
-    assert setup_logger_kwargs("demo", 0)["output_dir"] == os.path.abspath("data/demo/demo_s0")
-
-
-@pytest.mark.parametrize("forced", [False, True])
-def test_folders_with_datestamp(monkeypatch, forced):
-    monkeypatch.setattr(user_config, "FORCE_DATESTAMP", forced)
-    day, second = r"\d{4}-\d\d-\d\d_", r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-"
-    alone = setup_logger_kwargs("demo", data_dir="d", datestamp=not forced)
-    seeded = setup_logger_kwargs("demo", 3, data_dir="d", datestamp=not forced)
-    assert re.fullmatch(f"d/{day}demo", alone["output_dir"])
-    assert re.fullmatch(f"d/{day}demo/{second}demo_s3", seeded["output_dir"])
-
-
-@pytest.mark.parametrize("name", ["../x", "a/b", "", "a b", ".hidden", "x;y", "$(touch PWNED)"])
-def test_a_name_that_is_no_folder_is_refused(name):
-    with pytest.raises(ValueError, match="is not fit for a folder's name"):
-        setup_logger_kwargs(name)
-
-
-def test_default_data_dir(monkeypatch, tmp_path):
-    monkeypatch.delenv("SPINUP_DATA_DIR", raising=False)
-    checkout = Path(user_config.__file__).parents[1]
-    assert user_config.default_data_dir() == str(checkout / "data")
-    installed = tmp_path / "site-packages" / "spinup" / "user_config.py"
-    monkeypatch.setattr(user_config, "__file__", str(installed))
-    assert user_config.default_data_dir() == str(tmp_path / "data")
-    monkeypatch.setenv("SPINUP_DATA_DIR", "elsewhere")
-    assert user_config.default_data_dir() == str(tmp_path / "elsewhere")
 
 
 # --- Names: what Spinning Up's code calls them ----------------------------------------------------
@@ -223,11 +156,6 @@ def test_print_shows_parameters_and_counts(capsys):
 # --- Refused before anything runs -----------------------------------------------------------------
 
 
-def finished_run(folder):
-    folder.mkdir(parents=True)
-    (folder / "progress.txt").write_text("Epoch\n0\n")
-
-
 def test_variants_that_would_share_a_folder_are_named():
     grid = grid_of("x", gamma=[0.5, "0-5"])
     message = r'would share the folder data/x_gam0-5/x_gam0-5_s0: gamma=0.5 and gamma="0-5"'
@@ -238,114 +166,12 @@ def test_variants_that_would_share_a_folder_are_named():
     assert not Path("data").exists()
 
 
-def test_folders_with_results_are_refused_and_unharmed(here):
-    finished_run(here / "data" / "x" / "x_s1")
-    message = r"^data/x/x_s1 already holds results: give --resume .* another --exp_name, or --dt"
-    with pytest.raises(ValueError, match=message):
-        grid_of("x", seed=[0, 1, 2]).run(fake)
-    with pytest.raises(ValueError, match="already holds results"):
-        call_experiment("x", fake, seed=1)
-    assert os.listdir("data/x") == ["x_s1"]
-    assert os.listdir("data/x/x_s1") == ["progress.txt"]
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        (dict(num_cpu=0), "num_cpu must be a positive integer or 'auto', not 0"),
-        (dict(num_cpu=2.5), "num_cpu must be a positive integer or 'auto', not 2.5"),
-        (dict(num_cpu="two"), "num_cpu must be a positive integer or 'auto', not 'two'"),
-        (dict(jobs=0), "jobs must be a positive integer or .auto., not 0"),
-        (dict(data_dir="file/x"), "Results can't go to file/x/x/x_s0: .*file is not a folder"),
-        (dict(thunk="algo"), "There is nothing to run: expected a function, not None"),
-    ],
-)
-def test_what_run_refuses(kwargs, message):
-    Path("file").touch()
-    with pytest.raises(ValueError, match=message):
-        grid_of("x", epochs=1).run(**{"thunk": fake, **kwargs})
-    assert not Path("data").exists()
-
-
 def test_a_grid_without_any_name_is_refused():
     with pytest.raises(ValueError, match="The grid needs a name"):
         grid_of(epochs=1).run(fake)
 
 
-def test_ranks_need_mpi(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="2 ranks need MPI, but mpi4py is not installed"):
-        grid_of("x", epochs=1).run(fake, num_cpu=2)
-
-
 # --- One experiment -------------------------------------------------------------------------------
-
-
-def test_call_experiment_relays_and_keeps_the_output(here, capsys):
-    kwargs = dict(env_name="CartPole-v1", ac_kwargs={"hidden_sizes": (8,), "act": torch.nn.Tanh})
-    folder = Path(call_experiment("demo", fake, seed=3, **kwargs))
-    printed = capsys.readouterr().out
-    log = (folder / "log.txt").read_text()
-    assert folder == here / "data" / "demo" / "demo_s3"
-    assert "seed 3 on CartPole-v1\n" in log
-    assert log in printed
-    assert "python -m spinup.run plot data/demo/demo_s3" in printed
-    assert "python -m spinup.run test_policy data/demo/demo_s3" in printed
-    assert read_status(folder)["state"] == "finished"
-    spec = folder / "experiment.json"
-    assert stat.S_IMODE(spec.stat().st_mode) == 0o600
-    assert json.loads(spec.read_text()) == {
-        "thunk": "tests.thunks:fake",
-        "num_cpu": 1,
-        "kwargs": {
-            "env_name": "CartPole-v1",
-            "ac_kwargs": {
-                "hidden_sizes": {"__tuple__": [8]},
-                "act": {"__torch.nn__": "Tanh"},
-            },
-            "seed": 3,
-            "logger_kwargs": {"output_dir": str(folder), "exp_name": "demo"},
-        },
-    }
-
-
-def test_what_has_no_name_travels_privately(here):
-    shift = 40
-
-    def thunk(seed, logger_kwargs, env_fn):
-        Path(logger_kwargs["output_dir"], "result").write_text(str(env_fn() + shift))
-        modes = [oct(p.stat().st_mode)[-3:] for p in here.glob("tmp/spinup-*.pkl")]
-        Path(logger_kwargs["output_dir"], "modes").write_text(" ".join(modes))
-
-    folder = Path(call_experiment("demo", thunk, env_fn=lambda: 2))
-    assert (folder / "result").read_text() == "42"
-    assert (folder / "modes").read_text() == "600"
-    assert read_status(folder)["state"] == "finished"
-    assert sorted(os.listdir(folder)) == ["log.txt", "modes", "result", "status.json"]
-    assert os.listdir(here / "tmp") == []
-
-
-def test_env_kwargs_make_a_function_and_types_are_kept(here):
-    call_experiment("demo", note, num_cpu=2, env_name="CartPole-v1", env_kwargs={"a": 1}, t=(1, 2))
-    called = [json.loads((here / f"data/demo/demo_s0/rank{r}.json").read_text()) for r in (0, 1)]
-    assert [c["ranks"] for c in called] == [2, 2]
-    assert called[0]["types"] == {"t": "tuple", "env_fn": "partial"}
-    assert "'CartPole-v1', a=1)" in called[0]["kwargs"]
-
-
-def test_a_failure_says_what_why_and_where(here, capsys):
-    message = (
-        r"Experiment demo_s0 failed: ValueError: the reward.* \(log: data/demo/demo_s0/log\.txt\)"
-    )
-    with pytest.raises(RuntimeError, match=message):
-        call_experiment("demo", fake, ending="raise")
-    assert "Traceback" in capsys.readouterr().out
-    assert read_status("data/demo/demo_s0")["state"] == "failed"
-
-
-def test_a_failure_on_another_rank_ends_all():
-    with pytest.raises(RuntimeError, match="demo_s0 failed: rank 1: ValueError: not here"):
-        call_experiment("demo", fake, num_cpu=2, ending="raise on rank 1")
 
 
 # --- Grids ----------------------------------------------------------------------------------------
@@ -405,13 +231,6 @@ def test_of_twenty_sixteen_finish_and_resume_runs_the_other_four(here, monkeypat
     assert "20 of 20 have finished already: there is nothing to run" in capsys.readouterr().out
 
 
-def test_ranks_take_as_many_slots_as_they_are(here):
-    waiting = [launch.Experiment("g", fake, {}, num_cpu=n) for n in (1, 2, 3, 9)]
-    running = [SimpleNamespace(experiment=waiting[1])]
-    assert [launch._fits(experiment, running, 4) for experiment in waiting] == [1, 1, 0, 0]
-    assert all(launch._fits(experiment, [], 4) for experiment in waiting)  # alone, all may
-
-
 def test_what_resume_excludes():
     for given, message in [
         (dict(overwrite=True), "resume and overwrite exclude each other"),
@@ -422,86 +241,6 @@ def test_what_resume_excludes():
     for bad in (0, -1, True, "long"):
         with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
             grid_of("g", seed=0).plan(fake, timeout=bad)
-
-
-def test_a_run_is_resumed_from_the_command_line(here, capsys):
-    words = "ppo --env CartPole-v1 --hid [8] --steps_per_epoch 100 --checkpoint_every 0".split()
-    assert spinup.cli.main.main([*words, "--epochs", "2"]) == 0
-    assert spinup.cli.main.main([*words, "--epochs", "2"]) == 2
-    assert spinup.cli.main.main([*words, "--epochs", "2", "--resume"]) == 0
-    assert "1 of 1 have finished already: there is nothing to run" in capsys.readouterr().out
-    assert spinup.cli.main.main([*words, "--epochs", "4", "--resume"]) == 0
-    folder = here / "data/cmd_ppo/cmd_ppo_s0"
-    assert "Continuing at step 200 of 400" in (folder / "log.txt").read_text()
-    assert len((folder / "progress.txt").read_text().splitlines()) == 5
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    for change, told in [
-        ("--epochs 4 --gamma 0.9", "gamma is 0.9, but the run to resume has 0.99"),
-        ("--epochs 5 --gamma 0.9", "gamma is 0.9, but the run to resume has 0.99"),
-        ("--epochs 4 --cpu 2", "num_cpu is 2, but the run to resume has 1"),
-        ("--epochs 3", "epochs is 3, but the run to resume has 4: more are allowed"),
-    ]:
-        assert spinup.cli.main.main([*words, *change.split(), "--resume"]) == 2
-        error = capsys.readouterr().err
-        assert "cmd_ppo_s0 can't be resumed so: " + told in error
-        assert error.count("\n") == 1
-    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
-
-
-def test_a_folder_in_use_is_refused_before_anything_is_written(here, capsys):
-    words = "ppo --env CartPole-v1 --hid [8] --steps_per_epoch 100 --epochs 1".split()
-    assert spinup.cli.main.main(words) == 0
-    folder = here / "data/cmd_ppo/cmd_ppo_s0"
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    holder = subprocess.Popen(
-        [sys.executable, "-c", "from spinup.utils.logx import Logger; import time\n"
-         f"logger = Logger({str(folder)!r}, resume=True); logger.begin(); time.sleep(60)"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        holder.stdout.readline()
-        before["status.json"] = (folder / "status.json").read_bytes()
-        for flag in ("--overwrite", "--resume"):
-            assert spinup.cli.main.main([*words, flag]) == 2
-            assert "cmd_ppo_s0 is in use by a run that is under way" in capsys.readouterr().err
-        assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdout.close()
-
-
-def test_a_grids_record(here):
-    grid = grid_of("g", seed=[0, 1, 2], ending=["finish"])
-    grid.run(fake, jobs=2)
-    record = json.loads((here / "data/g.grid.json").read_text())
-    assert [(v["folder"], v["state"]) for v in record["variants"]] == [
-        (f"g/g_s{seed}", "finished") for seed in range(3)
-    ]
-    grid = grid_of("g", seed=[1, 3], ending=["exit"])
-    with pytest.raises(RuntimeError):
-        grid.run(fake, overwrite=True)
-    variants = json.loads((here / "data/g.grid.json").read_text())["variants"]
-    assert {v["folder"]: v["state"] for v in variants} == {
-        "g/g_s0": "finished",
-        "g/g_s1": "failed",
-        "g/g_s2": "finished",
-        "g/g_s3": "failed",
-    }
-    assert all(v["reason"] for v in variants if v["state"] == "failed")
-
-
-def test_two_grids_of_one_name_share_a_record(here):
-    experiments = [Experiment("g", fake, dict(logger_kwargs=dict(output_dir=x))) for x in "ab"]
-    records = [grid_record.Record(here / "g.grid.json", [here / x]) for x in "ab"]
-    for experiment, record in zip(experiments, records):
-        record.started(experiment)
-        record.ended(Outcome(experiment, "finished", "", 1.5, {"epoch": 2}))
-    variants = json.loads((here / "g.grid.json").read_text())["variants"]
-    assert [(v["folder"], v["state"], v["epoch"]) for v in variants] == [
-        ("a", "finished", 2),
-        ("b", "finished", 2),
-    ]
 
 
 def test_gpus_are_shared_evenly(here, monkeypatch):
@@ -568,7 +307,7 @@ def test_a_folder_that_can_not_be_made_fails_its_variant_alone(here, monkeypatch
 
 def test_a_world_runs_the_experiment_itself(run_on_ranks, here):
     code = """
-        from spinup.launch.grid import ExperimentGrid, call_experiment
+        from spinup.utils.run_utils import ExperimentGrid, call_experiment
         from tests.thunks import fake, note
 
         call_experiment("one", note, data_dir="data", datestamp=True)
@@ -596,19 +335,6 @@ def test_a_world_runs_the_experiment_itself(run_on_ranks, here):
     assert all(read_status(f"data/g/g_s{seed}")["state"] == "finished" for seed in (0, 1))
     assert result.stdout.count("g_s1 (2 of 2)") == 1
     assert result.stdout.count("python -m spinup.run plot") == 2
-
-
-def test_a_failure_in_a_world_ends_it(run_on_ranks, here):
-    code = """
-        from spinup.launch.grid import call_experiment
-        from tests.thunks import fake
-
-        call_experiment("one", fake, data_dir="data", ending="raise on rank 1")
-    """
-    result = run_on_ranks(2, code, check=False)
-    assert result.returncode != 0
-    assert "ValueError: not here" in result.stderr
-    assert read_status("data/one/one_s0")["error"] == "rank 1: ValueError: not here"
 
 
 # --- The page and the example ---------------------------------------------------------------------

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,12 +12,6 @@ from spinup.launch import processes as launch
 from spinup.launch.processes import Experiment, LogFollower, Run, run_one, stop
 from spinup.runs.folder import read_status
 from tests.thunks import fake
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def experiment(thunk=fake, **kwargs):
@@ -105,6 +100,13 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_ranks_take_as_many_slots_as_they_are(here):
+    waiting = [Experiment("g", fake, {}, num_cpu=n) for n in (1, 2, 3, 9)]
+    running = [SimpleNamespace(experiment=waiting[1])]
+    assert [launch._fits(experiment, running, 4) for experiment in waiting] == [1, 1, 0, 0]
+    assert all(launch._fits(experiment, [], 4) for experiment in waiting)  # alone, all may
 
 
 # --- Interruptions --------------------------------------------------------------------------------

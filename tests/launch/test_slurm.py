@@ -62,7 +62,9 @@ def test_a_missing_slurm_is_named(monkeypatch, tmp_path):
 
 def test_a_missing_submitit_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"slurm needs submitit: pip install 'spinup\[slurm\]'"):
+    with pytest.raises(
+        ValueError, match=r"slurm needs submitit: in the checkout, pip install '\.\[slurm\]'"
+    ):
         slurm.check_options({"time": 5})
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 import spinup
 from spinup.runs.loading import (
+    MAKE_WRAPPED,
     CannotRebuildEnv,
     has_display,
     load_actor_critic,
@@ -26,6 +27,7 @@ from spinup.runs.loading import (
     load_policy_and_env,
 )
 from spinup.utils.nets import MLPActorCritic
+from spinup.utils.wrapping import make_wrapped
 from tests.algos.runs import saved_model, train
 
 OBS = np.array([0.1, -0.5, 0.02, 0.9], dtype=np.float32)
@@ -338,6 +340,31 @@ def test_a_module_that_registers_the_id(tmp_path, monkeypatch):
         sys.modules.pop("own_envs", None)
 
 
+class Doubled(gym.RewardWrapper):
+    def reward(self, reward):
+        return 2 * reward
+
+
+def plus_one(env):
+    return gym.wrappers.TransformReward(env, lambda reward: reward + 1)
+
+
+def test_wrappers_that_were_named_come_back(tmp_path):
+    train("ppo", functools.partial(make_wrapped, "CartPole-v1", [Doubled, plus_one]), tmp_path)
+    env = load_env(tmp_path)
+    env.reset(seed=0)
+    assert env.step(0)[1] == 3
+    path = tmp_path / "config.json"
+    text = path.read_text()
+    assert f'"{__name__}:plus_one"' in text
+    path.write_text(text.replace(f'"{__name__}:plus_one"', '"gymnasium.wrappers:Autoreset"'))
+    names = [wrapper.name for wrapper in load_env(tmp_path).spec.additional_wrappers]
+    assert "Autoreset" in names and "Doubled" in names
+    path.write_text(text.replace(f"{__name__}:plus_one", f"{__name__}:minus_one"))
+    with pytest.raises(CannotRebuildEnv, match=r"'CartPole-v1' can't be made here .*minus_one"):
+        load_env(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("env_fn", "reason"),
     [
@@ -547,6 +574,32 @@ def test_environment_ids_import_nothing_from_the_folder(run, trap, monkeypatch, 
         edit_config(run, env=made, env_fn=env_fn)
         with pytest.raises(CannotRebuildEnv, match="can't be made here"):
             load_env(run)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os:remove", "shutil:rmtree", "builtins:eval", "torch.hub:load", "evil:f", "numpy:save",
+        f"{__name__}:shutil.rmtree", f"{__name__}:OwnCritic", "__main__:f", "evil",
+        "spinup:run", "",
+    ],
+)  # fmt: skip
+def test_only_wrappers_and_functions_of_the_users_own_are_called(run, trap, monkeypatch, name):
+    (run / "evil.py").write_text(f"import pathlib; pathlib.Path({str(trap)!r}).touch()")
+    monkeypatch.syspath_prepend(run)
+    called = dict(partial=MAKE_WRAPPED, args=["CartPole-v1", [name]], kwargs={})
+    edit_config(run, env_fn=called)
+    with pytest.raises(CannotRebuildEnv, match="can't be made here"):
+        load_env(run)
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["CartPole-v1"], ["CartPole-v1", "a:b"], ["CartPole-v1", [1]]]
+)
+def test_wrappers_that_are_none(run, args):
+    edit_config(run, env_fn=dict(partial=MAKE_WRAPPED, args=args, kwargs={}))
+    with pytest.raises(ValueError, match="describes no environment"):
+        load_env(run)
 
 
 # --- Displays -------------------------------------------------------------------------------------

@@ -18,9 +18,11 @@ from gymnasium.spaces import (
     Tuple,
 )
 
+from spinup.algos import ALGORITHMS, Algorithm
 from spinup.runs.folder import describe_error
 from spinup.utils.envs import (
     check_action_space,
+    check_env,
     describe_env,
     describe_space,
     make_env,
@@ -211,36 +213,62 @@ def test_an_id_and_a_function_make_the_same_environment():
 FLOATS, UNBOUNDED = Box(-1, 1, (2,)), Box(-1, np.inf, (2,))
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "sac", "td3"])
 @pytest.mark.parametrize(
-    "space, discrete, bounded",
+    "space, able",
     [
-        (FLOATS, False, True),
-        (FLOATS, True, False),
-        (Box(-1, 1, (2,), np.float64), False, True),
-        (UNBOUNDED, True, False),
-        (Discrete(3, start=5), True, False),
+        (FLOATS, ["ppo", "sac", "td3"]),
+        (Box(-1, 1, (2,), np.float64), ["ppo", "sac", "td3"]),
+        (UNBOUNDED, ["ppo"]),
+        (Box(-3e38, 3e38, (2,)), ["ppo"]),  # its range is beyond float32
+        (Discrete(3, start=5), ["ppo"]),
     ],
 )
-def test_spaces_that_can_be_handled_pass(space, discrete, bounded):
-    check_action_space(space, "algo", discrete, bounded)
+def test_a_space_is_handled_by_some(space, able, algorithm):
+    if algorithm in able:
+        check_action_space(space, algorithm, ALGORITHMS)
+    else:
+        with pytest.raises(ValueError, match="use ppo"):
+            check_action_space(space, algorithm, ALGORITHMS)
 
 
 @pytest.mark.parametrize(
-    "space, discrete, bounded, message",
+    "space, algorithm, message",
     [
-        (Discrete(3), False, True, r"sac needs continuous actions .* not Discrete\(3\); use ppo"),
-        (UNBOUNDED, False, True, r"Box of finite bounds, not Box\(-1.0, inf.*TransformAction"),
-        (Box(0, 9, (2,), np.int64), True, False, r"floating-point numbers or Discrete, not Box"),
-        (Box(0, 9, (2,), np.int64), False, True, r"floating-point numbers, not Box"),
-        (MultiDiscrete([2, 2]), True, False, r"sac handles .*, not MultiDiscrete\(\[2 2\]\)"),
-        (MultiBinary(2), True, False, r"not MultiBinary\(2\), and no other algorithm here does"),
-        (Tuple([FLOATS, FLOATS]), False, True, r"not Tuple\(.*; wrap the environment"),
-        (Dict(a=FLOATS), True, False, r"not Dict\("),
+        (
+            Discrete(3),
+            "sac",
+            r"^sac handles actions of a bounded Box of floating-point numbers, not Discrete\(3\); "
+            "use ppo$",
+        ),
+        (
+            UNBOUNDED,
+            "td3",
+            r"not Box\(-1.0, inf.*; use ppo, or bound the actions .*TransformAction",
+        ),
+        (
+            Box(0, 9, (2,), np.int64),
+            "ppo",
+            r"Box of floating-point numbers or a Discrete, not Box.*; no other algorithm here does",
+        ),
+        (Box(0, 9, (2,), np.int64), "sac", r"floating-point numbers, not Box"),
+        (MultiDiscrete([2, 2]), "ppo", r"ppo handles .*, not MultiDiscrete\(\[2 2\]\)"),
+        (MultiBinary(2), "ppo", r"not MultiBinary\(2\); no other algorithm here does"),
+        (Tuple([FLOATS, FLOATS]), "sac", r"not Tuple\(.*; wrap the environment"),
+        (Dict(a=FLOATS), "ppo", r"not Dict\("),
     ],
 )
-def test_other_spaces_are_refused_by_name(space, discrete, bounded, message):
+def test_other_spaces_are_refused_by_name(space, algorithm, message):
     with pytest.raises(ValueError, match=message):
-        check_action_space(space, "sac", discrete, bounded)
+        check_action_space(space, algorithm, ALGORITHMS)
+
+
+def test_an_algorithm_that_joins_the_table_is_named():
+    algorithms = ALGORITHMS | {"dqn": Algorithm("Deep Q-Network", ("Discrete",))}
+    with pytest.raises(ValueError, match=r"not Discrete\(2\); use ppo or dqn$"):
+        check_action_space(Discrete(2), "td3", algorithms)
+    with pytest.raises(ValueError, match=r"^dqn handles actions of a Discrete, not Box.*; use ppo"):
+        check_action_space(FLOATS, "dqn", algorithms)
 
 
 # --- NaN and infinity ---
@@ -353,6 +381,92 @@ def test_seed_everything():
     assert draws(3) == first
     assert all(a != b for a, b in zip(first, other))
     seed_everything(2**32 - 1 + 30_000)  # the greatest seed, on rank 3
+
+
+# --- Environments by id ---
+
+
+@pytest.fixture
+def register():
+    """Registers environments for one test."""
+    before = dict(gym.registry)
+    yield gym.register
+    gym.registry.clear()
+    gym.registry.update(before)
+
+
+def test_an_environment_is_tried_before_anything_runs(register, tmp_path, monkeypatch):
+    closed = []
+
+    class Own(Recorder):
+        def __init__(self, size=2):
+            super().__init__(observation_space=Box(-1, 1, (size,)))
+
+        def close(self):
+            closed.append(self.observation_space.shape)
+
+    register("Own-v0", Own)
+    assert check_env("Own-v0", None, "sac", ALGORITHMS) == []
+    assert check_env("Own-v0", {"size": 3}, "ppo", ALGORITHMS) == []
+    assert check_env("Own-v0", {"size": 4}, "somebody's", ALGORITHMS) == []
+    assert check_env("Own-v0") == []
+    assert closed == [(2,), (3,), (4,), (2,)]
+
+    module = (
+        "import gymnasium\ngymnasium.register('OfMine-v3', 'gymnasium.envs.toy_text:TaxiEnv')\n"
+    )
+    (tmp_path / "of_mine.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert check_env("of_mine:OfMine-v3", None, "ppo", ALGORITHMS) == []
+
+
+@pytest.mark.parametrize(
+    "env_id, kwargs, message",
+    [
+        ("CartPole-v1", {}, r"sac handles actions of a bounded Box .* not Discrete\(2\); use ppo"),
+        (
+            "CartPole-v1",
+            {"gravity": 1},
+            r"CartPole-v1 takes no argument .gravity. \(env_kwargs\): it takes sutton_barto_rewa",
+        ),
+        (
+            "CartPole-v1",
+            {"max_episode_steps": -3},
+            r"can't be made with env_kwargs \{'max_episode_steps': -3\}: ValueError: Expect",
+        ),
+        ("HalfCheetah-v2", {}, "HalfCheetah-v2 is retired: use HalfCheetah-v5"),
+        ("LunarLander-v2", {}, "LunarLander-v2 is retired: use LunarLander-v3"),
+        (
+            "Hoper-v5",
+            {},
+            "no environment 'Hoper-v5' is registered with Gymnasium: did you mean Hopper-v5",
+        ),
+        ("pendulum-v1", {}, r"did you mean Pendulum-v1\? An environment of another package"),
+        ("Ant-v9", {}, "did you mean Ant-v5"),
+        ("ALE/Pong-v5", {}, "Gymnasium: an environment of another package is written module:Name"),
+        ("nothing_here:X-v0", {}, "can't import 'nothing_here' .No module named 'nothing_here'"),
+        ("..:X-v0", {}, r"can't import '\.\.'"),
+        ("", {}, "'' can't be made: Error: Malformed"),
+        (3, {}, "must be an id such as CartPole-v1, not 3"),
+    ],
+)
+def test_an_environment_that_cannot_work_is_refused_in_one_line(env_id, kwargs, message):
+    with pytest.raises(ValueError, match=f"^.*{message}.*$"):
+        check_env(env_id, kwargs, "sac", ALGORITHMS)
+
+
+@pytest.mark.parametrize("extra", ["mujoco", "box2d"])
+def test_missing_extras_are_named_by_the_checkout(extra, register):
+    register("Needs-v0", f"gymnasium.envs.{extra}.not_there:Env")
+    with pytest.raises(ValueError, match=rf'^Needs-v0 .*: in .*, run pip install "\.\[{extra}\]"$'):
+        check_env("Needs-v0")
+    with pytest.raises(ValueError, match="Needs-v0 needs packages that aren't installed"):
+        make_env("Needs-v0")
+
+
+def test_an_old_version_that_works_is_a_remark():
+    (remark,) = check_env("CartPole-v0", None, "ppo", ALGORITHMS)
+    assert remark.startswith("The environment CartPole-v0 is out of date")
 
 
 # --- Descriptions ---
