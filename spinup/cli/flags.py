@@ -104,6 +104,7 @@ RUN_FLAGS = {
             "resume", ("bool",), False, "continue what was stopped or failed, skip what finished"
         ),
         Parameter("tensorboard", ("bool",), False, "also log for TensorBoard"),
+        Parameter("wandb", ("str",), None, "also log to this project of Weights & Biases"),
     )
 }
 

@@ -238,10 +238,9 @@ def _check_here(variants, options, algorithm, may_oversubscribe):
     is_for_slurm = "slurm" in options
     if not (is_for_slurm or may_oversubscribe):
         _check_cores(options.get("num_cpu", 1))
-    if options.get("tensorboard") and importlib.util.find_spec("tensorboard") is None:
-        raise UsageError(
-            '--tensorboard needs TensorBoard: in the checkout, pip install ".[tensorboard]"'
-        )
+    for name, title in (("tensorboard", "TensorBoard"), ("wandb", "Weights & Biases")):
+        if options.get(name) and importlib.util.find_spec(name) is None:
+            raise UsageError(f'--{name} needs {title}: in the checkout, pip install ".[{name}]"')
     for device in dict.fromkeys(str(variant.get("device", "cpu")) for variant in variants):
         if not (is_for_slurm and device.startswith("cuda")):  # the cluster's nodes may have one
             choose_device(device)

@@ -18,9 +18,10 @@ from spinup.runs.folder import (
     holds_results,
     is_locked,
     read_config,
+    read_spec,
     read_status,
 )
-from spinup.runs.json_values import convert_json
+from spinup.runs.json_values import convert_json, qualified_name
 from spinup.runs.wording import plural, short_path
 from spinup.utils.mpi_tools import barrier, num_procs
 
@@ -64,25 +65,33 @@ def check_ready(experiments: Sequence[Experiment], here: bool = True) -> list[st
 
 
 def _check_resumes(experiment):
-    """Makes sure that an experiment to resume has the hyperparameters that it began with."""
-    before, thunk = read_config(experiment.folder), experiment.thunk
-    if not holds_results(experiment.folder) or "algo" not in before:
+    """Makes sure that an experiment to resume is the one that began, by its hyperparameters."""
+    if not holds_results(experiment.folder):
         return
-    if not getattr(thunk, "__module__", "").startswith("spinup.algos."):
-        return  # a function that may do anything with its arguments
-    algo = f"spinup.{thunk.__name__}"
+    before, thunk = read_config(experiment.folder), experiment.thunk
+    try:
+        if thunk.__module__.startswith("spinup.algos."):
+            config = _config_of(experiment)
+            if not isinstance(before.get("env_fn"), str) or experiment.kwargs.get("env_kwargs"):
+                config.pop("env_fn", None)  # a function, which has no words of its own
+            check_unchanged(before, {**config, "num_cpu": experiment.num_cpu})
+        else:  # a function that may do anything with its arguments
+            called = read_spec(experiment.folder).get("thunk")
+            check_unchanged({"thunk": called} if called else {}, {"thunk": qualified_name(thunk)})
+    except ValueError as error:
+        raise ValueError(f"{experiment.label} can't be resumed so: {error}") from None
+
+
+def _config_of(experiment):
+    """Returns the hyperparameters as ``config.json`` has them, with those that are left out."""
+    thunk = experiment.thunk
     defaults = {
         key: parameter.default
         for key, parameter in inspect.signature(thunk).parameters.items()
         if parameter.default is not parameter.empty
     }
-    config = convert_json({"algo": algo, **defaults, **with_env_fn(experiment.kwargs)})
-    if not isinstance(before.get("env_fn"), str) or experiment.kwargs.get("env_kwargs"):
-        config.pop("env_fn", None)  # a function, which has no words of its own
-    try:
-        check_unchanged(before, {**config, "num_cpu": experiment.num_cpu})
-    except ValueError as error:
-        raise ValueError(f"{experiment.label} can't be resumed so: {error}") from None
+    algo = f"spinup.{thunk.__name__}"
+    return convert_json({"algo": algo, **defaults, **with_env_fn(experiment.kwargs)})
 
 
 def _is_taken(experiment):

@@ -187,6 +187,7 @@ class ExperimentGrid:
         resume: bool = False,
         timeout: float | None = None,
         slurm: Mapping[str, Any] | None = None,
+        wandb: str | None = None,
     ) -> list[str]:
         """Runs every variant in processes of its own; one that fails doesn't stop the others.
 
@@ -207,6 +208,7 @@ class ExperimentGrid:
             slurm: submit the variants to Slurm as an array of jobs, and return at once: options of
                 sbatch, such as ``{"partition": "gpu", "time": "8:00:00", "gpus": 1}``; see
                 `spinup.launch.slurm.check_options`. `jobs` and `timeout` are Slurm's affair then.
+            wandb: also log to this project of Weights & Biases.
 
         Returns:
             The variants' folders.
@@ -227,6 +229,7 @@ class ExperimentGrid:
             resume=resume,
             timeout=timeout,
             slurm=slurm,
+            wandb=wandb,
         )
         return self.launch(plan)
 
@@ -275,8 +278,9 @@ class ExperimentGrid:
         function = variant.pop(thunk, None) if isinstance(thunk, str) else thunk
         kwargs = {"seed": 0, **variant}
         experiment = make_experiment(name, function, kwargs, options.num_cpu, place)
-        if options.tensorboard:
-            experiment.kwargs["logger_kwargs"]["tensorboard"] = True
+        copies = {"tensorboard": options.tensorboard, "wandb": options.wandb}
+        chosen = {name: setting for name, setting in copies.items() if setting}
+        experiment.kwargs["logger_kwargs"].update(chosen)
         return experiment
 
     def launch(self, plan: Plan) -> list[str]:
@@ -317,6 +321,7 @@ class Options:
     resume: bool = False
     timeout: float | None = None
     slurm: Mapping[str, Any] | None = None
+    wandb: str | None = None
 
     def place(self) -> Place:
         """Returns where results go, the same on all ranks."""

@@ -317,11 +317,12 @@ MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_every
 
 def read_config(folder: StrPath) -> dict[str, Any]:
     """Returns a run's ``config.json``, or an empty dict where there is none that can be read."""
-    try:
-        content = json.loads(Path(folder, CONFIG).read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return _read_object(Path(folder, CONFIG))
+
+
+def read_spec(folder: StrPath) -> dict[str, Any]:
+    """Returns the call that a launcher made, or an empty dict where there is none."""
+    return _read_object(Path(folder, SPEC))
 
 
 def fixed_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -353,6 +354,14 @@ def check_unchanged(before: Mapping[str, Any], config: Mapping[str, Any]) -> Non
             f"epochs is {config['epochs']}, but the run to resume has {before['epochs']}: more are "
             "allowed, fewer aren't"
         )
+
+
+def _read_object(path):
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _epochs(config, default):

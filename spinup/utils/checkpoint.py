@@ -107,6 +107,7 @@ class Checkpoint:
         saved = self._read()
         if saved is None:
             self.logger.log("There is no checkpoint to continue: the run starts from the beginning")
+            self.logger.load_state_dict(self.logger.state_dict())  # its log begins, too
             return at
         check_unchanged(saved.get("config", {}), folder.config)
         self._saved = time.time()

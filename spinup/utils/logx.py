@@ -85,6 +85,7 @@ class Logger:
         if verbose is None:
             self.verbose = run is None or self._is_launched
         self._model: torch.nn.Module | None = None
+        self._is_restored = False
         self._unsaved: set[int | None] = set()  # saves that a full disk didn't take
         self._failing: set[str] = set()
         self._writers: dict[str, Writer] = {}
@@ -143,10 +144,19 @@ class Logger:
         if self.folder.has_begun:
             return
         self.folder.begin()
+        if self.folder.resumes and not self._is_restored:
+            self._continue_file()
         for name, writer in list(self._writers.items()):
             with self._trying(name):
                 writer.open(self._path(), self.folder.config, self.exp_name)
         self.log(f"Logging to {self.folder.path}")
+
+    def _continue_file(self):
+        """Goes on with the rows of the file, where no checkpoint says which of them count."""
+        for writer in self._writers.values():
+            if isinstance(writer, Progress):
+                header = writer.read(self._path())
+                self.log_headers, self.first_row = header, not header
 
     def setup_pytorch_saver(self, what_to_save: torch.nn.Module) -> None:
         """Names the module whose weights `save_state` saves."""
@@ -258,6 +268,7 @@ class Logger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the log as it was at a checkpoint; call it before `begin`."""
+        self._is_restored = True
         self.log_headers, self.first_row = state["headers"], state["first_row"]
         self.folder.load_state_dict(state)
         for name, writer in self._writers.items():

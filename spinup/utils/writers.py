@@ -142,6 +142,12 @@ class Progress(Writer):
         finally:
             self.file.close()
 
+    def read(self, folder: Path) -> list[str]:
+        """Takes over the rows that the file holds; returns its columns. Call it before `open`."""
+        path = folder / self.setting
+        self._text = path.read_text(errors="replace") if path.exists() else ""
+        return self._text.split("\n", 1)[0].split("\t") if self._text else []
+
     def state_dict(self):
         return {"text": self._text}
 

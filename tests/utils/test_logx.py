@@ -530,3 +530,14 @@ def test_a_rank_that_fails_says_so_in_the_status(run_on_ranks, tmp_path):
 def test_what_counts_as_unchanged(before, now, same):
     with contextlib.nullcontext() if same else pytest.raises(ValueError, match="x is"):
         check_unchanged(dict(x=before), dict(x=now))
+
+
+def test_a_logger_alone_that_resumes_goes_on_with_the_file(tmp_path):
+    for resume, epochs in ((False, (1, 2)), (True, (3,))):
+        logger = Logger(output_dir=tmp_path, resume=resume)
+        for epoch in epochs:
+            logger.log_tabular("Epoch", epoch)
+            logger.log_tabular("Loss", 0.5)
+            logger.dump_tabular()
+        logger.close()
+    assert table(tmp_path) == [["Epoch", "Loss"], ["1", "0.5"], ["2", "0.5"], ["3", "0.5"]]
