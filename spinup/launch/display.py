@@ -363,7 +363,8 @@ def print_commands(plot: str | None, watch: str | None) -> None:
     """Prints the commands that plot results and show the trained agent.
 
     Args:
-        plot: what to plot, a folder or the beginning of the names of several.
+        plot: what to plot: a folder that ends in a separator, or what the names of several begin
+            with.
         watch: the run folder whose agent to watch.
     """
     out = console()
@@ -382,5 +383,6 @@ def _python():
 
 
 def quoted(path: str) -> str:
-    """Returns a path as a shell takes it."""
-    return shlex.quote(short_path(path))
+    """Returns a path as a shell takes it; a separator at its end stays."""
+    end = os.sep if path.endswith(os.sep) else ""
+    return shlex.quote(short_path(path) + end)

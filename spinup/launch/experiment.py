@@ -187,7 +187,8 @@ def call_experiment(
                 f"(log: {short_path(outcome.log)})"
             )
     if proc_id() == 0:
-        display.print_commands(str(experiment.folder), str(experiment.folder))
+        # With the separator it isn't also what the names of other folders begin with
+        display.print_commands(f"{experiment.folder}{os.sep}", str(experiment.folder))
     return str(experiment.folder)
 
 

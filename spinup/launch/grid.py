@@ -432,16 +432,21 @@ def _last_return(outcome: Outcome) -> float:
 def _print_commands(plan, best):
     common = _common_top(plan)
     if common is None:  # a variant that names a folder of its own
-        grid_display.print_commands(str(best.folder), str(best.folder))
+        grid_display.print_commands(f"{best.folder}{os.sep}", str(best.folder))
     else:
         grid_display.print_commands(os.path.join(plan.root, common), str(best.folder))
 
 
 def _common_top(plan):
-    """Returns what the names of the variants' folders begin with; None if one lies elsewhere."""
-    tops = {os.path.relpath(e.folder, plan.root).split(os.sep)[0] for e in plan.experiments}
+    """Returns what the names of the variants' folders begin with; None if one lies elsewhere.
+
+    If all lie in one folder it ends in a separator, so that no other folder's name begins so.
+    """
+    tops = {os.path.relpath(folder, plan.root).split(os.sep)[0] for folder in plan.folders}
     if os.pardir in tops:
         return None
+    if len(tops) == 1:
+        return tops.pop() + os.sep
     common = os.path.commonprefix(sorted(tops))  # noqa: RUF071 (letters are meant)
     return common if common in tops else common.rpartition("_")[0] or common
 
