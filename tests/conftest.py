@@ -1,4 +1,4 @@
-"""Fixtures that run Python in new processes and on ranks, one thread, and the `cuda` mark."""
+"""Fixtures for Python in new processes, ranks, one thread and both engines; the `cuda` mark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spinup.utils.mpi_tools import launch_command
+from spinup.fast import kernels
+from spinup.launch.mpiexec import launch_command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +31,16 @@ def pytest_collection_modifyitems(items):
 def _one_thread():
     """Sets one thread, as on a rank, so that results don't depend on the number of cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def engine(request, monkeypatch):
+    """Runs a test twice: networks and Adam by the compiled functions, if any, and by PyTorch."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "_kernels", None)
+    elif kernels._kernels is None:
+        pytest.skip("there are no compiled functions here")
+    return request.param
 
 
 @pytest.fixture
@@ -66,6 +77,15 @@ def run_on_ranks(tmp_path):
         return result
 
     return run
+
+
+@pytest.fixture
+def light(tmp_path):
+    """An environment in which `spinup` leaves PyTorch out, so that processes start at once."""
+    package = tmp_path / "light" / "spinup"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'spinup')!r}]\n")
+    return {"PYTHONPATH": str(package.parent)}
 
 
 def _clean_environment(env):

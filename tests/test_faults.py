@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import spinup.cli.main
+from spinup.launch.mpiexec import launch_command
 from spinup.utils.logx import read_status
-from spinup.utils.mpi_tools import launch_command
 from tests.conftest import _clean_environment
 from tests.resumable import differences, final_state
 

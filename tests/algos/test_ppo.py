@@ -117,7 +117,7 @@ def _reference_update(ac, data, gamma, lam, clip_ratio, pi_lr, vf_lr, iters, tar
 
 @pytest.mark.parametrize("target_kl, stops_early", [(1e-3, True), (1.0, False)])
 @pytest.mark.parametrize("name", ["ppo", "ppo-discrete"])
-def test_update_is_the_textbooks_and_logs_its_end(tmp_path, name, target_kl, stops_early):
+def test_update_is_the_textbooks_and_logs_its_end(engine, tmp_path, name, target_kl, stops_early):
     settings = dict(gamma=0.9, lam=0.8, clip_ratio=0.1, pi_lr=1e-2, vf_lr=1e-2, target_kl=target_kl)
     iters = dict(train_pi_iters=12, train_v_iters=12)
     ac = train_on_fixed_data(name, 61, tmp_path, epochs=1, **iters, **settings)
@@ -136,7 +136,7 @@ def test_update_is_the_textbooks_and_logs_its_end(tmp_path, name, target_kl, sto
 
 
 @pytest.mark.parametrize("name", ["ppo", "ppo-discrete"])
-def test_a_plain_pytorch_actor_critic_trains_the_same(tmp_path, name):
+def test_a_plain_pytorch_actor_critic_trains_the_same(engine, tmp_path, name):
     own = train_on_fixed_data(name, 61, tmp_path / "own", actor_critic=plain.OnPolicy)
     ac = train_on_fixed_data(name, 61, tmp_path / "library")
     assert isinstance(own, plain.OnPolicy)
@@ -144,7 +144,7 @@ def test_a_plain_pytorch_actor_critic_trains_the_same(tmp_path, name):
     assert_close(own.state_dict(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_no_iterations_train_nothing(tmp_path):
+def test_no_iterations_train_nothing(engine, tmp_path):
     env = Clock(length=5)
     start = plain.initial("ppo", env).state_dict()
 

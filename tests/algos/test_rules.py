@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -12,6 +13,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from torch.testing import assert_close
 
+from spinup.utils.acting import ActingPolicy, acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.envs import AdaptedEnv
 from spinup.utils.logx import Logger
@@ -263,6 +265,56 @@ def test_actions_of_several_axes_work(tmp_path, algorithm):
     made = Made(action_space=Box(-1, 1, (2, 3)), length=5)
     train(algorithm, made, tmp_path)
     assert made.env.actions[-1].shape == (2, 3)
+
+
+# --- Acting with what was learned -----------------------------------------------------------------
+
+
+def _acting_on(weights_of, actions):
+    """Makes acting policies of what a function makes of the actor-critic, and keeps their acts."""
+
+    def make(ac, rng):
+        weights = weights_of(ac)
+        policy = acting_policy(weights, rng)
+
+        def act(obs, deterministic):
+            actions.append(np.array(policy(obs, deterministic)))
+            return actions[-1]
+
+        def refresh():
+            weights.load_state_dict(ac.state_dict())
+            policy.refresh()
+
+        return ActingPolicy(act, refresh)
+
+    return make
+
+
+def _actions(algorithm, folder, monkeypatch, weights_of=copy.deepcopy, epochs=3, resume=False):
+    """Returns what a run's policy does; with weights of its own, as for networks on a GPU."""
+    actions: list[np.ndarray] = []
+    maker = _acting_on(weights_of, actions)
+    monkeypatch.setattr(f"spinup.algos.{algorithm}.acting_policy", maker)
+    kwargs = dict(max_ep_len=10, checkpoint_every=0, epochs=epochs)
+    logger_kwargs = dict(output_dir=folder, resume=resume)
+    train(algorithm, "Pendulum-v1", folder, logger_kwargs=logger_kwargs, **kwargs)
+    return np.array(actions)
+
+
+@all_algorithms
+def test_a_policy_with_weights_of_its_own_gets_those_learned(tmp_path, monkeypatch, algorithm):
+    same_memory = _actions(algorithm, tmp_path / "same", monkeypatch, weights_of=lambda ac: ac)
+    assert np.array_equal(_actions(algorithm, tmp_path / "copy", monkeypatch), same_memory)
+
+
+@all_algorithms
+def test_a_resumed_run_acts_with_the_restored_weights(tmp_path, monkeypatch, algorithm):
+    whole = _actions(algorithm, tmp_path / "whole", monkeypatch)
+    _actions(algorithm, tmp_path / "parts", monkeypatch, epochs=2)
+    resumed = _actions(algorithm, tmp_path / "parts", monkeypatch, resume=True)
+    # The third epoch's steps, and its test episode's.
+    assert len(resumed) == (20 if algorithm == "ppo" else 30)
+    assert np.array_equal(resumed, whole[-len(resumed) :])
 
 
 # --- Saving ---------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def _reference_updates(ac, size, updates, alpha, lr, polyak, gamma=0.99):
 
 
 @pytest.mark.parametrize("alpha", [0.3, "auto"])
-def test_update_is_the_textbooks(tmp_path, monkeypatch, alpha):
+def test_update_is_the_textbooks(engine, tmp_path, monkeypatch, alpha):
     copies = []  # the targets
 
     def copy_and_keep(module):
@@ -144,7 +144,7 @@ def test_update_is_the_textbooks(tmp_path, monkeypatch, alpha):
         assert progress[key][0] == pytest.approx(logged[key], abs=1e-4), key
 
 
-def test_a_plain_pytorch_actor_critic_trains_the_same(tmp_path):
+def test_a_plain_pytorch_actor_critic_trains_the_same(engine, tmp_path):
     own = train_on_fixed_data("sac", 31, tmp_path / "own", actor_critic=plain.Squashed)
     ac = train_on_fixed_data("sac", 31, tmp_path / "library")
     assert isinstance(own, plain.Squashed)

@@ -93,7 +93,7 @@ def _reference_updates(
 
 # 25 updates in blocks of 5: with a delay of 5, the last one also updates the policy.
 @pytest.mark.parametrize("policy_delay", [1, 2, 5])
-def test_update_is_the_textbooks(tmp_path, monkeypatch, policy_delay):
+def test_update_is_the_textbooks(engine, tmp_path, monkeypatch, policy_delay):
     copies = []  # the targets
 
     def copy_and_keep(module):
@@ -119,7 +119,7 @@ def test_update_is_the_textbooks(tmp_path, monkeypatch, policy_delay):
         assert progress[key][0] == pytest.approx(value, abs=1e-4), key
 
 
-def test_a_plain_pytorch_actor_critic_trains_the_same(tmp_path):
+def test_a_plain_pytorch_actor_critic_trains_the_same(engine, tmp_path):
     own = train_on_fixed_data("td3", 31, tmp_path / "own", actor_critic=plain.Deterministic)
     ac = train_on_fixed_data("td3", 31, tmp_path / "library")
     assert isinstance(own, plain.Deterministic)
