@@ -12,7 +12,7 @@ import math
 import random
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -156,16 +156,16 @@ class AdaptedEnv(gym.Wrapper):
         saved, self._saved_episode = self._saved_episode, None
         if saved is None or saved["origin"] is None:
             return self.reset()[0], 0.0, 0
-        steps, generator, global_state = self.steps, self._generator_state(), _global_state()
-        try:
-            obs, ep_ret = self._replay(saved)
-        except Exception as error:  # noqa: BLE001 (whatever an environment may raise)
-            obs, reason = None, f"{type(error).__name__}: {error}"
-        else:
-            reason = "the observation after it is another"
+        steps, generator = self.steps, self._generator_state()
+        with generators_kept():
+            try:
+                obs, ep_ret = self._replay(saved)
+            except Exception as error:  # noqa: BLE001 (whatever an environment may raise)
+                obs, reason = None, f"{type(error).__name__}: {error}"
+            else:
+                reason = "the observation after it is another"
         self.steps = steps
         self._set_generator(generator)
-        _set_global_state(global_state)
         if obs is not None and np.array_equal(obs, saved["obs"], equal_nan=True):
             return obs, ep_ret, len(saved["actions"])
         warnings.warn(
@@ -267,14 +267,16 @@ class AdaptedEnv(gym.Wrapper):
         return f"seed {self._first_seed}{action}"
 
 
-def _global_state():
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _set_global_state(state):
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
+@contextlib.contextmanager
+def generators_kept() -> Iterator[None]:
+    """Sets the global generators of Python, NumPy and torch back to where the block began."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def make_env(env_fn: EnvFn, seed: int | None = None) -> AdaptedEnv:
