@@ -288,6 +288,11 @@ def test_running_statistics_are_warned_of_once(wrap, name):
     assert all(hasattr(gym.wrappers, remedy) for remedy in remedies)
 
 
+def test_only_the_first_rank_warns(monkeypatch):
+    monkeypatch.setattr("spinup.utils.envs.proc_id", lambda: 1)
+    assert seen_warnings(lambda: gym.wrappers.NormalizeReward(Recorder()), 0) == []
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
