@@ -579,9 +579,9 @@ def test_an_environment_is_tried_before_anything_runs(register, tmp_path, monkey
     module = (
         "import gymnasium\ngymnasium.register('OfMine-v3', 'gymnasium.envs.toy_text:TaxiEnv')\n"
     )
-    (tmp_path / "of_mine.py").write_text(module)
+    (tmp_path / "registers_own.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
-    assert check_env("of_mine:OfMine-v3", None, "ppo", ALGORITHMS) == []
+    assert check_env("registers_own:OfMine-v3", None, "ppo", ALGORITHMS) == []
 
 
 @pytest.mark.parametrize(
