@@ -35,13 +35,20 @@ from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.devices import capture, choose_device
-from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
+from spinup.utils.envs import (
+    EnvFn,
+    check_action_space,
+    describe_env,
+    make_env,
+    seed_everything,
+    space_dim,
+)
 from spinup.utils.evaluation import run_test_episodes
 from spinup.utils.flat import Adam, flatten, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
-from spinup.utils.nets import SquashedGaussianActorCritic, count_vars, space_dim, twin_critic
+from spinup.utils.nets import SquashedGaussianActorCritic, count_vars, twin_critic
 from spinup.utils.training import check_hyperparameters, training_run
 
 

@@ -193,7 +193,10 @@ static void run_backward(const network *net, const float *grad, float *const *pa
 
 /* --- The squashed Gaussian policy ---------------------------------------------------------------- */
 
-static const float LOG_STD_MIN = -20, LOG_STD_MAX = 2;
+/* A bounded log(std): nets.py has the bounds, and the formulas of this section. NaN stays NaN. */
+static float bounded(float log_std, float least, float most) {
+    return log_std < least ? least : log_std > most ? most : log_std;
+}
 
 /* Samples actions mid + half_range * tanh(u), u = mu + std * eps, with their log-densities, from a
    network's output: a row holds mu, then log(std). Keeps tanh(u) and std * eps for the gradients.
@@ -201,13 +204,13 @@ static const float LOG_STD_MIN = -20, LOG_STD_MAX = 2;
    With z = exp(-2|u|) - 1 both are stable: tanh|u| = -z / (2 + z), and
    log(1 - tanh(u)^2) = 2 (log 2 - |u| - log(2 + z)), whose sum takes one logarithm of a product. */
 static void squash(long rows, long dim, const float *out, const float *eps, const float *mid,
-                   const float *half_range, float *act, float *logp, float *squashed, float *noise) {
+                   const float *half_range, float *act, float *logp, float *squashed, float *noise,
+                   float least, float most) {
     const double log_2 = 0.69314718055994531, half_log_2_pi = 0.91893853320467274;
     for (long row = 0; row < rows; row++, out += 2 * dim) {
         double sum = -dim * (half_log_2_pi + 2 * log_2), product = 1;
         for (long i = 0; i < dim; i++, act++, squashed++, noise++, eps++) {
-            float log_std = out[dim + i];
-            log_std = log_std < LOG_STD_MIN ? LOG_STD_MIN : log_std > LOG_STD_MAX ? LOG_STD_MAX : log_std;
+            float log_std = bounded(out[dim + i], least, most);
             *noise = expf(log_std) * *eps;
             float u = out[i] + *noise, z = expm1f(-2 * fabsf(u));
             *squashed = copysignf(-z / (2 + z), u);
@@ -226,12 +229,12 @@ static void squash(long rows, long dim, const float *out, const float *eps, cons
 /* The gradient by the network's output, from those by actions and log-densities. */
 static void squash_grad(long rows, long dim, const float *out, const float *half_range,
                         const float *squashed, const float *noise, const float *act_grad,
-                        const float *logp_grad, float *grad) {
+                        const float *logp_grad, float *grad, float least, float most) {
     for (long row = 0; row < rows; row++, out += 2 * dim, grad += 2 * dim)
         for (long i = 0; i < dim; i++, squashed++, noise++, act_grad++) {
             float t = *squashed, log_std = out[dim + i];
             grad[i] = *act_grad * half_range[i] * (1 - t * t) + 2 * logp_grad[row] * t;
-            int clamped = log_std < LOG_STD_MIN || log_std > LOG_STD_MAX;
+            int clamped = log_std < least || log_std > most;
             grad[dim + i] = clamped ? 0 : grad[i] * *noise - logp_grad[row];
         }
 }
@@ -362,41 +365,41 @@ static PyObject *mlp_backward(PyObject *self, PyObject *const *args, Py_ssize_t 
     Py_RETURN_NONE;
 }
 
-/* Reads integers, or addresses, as they come. Returns 0 with an exception set if they aren't. */
-static int read_args(PyObject *const *args, Py_ssize_t given, Py_ssize_t wanted, long *values) {
-    if (given != wanted) {
-        PyErr_Format(PyExc_TypeError, "%zd arguments are needed, not %zd", wanted, given);
+/* Reads integers, or addresses, and then numbers with a point, as they come. Returns 0 with an exception
+   set if they aren't. */
+static int read_args(PyObject *const *args, Py_ssize_t given, Py_ssize_t integers, long *values,
+                     Py_ssize_t floats, double *numbers) {
+    if (given != integers + floats) {
+        PyErr_Format(PyExc_TypeError, "%zd arguments are needed, not %zd", integers + floats, given);
         return 0;
     }
-    for (Py_ssize_t i = 0; i < wanted; i++) values[i] = PyLong_AsLong(args[i]);
+    for (Py_ssize_t i = 0; i < integers; i++) values[i] = PyLong_AsLong(args[i]);
+    for (Py_ssize_t i = 0; i < floats; i++) numbers[i] = PyFloat_AsDouble(args[integers + i]);
     return !PyErr_Occurred();
 }
 
 static PyObject *squashed_gaussian(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     long v[10];
-    if (!read_args(args, given, 10, v)) return NULL;
+    double bounds[2];
+    if (!read_args(args, given, 10, v, 2, bounds)) return NULL;
     squash(v[0], v[1], (float *)v[2], (float *)v[3], (float *)v[4], (float *)v[5], (float *)v[6],
-           (float *)v[7], (float *)v[8], (float *)v[9]);
+           (float *)v[7], (float *)v[8], (float *)v[9], (float)bounds[0], (float)bounds[1]);
     Py_RETURN_NONE;
 }
 
 static PyObject *squashed_gaussian_grad(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     long v[9];
-    if (!read_args(args, given, 9, v)) return NULL;
+    double bounds[2];
+    if (!read_args(args, given, 9, v, 2, bounds)) return NULL;
     squash_grad(v[0], v[1], (float *)v[2], (float *)v[3], (float *)v[4], (float *)v[5],
-                (float *)v[6], (float *)v[7], (float *)v[8]);
+                (float *)v[6], (float *)v[7], (float *)v[8], (float)bounds[0], (float)bounds[1]);
     Py_RETURN_NONE;
 }
 
 static PyObject *adam(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     long v[6];
     double f[4];
-    if (given != 10 || !read_args(args, 6, 6, v)) {
-        if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "10 arguments are needed, not %zd", given);
-        return NULL;
-    }
-    for (int i = 0; i < 4; i++) f[i] = PyFloat_AsDouble(args[6 + i]);
-    if (PyErr_Occurred()) return NULL;
+    if (!read_args(args, given, 6, v, 4, f)) return NULL;
     if (!(has_avx512 ? all_finite_avx512 : all_finite_avx2)(v[0], (float *)v[2])) Py_RETURN_FALSE;
     (has_avx512 ? adam_avx512 : adam_avx2)(v[0], (float *)v[1], (float *)v[2], (float *)v[3],
                                            (float *)v[4], f[0], f[1], f[2], f[3], v[5]);
@@ -416,9 +419,9 @@ static PyMethodDef methods[] = {
     METHOD(mlp_backward, "mlp_backward(stack, rows, sizes, activations, params, outputs, result, grad, "
                          "param_grads, input_grads)"),
     METHOD(squashed_gaussian, "squashed_gaussian(rows, dim, out, eps, mid, half_range, act, logp, "
-                              "squashed, noise)"),
+                              "squashed, noise, least, most)"),
     METHOD(squashed_gaussian_grad, "squashed_gaussian_grad(rows, dim, out, half_range, squashed, noise, "
-                                   "act_grad, logp_grad, grad)"),
+                                   "act_grad, logp_grad, grad, least, most)"),
     METHOD(adam, "adam(size, params, grads, m, v, step, lr, beta1, beta2, eps)"),
     {"has_avx512", has_avx512_now, METH_NOARGS, "Says whether the longer vectors are in use."},
     {"use_avx512", use_avx512, METH_O, "Chooses the longer vectors, if the CPU has them. Returns whether."},

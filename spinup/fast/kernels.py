@@ -158,10 +158,12 @@ def can_run_on(*tensors: Tensor) -> bool:
     )
 
 
-def mlp_engine(inputs: Sequence[Tensor], params: Sequence[Tensor]) -> type:
+def mlp_engine(
+    inputs: Sequence[Tensor], params: Sequence[Tensor]
+) -> type[TorchMLP] | type[CompiledMLP]:
     """Returns the fastest of `TorchMLP` and `CompiledMLP` that can evaluate a network.
 
-    What doesn't fit together is left to the first, which says so.
+    Mismatched shapes go to `TorchMLP`, which raises.
     """
     fits = (
         can_run_on(*params)
@@ -190,14 +192,15 @@ def _match(inputs, params):
 
 
 def squashed_gaussian(
-    out: Tensor, eps: Tensor, mid: Tensor, half_range: Tensor
+    out: Tensor, eps: Tensor, mid: Tensor, half_range: Tensor, bounds: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Samples ``mid + half_range * tanh(mu + std * eps)``, where `can_run_on` says so.
+    """Computes `nets.squashed_gaussian` and the map to the Box, where `can_run_on` returns True.
 
     Args:
         out: ``mu`` and ``log(std)``, ``(rows, 2 * act_dim)``.
         eps: standard normal noise, ``(rows, act_dim)``.
         mid, half_range: of the Box of actions, ``(act_dim,)``.
+        bounds: of ``log(std)``.
 
     Returns:
         Actions ``(rows, act_dim)``, log-densities ``(rows,)``, and for `squashed_gaussian_grad`
@@ -207,7 +210,8 @@ def squashed_gaussian(
     act, squashed, noise = out.new_empty(3, rows, dim).unbind()
     logp = out.new_empty(rows)
     tensors = (out, eps, mid, half_range, act, logp, squashed, noise)
-    capture.run(_kernels.squashed_gaussian, rows, dim, *_addresses(tensors), tensors=tensors)
+    addresses = _addresses(tensors)
+    capture.run(_kernels.squashed_gaussian, rows, dim, *addresses, *bounds, tensors=tensors)
     return act, logp, squashed, noise
 
 
@@ -218,14 +222,14 @@ def squashed_gaussian_grad(
     noise: Tensor,
     act_grad: Tensor,
     logp_grad: Tensor,
+    bounds: tuple[float, float],
 ) -> Tensor:
     """Returns the gradient by `out` from those by what `squashed_gaussian` returned."""
     grad = torch.empty_like(out)
     act_grad, logp_grad = act_grad.contiguous(), logp_grad.contiguous()
     tensors = (out, half_range, squashed, noise, act_grad, logp_grad, grad)
-    capture.run(
-        _kernels.squashed_gaussian_grad, *noise.shape, *_addresses(tensors), tensors=tensors
-    )
+    args = *noise.shape, *_addresses(tensors), *bounds
+    capture.run(_kernels.squashed_gaussian_grad, *args, tensors=tensors)
     return grad
 
 

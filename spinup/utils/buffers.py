@@ -14,8 +14,8 @@ from gymnasium.spaces import Discrete, Space
 from torch import Tensor
 
 from spinup.fast import capture
+from spinup.utils.envs import space_dim
 from spinup.utils.mpi_tools import mpi_statistics_scalar, num_procs, still_alive
-from spinup.utils.nets import space_dim
 
 
 def discounted_sums(x: np.ndarray, discount: float) -> np.ndarray:

@@ -254,6 +254,14 @@ def _has_flat_form(space):
         return False
 
 
+def space_dim(space: Space) -> int:
+    """Returns the number of features of a Box, or of choices of a Discrete space."""
+    if isinstance(space, Discrete):
+        return int(space.n)
+    assert isinstance(space, Box), space
+    return math.prod(space.shape)
+
+
 def box_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
     """Returns a Box's lower and upper bounds, each as a float32 array ``(act_dim,)``."""
     assert isinstance(space, Box), space

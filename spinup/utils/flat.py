@@ -18,9 +18,9 @@ def flatten(module: nn.Module) -> nn.Parameter:
     view of the vector's gradient. What touches all parameters is then one operation on the vector:
     an optimizer's step, polyak averaging, an average over ranks, a copy.
 
-    Gradients add up in ``vector.grad``: clear it with ``vector.grad.zero_()`` (setting it to None,
-    as ``zero_grad()`` does by default, would detach it from the module). Move the module to its
-    device before, not after.
+    Gradients add up in ``vector.grad``: clear it with ``vector.grad.zero_()``. Move the module to
+    its device and dtype before, not after. `Adam` refuses a step once a parameter or a gradient is
+    no longer such a view.
 
     Args:
         module: a module whose parameters have one dtype and one device.
@@ -43,8 +43,37 @@ def flatten(module: nn.Module) -> nn.Parameter:
         part = slice(offset, offset + p.numel())
         p.data = vector.data[part].view(p.shape)
         p.grad = vector.grad[part].view(p.shape)
+        p.vector = vector.detach()  # type: ignore[attr-defined] # which counts changes with vector
         offset += p.numel()
+    # For check_views: where the module has each parameter
+    vector.views = [  # type: ignore[attr-defined]
+        (m._parameters, name, p, p.data_ptr(), p.grad)
+        for m in module.modules()
+        for name, p in m._parameters.items()
+        if p is not None
+    ]
     return vector
+
+
+def check_views(vector: nn.Parameter) -> None:
+    """Makes sure that a vector from `flatten` still holds its module's parameters and gradients.
+
+    Raises:
+        RuntimeError: it doesn't, so that the module would no longer be trained.
+    """
+    for owner, name, p, place, grad in getattr(vector, "views", ()):
+        if p.grad is not grad:
+            raise RuntimeError(
+                "a gradient is no longer part of its flat vector's, as after zero_grad(), which "
+                "sets it to None: clear gradients with vector.grad.zero_(), or with "
+                "zero_grad(set_to_none=False)"
+            )
+        if owner.get(name) is not p or p.data_ptr() != place:
+            raise RuntimeError(
+                "a parameter is no longer part of its flat vector, as after .to(), .double() or "
+                "load_state_dict(assign=True): move a module before flatten(), and load into it "
+                "with assign=False"
+            )
 
 
 def flatten_each(*modules: nn.Module) -> list[nn.Parameter]:
@@ -85,7 +114,7 @@ class Adam:
 
     Args:
         params: a vector with its gradient allocated, from `flatten`.
-        lr: learning rate.
+        lr: learning rate; it may be set between steps (``optimizer.lr = 1e-4``).
         loss: what is minimised, as errors are to call it.
 
     Source: arXiv:1412.6980. The steps are those of ``torch.optim.Adam(fused=True)``, which takes
@@ -109,20 +138,20 @@ class Adam:
         Raises:
             FloatingPointError: the gradient is NaN or infinite (looked at on a CPU); nothing has
                 changed. The gradient being the average over ranks, all of them raise.
+            RuntimeError: the vector no longer holds the module's parameters or gradients.
         """
         capture.run(self._step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns both moments, and the number of steps taken."""
+        """Returns both moments, the number of steps taken, and the learning rate."""
+        moments = dict(exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq)
         if self._torch is not None and self._torch.state:
-            state = self._torch.state[self.params]
-            moments = {k: state[k] for k in ("exp_avg", "exp_avg_sq")}
-            return {"steps": int(state["step"].item()), **moments}
-        return dict(steps=self.steps, exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq)
+            moments = {k: self._torch.state[self.params][k] for k in moments}
+        return dict(steps=self.steps, **moments, lr=self.lr)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.steps = state["steps"]
+        self.steps, self.lr = state["steps"], state["lr"]
         self.exp_avg.copy_(torch.as_tensor(state["exp_avg"]))
         self.exp_avg_sq.copy_(torch.as_tensor(state["exp_avg_sq"]))
         if self._torch is not None and self.steps:
@@ -131,11 +160,13 @@ class Adam:
             self._torch.state[self.params] = {"step": step, **moments}
 
     def _step(self):
+        check_views(self.params)
         step = self.steps + 1
         if self._torch is not None:
             # On a GPU a look would be a wait: the losses are looked at once an epoch
             if not self.params.is_cuda and not self.params.grad.isfinite().all():
                 self._refuse(step)
+            self._torch.param_groups[0]["lr"] = self.lr
             self._torch.step()
         elif not adam_step(
             *(self.params, self.params.grad, self.exp_avg, self.exp_avg_sq),
@@ -143,6 +174,8 @@ class Adam:
         ):
             self._refuse(step)
         self.steps = step
+        # Neither does so by itself: a backward pass looks whether its parameters have changed
+        torch.autograd.graph.increment_version(self.params)
 
     def _refuse(self, step):
         raise FloatingPointError(

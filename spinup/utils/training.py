@@ -9,11 +9,11 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
+from spinup.fast.nodes import gradients_in_place
 from spinup.runs import interrupts
 from spinup.utils.logx import Logger
 from spinup.utils.mpi_pytorch import one_thread_per_rank
 from spinup.utils.mpi_tools import num_procs, stop_watching
-from spinup.utils.nets import gradients_in_place
 
 P = ParamSpec("P")
 T = TypeVar("T")
