@@ -157,8 +157,7 @@ def ppo(
     # Networks, equal on all ranks
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
     pi_params, v_params = flatten_each(ac.pi, ac.v)
-    sync_params(pi_params)
-    sync_params(v_params)
+    sync_params(ac)
     policy = acting_policy(ac, rng)
     logger.setup_pytorch_saver(ac)
     logger.log(f"Number of parameters: pi {count_vars(ac.pi)}, v {count_vars(ac.v)}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,8 +146,19 @@ def compiled() -> str | None:
     return _kernels and ("avx512" if _kernels.has_avx512() else "avx2")
 
 
+@contextlib.contextmanager
+def switched_off() -> Iterator[None]:
+    """Makes PyTorch do everything in a block."""
+    global _kernels
+    before, _kernels = _kernels, None
+    try:
+        yield
+    finally:
+        _kernels = before
+
+
 def can_run_on(*tensors: Tensor) -> bool:
-    """Says whether ``_kernels.c`` does tensors: contiguous, float32, on the CPU, one thread."""
+    """Returns True if ``_kernels.c`` can take tensors: contiguous, float32, CPU, one thread."""
     return (
         _kernels is not None
         and torch.get_num_threads() == 1
@@ -177,7 +188,7 @@ def mlp_engine(
 
 
 def _match(inputs, params):
-    """Says whether inputs and layers have the shapes of a network, and none is too wide."""
+    """Returns True if inputs and layers have the shapes of a network, and none is too wide."""
     stack, n_in = params[0].shape[:-2], sum(x.shape[1] for x in inputs)
     if len({len(x) for x in inputs}) > 1 or len(stack) > 1:
         return False
@@ -243,7 +254,7 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
 ) -> bool:
-    """Takes the `step`-th step of Adam, counted from 1, where `can_run_on` says so.
+    """Takes the `step`-th step of Adam, counted from 1, where `can_run_on` returns True.
 
     Returns:
         Whether it did: not if the gradient isn't finite; then nothing has changed.

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from spinup.fast import capture
 from spinup.utils.envs import space_dim
-from spinup.utils.mpi_tools import mpi_statistics_scalar, num_procs, still_alive
+from spinup.utils.mpi_tools import (
+    mpi_statistics_scalar,
+    num_local_procs,
+    num_procs,
+    still_alive,
+)
 
 
 def discounted_sums(x: np.ndarray, discount: float) -> np.ndarray:
@@ -127,7 +132,7 @@ class TrajectoryBuffer:
 
 
 class ReplayBuffer:
-    """The last transitions of this rank, in a ring.
+    """The last transitions of this rank, in a ring. All ranks make theirs together.
 
     Args:
         observation_space, action_space: the environment's; the actions' is a Box.
@@ -151,7 +156,8 @@ class ReplayBuffer:
         _check_memory(size, 4 * size * (2 * obs_dim + act_dim + 2))
         # One row a transition: a minibatch is one gather of whole rows, not five.
         self.rows = np.empty((size, 2 * obs_dim + act_dim + 2), dtype=np.float32)
-        self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1])
+        # Where each part of a row begins, but for the first
+        self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1]).tolist()
         self.size, self.max_size, self.ptr = 0, size, 0
         self.rng = rng
         self._minibatch = torch.empty(0)
@@ -161,8 +167,9 @@ class ReplayBuffer:
     ) -> None:
         """Appends a transition, over the oldest once the buffer is full."""
         row = self.rows[self.ptr]
-        o, o2, a, r = self.columns
-        row[:o], row[o:o2], row[o2:a], row[a], row[r] = obs, next_obs, act, rew, terminated
+        next_obs_at, act_at, rew_at, terminated_at = self.columns
+        row[:next_obs_at], row[next_obs_at:act_at], row[act_at:rew_at] = obs, next_obs, act
+        row[rew_at], row[terminated_at] = rew, terminated
         self.ptr = (self.ptr + 1) % self.max_size
         self.size = min(self.size + 1, self.max_size)
 
@@ -199,18 +206,19 @@ class ReplayBuffer:
         np.take(self.rows, idx, axis=0, out=out, mode="clip")
 
     def _split(self, rows):
-        parts = torch.tensor_split(rows, self.columns.tolist(), dim=1)
+        parts = torch.tensor_split(rows, self.columns, dim=1)
         batch = dict(zip(self.order, parts, strict=True))
         return {k: v.squeeze(1) if k in ("rew", "terminated") else v for k, v in batch.items()}
 
 
 def _check_memory(size, needed):
-    """Refuses a buffer that can't fit, before training fills it."""
-    ranks, free = num_procs(), free_memory()
-    if needed * ranks > free:
+    """Refuses a buffer that can't fit beside those of the host's other ranks."""
+    here, free = num_local_procs(), free_memory()
+    if needed * here > free:
+        ranks = f" for the {here} ranks of this host" if here > 1 else ""
         raise ValueError(
-            f"replay_size={size * ranks} takes {needed * ranks:,} bytes, but only {free:,.0f} are "
-            "free here: lower replay_size (--replay_size)"
+            f"replay_size={size * num_procs()} takes {needed * here:,} bytes{ranks}, but only "
+            f"{free:,.0f} are free here: lower replay_size (--replay_size)"
         )
 
 

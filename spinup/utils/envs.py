@@ -73,13 +73,12 @@ class AdaptedEnv(gym.Wrapper):
         """Steps the environment; see ``gymnasium.Env.step``."""
         if self._is_box:
             if math.isnan(action.sum()) and np.isnan(action).any():
-                raise FloatingPointError(
-                    f"the policy chose NaN in the action {action} at step {self.steps} of "
-                    f"{self.name}: its parameters are NaN, as after a step of a large learning rate"
-                )
+                self._refuse_nan(action)
             action = np.minimum(np.maximum(action, self._low), self._high)
             action = action.astype(self._dtype, copy=False).reshape(self._shape)
         else:
+            if math.isnan(action):
+                self._refuse_nan(action)
             action = int(action) + self.action_space.start
         self._actions.append(action)
         if self._is_watched:
@@ -189,6 +188,13 @@ class AdaptedEnv(gym.Wrapper):
                 f"at step {self.steps}, which is not of its observation_space, "
                 f"{self.observation_space} ({self._circumstances()})"
             )
+
+    def _refuse_nan(self, action):
+        raise FloatingPointError(
+            f"the policy chose NaN in the action {action} at step {self.steps} of {self.name}: its "
+            "parameters are NaN, as after a step of a large learning rate; lower it, or look at "
+            "the rewards' scale"
+        )
 
     def _explain(self, error):
         """Adds to an environment's exception, which stays what it is, how to bring it about."""

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from spinup.fast.nodes import gradients_in_place
 from spinup.runs import interrupts
 from spinup.utils.logx import Logger
-from spinup.utils.mpi_pytorch import one_thread_per_rank
+from spinup.utils.mpi_pytorch import one_thread_per_rank, same_kernels
 from spinup.utils.mpi_tools import num_procs, stop_watching
 
 P = ParamSpec("P")
@@ -33,7 +33,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
         call = inspect.signature(algorithm).bind(*args, **kwargs)
         call.arguments.update({k: _as_int(k, v) for k, v in call.arguments.items()})
         try:
-            with interrupts.noted(), one_thread_per_rank(), gradients_in_place():
+            with interrupts.noted(), one_thread_per_rank(), same_kernels(), gradients_in_place():
                 result = algorithm(*call.args, **call.kwargs)
             if Logger.current is not None:
                 Logger.current.close()

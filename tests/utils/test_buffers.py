@@ -293,3 +293,30 @@ def test_free_memory(limits, free, tmp_path):
         (tmp_path / name).write_text(text)
     assert free_memory(str(tmp_path / "meminfo"), str(tmp_path)) == free
     assert free_memory(str(tmp_path / "none"), str(tmp_path / "none")) == float("inf")
+
+
+@pytest.mark.filterwarnings("ignore:.* ranks on .* core")
+def test_memory_is_that_of_the_ranks_of_one_host(run_on_ranks):
+    code = """
+        import numpy as np
+        from gymnasium.spaces import Box
+        from spinup.utils import buffers
+        from spinup.utils.mpi_tools import num_local_procs, num_procs
+
+        assert (num_procs(), num_local_procs()) == (4, {local})
+        buffers.free_memory = lambda: {local} * 36e3  # 9 numbers of 4 bytes each
+        spaces = Box(-1, 1, (3,)), Box(-1, 1, (1,))
+        buffers.ReplayBuffer(*spaces, 1000, np.random.default_rng(0))
+        try:
+            buffers.ReplayBuffer(*spaces, 1001, np.random.default_rng(0))
+        except ValueError as error:
+            ranks = "for the {local} ranks of this host"
+            assert f"takes {{{local} * 36036:,}} bytes {{ranks}}" in str(error), error
+            assert "replay_size=4004 takes" in str(error)
+            assert f"only {{{local} * 36000:,}} are" in str(error), error
+        else:
+            raise AssertionError("not refused")
+    """
+    run_on_ranks(4, code.format(local=4))
+    # MPICH takes the ranks of even and those of odd number for two hosts
+    run_on_ranks(4, code.format(local=2), env={"MPIR_CVAR_ODD_EVEN_CLIQUES": "1"})
