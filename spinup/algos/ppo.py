@@ -30,6 +30,7 @@ from torch import Tensor
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import TrajectoryBuffer
 from spinup.utils.checkpoint import Checkpoint
+from spinup.utils.contract import check_actor_critic
 from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
 from spinup.utils.flat import Adam, flatten_each
@@ -155,7 +156,8 @@ def ppo(
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks
-    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
+    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
+    ac = check_actor_critic(ac, env, torch_device, "v", "logp")
     pi_params, v_params = flatten_each(ac.pi, ac.v)
     sync_params(ac)
     policy = acting_policy(ac, rng)

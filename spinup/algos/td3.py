@@ -33,6 +33,7 @@ from torch import Tensor
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
+from spinup.utils.contract import check_actor_critic
 from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import (
     EnvFn,
@@ -179,7 +180,8 @@ def td3(
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks
-    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
+    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
+    ac = check_actor_critic(ac, env, torch_device, "act", "q", "first")
     q = twin_critic(ac)
     pi_params, q_params = flatten_each(ac.pi, q)
     q_frozen = frozen(q)
