@@ -83,12 +83,12 @@ class TorchMLP:
         Returns:
             The gradients of those parts, each ``(rows, features)``.
         """
-        grad = _through(grad, saved[-1], activations[-1])
+        grad = _activation_backward(grad, saved[-1], activations[-1])
         for i in reversed(range(len(activations))):
             if param_grads is not None:
                 _add_param_grads(grad, saved[i], *param_grads[2 * i : 2 * i + 2])
             if i > 0:
-                grad = _through(grad @ params[2 * i], saved[i], activations[i - 1])
+                grad = _activation_backward(grad @ params[2 * i], saved[i], activations[i - 1])
         grads = [_product(grad, params[0][..., part]) for part in columns]
         seen_by_all = grad.dim() > saved[0].dim()
         return [g.sum(0) for g in grads] if seen_by_all else grads
@@ -275,7 +275,7 @@ def _addresses(tensors):
 
 
 def _layer(x, weight, bias, activation):
-    """Returns ``f(x @ weight.T + bias)``, batched where the weight is a stack of matrices."""
+    """Returns ``f(x @ weight.T + bias)``, as ``nn.Linear`` and `nets.StackedLinear` do."""
     if weight.dim() == 3:
         x = x.expand(len(weight), -1, -1) if x.dim() == 2 else x
         y = torch.baddbmm(bias, x, weight.transpose(1, 2))
@@ -286,8 +286,8 @@ def _layer(x, weight, bias, activation):
     return _tanh_(y) if activation == TANH else y
 
 
-def _through(grad, y, activation):
-    """Returns the gradient by an activation's input, from that by its output `y`."""
+def _activation_backward(grad, y, activation):
+    """Returns the gradient by an activation's input from that by its output, which is `y`."""
     if activation == RELU:
         return torch.ops.aten.threshold_backward(grad, y, 0)
     return torch.ops.aten.tanh_backward(grad, y) if activation == TANH else grad
