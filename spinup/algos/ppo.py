@@ -237,6 +237,7 @@ def ppo(
         logger, checkpoint_every, steps_per_epoch, total_steps, steps_per_epoch, **parts
     )
     start = checkpoint.restore()
+    policy.refresh()
     obs, ep_ret, ep_len = env.continue_episode()
 
     for epoch in range(start.t // steps_per_epoch + 1, epochs + 1):

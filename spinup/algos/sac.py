@@ -269,6 +269,7 @@ def sac(
         **dict(parts, buf=buf, rng=rng, env=env, test_env=test_env),
     )
     start = checkpoint.restore()
+    policy.refresh()
     obs, ep_ret, ep_len = env.continue_episode()
 
     for t in range(start.t + 1, total_steps + 1):

@@ -255,6 +255,7 @@ def td3(
         **dict(parts, buf=buf, rng=rng, env=env, test_env=test_env),
     )
     start = checkpoint.restore(num_updates=0)
+    policy.refresh()
     num_updates = start.num_updates  # of the whole run: the delay doesn't start anew in each block
     obs, ep_ret, ep_len = env.continue_episode()
 

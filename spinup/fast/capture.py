@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spinup.utils.mpi_tools import still_alive
+from spinup.runs.watchdog import still_alive
 
 # Replays from one check that the update is still what was captured to the next.
 _CHECK_EVERY = 1000

@@ -14,13 +14,9 @@ from gymnasium.spaces import Discrete, Space
 from torch import Tensor
 
 from spinup.fast import capture
+from spinup.runs.watchdog import still_alive
 from spinup.utils.envs import space_dim
-from spinup.utils.mpi_tools import (
-    mpi_statistics_scalar,
-    num_local_procs,
-    num_procs,
-    still_alive,
-)
+from spinup.utils.mpi_tools import mpi_statistics_scalar, num_local_procs, num_procs
 
 
 def discounted_sums(x: np.ndarray, discount: float) -> np.ndarray:

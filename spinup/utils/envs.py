@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, Space
 
-from spinup.utils.mpi_tools import is_watched, still_alive
+from spinup.runs.watchdog import still_alive, watchdog
 
 EnvFn = Callable[[], gym.Env] | str
 
@@ -36,7 +36,7 @@ class AdaptedEnv(gym.Wrapper):
         self.steps = 0
         self._seed = self._first_seed = seed
         self._obs_shape = env.observation_space.shape
-        self._is_watched = is_watched()
+        self._is_watched = watchdog.is_on
         self.action_space.seed(seed)
         # The episode under way: how it began, its actions, and what came of the last
         self._origin: dict[str, Any] | None = None

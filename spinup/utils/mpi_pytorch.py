@@ -11,14 +11,8 @@ import threadpoolctl
 import torch
 
 from spinup.fast import capture, kernels
-from spinup.utils.mpi_tools import (
-    broadcast,
-    mpi_sum,
-    num_procs,
-    proc_id,
-    still_alive,
-    sum_in_place,
-)
+from spinup.runs.watchdog import still_alive
+from spinup.utils.mpi_tools import broadcast, mpi_sum, num_procs, proc_id, sum_in_place
 
 
 def setup_pytorch_for_mpi() -> None:

@@ -11,9 +11,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from spinup.fast.nodes import gradients_in_place
 from spinup.runs import interrupts
+from spinup.runs.watchdog import watchdog
 from spinup.utils.logx import Logger
 from spinup.utils.mpi_pytorch import one_thread_per_rank, same_kernels
-from spinup.utils.mpi_tools import num_procs, stop_watching
+from spinup.utils.mpi_tools import num_procs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
                 Logger.current.close(error)
             raise
         finally:
-            stop_watching()
+            watchdog.stop()
 
     return run
 

@@ -1,10 +1,10 @@
-"""Updates on data that don't depend on the number of ranks.
+"""Trains on fixed data, which doesn't depend on the number of ranks.
 
-The algorithms run as they are, but for the data: each rank's buffer hands over its part of data
-that are the same whatever the number of ranks, and so does the noise of sampled actions.
+The algorithms run unchanged, but their buffers return fixed data: each rank gets its part of the
+same data, on any number of ranks. The noise of sampled actions is fixed and split in the same way.
 
-As a program, ``fixed_data.py FOLDER`` on any number of ranks trains with each algorithm on each
-size of data, and leaves the final parameters in ``FOLDER/<algorithm>-<size>.npz`` and the log in
+The program ``fixed_data.py FOLDER`` runs on any number of ranks. It trains with each algorithm on
+each data size, and writes the final parameters to ``FOLDER/<algorithm>-<size>.npz`` and the log to
 ``FOLDER/<algorithm>-<size>``.
 """
 
@@ -27,7 +27,7 @@ from tests.algos.runs import train
 OBS_DIM = 2
 BOX = Box(np.array([-1, -3], np.float32), np.array([2, 0.5], np.float32))
 
-# Even for two ranks and three, and uneven for both.
+# Sizes that are divisible by both 2 and 3, and sizes that are divisible by neither.
 SIZES = {"ppo": (60, 61), "ppo-discrete": (61,), "sac": (30, 31), "td3": (30, 31)}
 
 KWARGS = {
@@ -35,7 +35,7 @@ KWARGS = {
     "sac": dict(polyak=0.8, lr=3e-3, alpha="auto"),
     "td3": dict(polyak=0.8, pi_lr=3e-3, q_lr=1e-2, target_noise=0.4),
 }
-# 25 updates on as many minibatches, between random steps whose transitions nothing reads.
+# 25 updates, each on its own fixed minibatch; the transitions of the random steps aren't used.
 OFF_POLICY_KWARGS = dict(
     steps_per_epoch=25,
     epochs=1,
@@ -52,9 +52,9 @@ def my_part(total: int) -> np.ndarray:
 
 
 def trajectories(size: int, discrete: bool = False) -> dict:
-    """Returns an epoch's steps, and its paths as ``{end: observation after it or None}``."""
+    """Returns an epoch's steps, and its paths as ``{end: last observation or None}``."""
     rng = np.random.default_rng(0)
-    # Paths end where a rank's part may, so that no number of ranks cuts one in two.
+    # A path ends wherever a rank's part may end, so that no path is split between ranks.
     ends = sorted({int(p[-1]) + 1 for n in (1, 2, 3) for p in np.array_split(np.arange(size), n)})
     return dict(
         obs=rng.normal(size=(size, OBS_DIM)),
@@ -65,7 +65,7 @@ def trajectories(size: int, discrete: bool = False) -> dict:
 
 
 def minibatch(size: int, number: int) -> dict[str, torch.Tensor]:
-    """Returns the minibatch of an update."""
+    """Returns the minibatch of update `number`."""
     rng = np.random.default_rng(number)
     batch = dict(
         obs=rng.normal(size=(size, OBS_DIM)),
@@ -78,7 +78,7 @@ def minibatch(size: int, number: int) -> dict[str, torch.Tensor]:
 
 
 class Noise:
-    """Stands in for ``torch.randn_like``: this rank's rows of noise drawn for all."""
+    """Replaces ``torch.randn_like``: draws the noise of all ranks, returns this rank's rows."""
 
     def __init__(self, size: int):
         self.size, self.rng = size, np.random.default_rng(1)
@@ -95,7 +95,7 @@ class Noise:
 
 
 def train_on_fixed_data(name: str, size: int, folder: Path, **kwargs) -> torch.nn.Module:
-    """Trains with an algorithm of `SIZES` on fixed data of that size."""
+    """Trains with an algorithm of `SIZES` on fixed data of the given size."""
     algorithm, _, discrete = name.partition("-")
     env = Clock(action_space=Discrete(3) if discrete else BOX)
     kwargs = KWARGS[algorithm] | dict(logger_kwargs=dict(output_dir=folder)) | kwargs

@@ -226,9 +226,11 @@ def test_a_folder_with_results_is_named_with_the_remedy(here, capsys):
 
 
 def test_tensorboard_that_is_not_installed(capsys, monkeypatch):
-    real = spinup.run.importlib.util.find_spec
+    real = spinup.cli.main.importlib.util.find_spec
     monkeypatch.setattr(
-        spinup.run.importlib.util, "find_spec", lambda n: None if n == "tensorboard" else real(n)
+        spinup.cli.main.importlib.util,
+        "find_spec",
+        lambda n: None if n == "tensorboard" else real(n),
     )
     status, _, err = run(f"{QUICK} --tensorboard", capsys)
     assert (status, "pip install 'spinup[tensorboard]'" in err) == (2, True)

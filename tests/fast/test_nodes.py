@@ -1,6 +1,7 @@
 """Networks as nodes: the numbers of plain PyTorch modules, and only where nothing else is meant."""
 
 import copy
+import textwrap
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-from spinup.fast import kernels, nodes
+from spinup.fast import nodes
 from spinup.fast.nodes import gradients_in_place
 from spinup.utils.flat import Adam, flatten
 from spinup.utils.nets import (
@@ -22,15 +23,6 @@ from spinup.utils.nets import (
 
 OBS = Box(-np.inf, np.inf, (3,), np.float32)
 ACT = Box(np.float32([-1, 0]), np.float32([3, 0.5]))
-
-
-@pytest.fixture(params=["compiled", "pytorch"])
-def engine(request, monkeypatch):
-    """Nodes on both engines, whatever the machine has."""
-    if request.param == "pytorch":
-        monkeypatch.setattr(kernels, "_kernels", None)
-    elif kernels._kernels is None:
-        pytest.skip("spinup was installed without its compiled functions")
 
 
 # --- Switched off, networks are plain PyTorch ---
@@ -89,8 +81,6 @@ def test_a_variable_switches_the_nodes_off(run_python):
             edges += [n for n, _ in node.next_functions if n]
         print(sorted(n for n in seen if n.startswith("_")))
     """
-    import textwrap
-
     code = textwrap.dedent(code)
     assert "_MLP" in run_python(["-c", code]).stdout
     assert run_python(["-c", code], env={"SPINUP_FAST": "0"}).stdout.strip() == "[]"

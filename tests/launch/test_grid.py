@@ -16,7 +16,6 @@ import spinup.cli.main
 from spinup import user_config
 from spinup.cli.flags import RUN_FLAGS
 from spinup.examples import bench_ppo_cartpole
-from spinup.launch import grid as run_utils
 from spinup.launch import processes as launch
 from spinup.launch import record as grid_record
 from spinup.launch.grid import (
@@ -621,7 +620,8 @@ PAGE = ROOT / "docs" / "running_experiments.md"
 def test_the_code_of_the_page_runs(monkeypatch):
     called = []
     monkeypatch.setattr(ExperimentGrid, "launch", lambda grid, plan: called.append(plan))
-    monkeypatch.setattr(run_utils, "call_experiment", lambda *args, **kwargs: called.append(kwargs))
+    call = "spinup.utils.run_utils.call_experiment"
+    monkeypatch.setattr(call, lambda *args, **kwargs: called.append(kwargs))
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(block, str(PAGE), "exec"), {})  # noqa: S102
     plan, kwargs = called

@@ -407,7 +407,7 @@ def started(run, folder, algorithm="sac"):
 
 @pytest.fixture
 def start_python(tmp_path):
-    from spinup.utils.mpi_tools import launch_command
+    from spinup.launch.mpiexec import launch_command
     from tests.conftest import _clean_environment
 
     processes = []

@@ -1,3 +1,4 @@
+import contextlib
 import math
 import re
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from spinup.runs.watchdog import Watchdog
 from spinup.utils import training
 from spinup.utils.logx import Logger, read_status
 from spinup.utils.training import check_hyperparameters, training_run
@@ -72,6 +74,24 @@ def test_the_caller_has_its_threads_and_its_denormals_back(tmp_path):
     finally:
         torch.set_num_threads(1)
     assert (denormal * 1).item() > 0
+
+
+@pytest.mark.parametrize("ending", [None, ValueError()])
+def test_a_run_is_watched_to_its_end(ending, tmp_path, monkeypatch):
+    watchdog = Watchdog(1000.0)
+    watchdog.guard()
+    monkeypatch.setattr(training, "watchdog", watchdog)
+
+    @training_run
+    def watched():
+        watchdog.still_alive()
+        assert watchdog.is_armed
+        if ending is not None:
+            raise ending
+
+    with pytest.raises(ValueError) if ending else contextlib.nullcontext():
+        watched()
+    assert not watchdog.is_armed
 
 
 def test_the_algorithm_keeps_its_name_and_documentation():
