@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from spinup.utils.acting import acting_policy
-from spinup.utils.buffers import TrajectoryBuffer
 from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.contract import check_actor_critic
 from spinup.utils.devices import capture, choose_device
@@ -39,6 +38,7 @@ from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.nets import MLPActorCritic, count_vars
 from spinup.utils.training import check_hyperparameters, training_run
+from spinup.utils.trajectories import TrajectoryBuffer
 
 
 def policy_loss(

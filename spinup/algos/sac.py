@@ -23,6 +23,7 @@ are scaled to each dimension's own bounds.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -34,22 +35,15 @@ from torch import Tensor
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
-from spinup.utils.contract import check_actor_critic
+from spinup.utils.contract import check_actor_critic, twin_critic
 from spinup.utils.devices import capture, choose_device
-from spinup.utils.envs import (
-    EnvFn,
-    check_action_space,
-    describe_env,
-    make_env,
-    seed_everything,
-    space_dim,
-)
+from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
 from spinup.utils.evaluation import run_test_episodes
 from spinup.utils.flat import Adam, flatten, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
-from spinup.utils.nets import SquashedGaussianActorCritic, count_vars, twin_critic
+from spinup.utils.nets import SquashedGaussianActorCritic, count_vars
 from spinup.utils.training import check_hyperparameters, training_run
 
 
@@ -215,7 +209,7 @@ def sac(
         log_alpha = torch.nn.Parameter(torch.zeros(1, device=torch_device))
         log_alpha.grad = torch.zeros_like(log_alpha)
         alpha_optimizer = Adam(log_alpha, lr, f"the temperature's loss in {env.name}")
-        target_entropy = -space_dim(env.action_space)
+        target_entropy = -math.prod(env.action_space.shape or ())
 
     def update():
         batch = buf.sample_batch(local_batch_size, torch_device)

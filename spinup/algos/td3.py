@@ -33,7 +33,7 @@ from torch import Tensor
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
-from spinup.utils.contract import check_actor_critic
+from spinup.utils.contract import check_actor_critic, twin_critic
 from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import (
     EnvFn,
@@ -48,7 +48,7 @@ from spinup.utils.flat import Adam, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
-from spinup.utils.nets import DeterministicActorCritic, count_vars, twin_critic
+from spinup.utils.nets import DeterministicActorCritic, count_vars
 from spinup.utils.training import check_hyperparameters, training_run
 
 

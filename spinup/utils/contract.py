@@ -1,4 +1,4 @@
-"""The contract of an actor-critic, checked once by a forward pass before anything is trained."""
+"""The contract of an actor-critic of a user's own, checked once before anything is trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Discrete
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -17,6 +17,27 @@ from spinup.utils.acting import acting_policy
 from spinup.utils.envs import box_bounds
 
 _BATCH = 5  # observations in the forward pass
+
+
+class TwinCritic(nn.Module):
+    """Two critics of a user's own, called as one: see `TwinMLPCritic`."""
+
+    def __init__(self, q1: nn.Module, q2: nn.Module):
+        super().__init__()
+        self.q1, self.q2 = q1, q2
+
+    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Returns both values, ``(2, batch)``."""
+        return torch.stack([self.q1(obs, act), self.q2(obs, act)])
+
+    def first(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Returns the value of the first critic alone, ``(batch,)``."""
+        return self.q1(obs, act)
+
+
+def twin_critic(ac: Any) -> nn.Module:
+    """Returns an actor-critic's two critics as one module: its ``q``, or its ``q1`` and ``q2``."""
+    return ac.q if hasattr(ac, "q") else TwinCritic(ac.q1, ac.q2)
 
 
 def check_actor_critic(ac: Any, env: gym.Env, device: torch.device, *outputs: str) -> Any:
@@ -116,7 +137,7 @@ def _check_outputs(ac, name, env, device, outputs):
         raise ValueError(f"pi of {name} returns a {type(made).__name__}; it must return {wanted}")
     checks += [(f"{part} from pi", x, shape) for (part, shape), x in zip(parts, made) if shape]
     for what, x, shape in checks:
-        if not isinstance(x, torch.Tensor) or x.shape != shape:
+        if not isinstance(x, Tensor) or x.shape != shape:
             raise ValueError(
                 f"{name}: {what} must be a tensor of shape {tuple(shape)} for {_BATCH} "
                 f"observations, not {_describe(x)}"
@@ -147,7 +168,7 @@ def _sample(space, rng):
 
 
 def _describe(x):
-    if not isinstance(x, (torch.Tensor, np.ndarray)):
+    if not isinstance(x, (Tensor, np.ndarray)):
         return repr(x)
     value = f"{x} " if x.ndim == 0 else ""
     squeeze = " (squeeze the last dimension)" if x.ndim and x.shape[-1] == 1 else ""

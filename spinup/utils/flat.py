@@ -14,13 +14,10 @@ from spinup.fast.kernels import adam_step, can_run_on
 def flatten(module: nn.Module) -> nn.Parameter:
     """Moves a module's parameters into one contiguous vector, and their gradients into another.
 
-    The module works as before: each parameter becomes a view of the vector, and each gradient a
-    view of the vector's gradient. What touches all parameters is then one operation on the vector:
-    an optimizer's step, polyak averaging, an average over ranks, a copy.
-
-    Gradients add up in ``vector.grad``: clear it with ``vector.grad.zero_()``. Move the module to
-    its device and dtype before, not after. `Adam` refuses a step once a parameter or a gradient is
-    no longer such a view.
+    The module works as before: its parameters become views of the vector, and their gradients views
+    of the vector's gradient. An optimizer's step, polyak averaging, an average over ranks or a copy
+    is then one operation on the vector. Clear gradients with ``vector.grad.zero_()``, and move the
+    module to its device and dtype before, not after.
 
     Args:
         module: a module whose parameters have one dtype and one device.
@@ -56,23 +53,17 @@ def flatten(module: nn.Module) -> nn.Parameter:
 
 
 def check_views(vector: nn.Parameter) -> None:
-    """Makes sure that a vector from `flatten` still holds its module's parameters and gradients.
-
-    Raises:
-        RuntimeError: it doesn't, so that the module would no longer be trained.
-    """
+    """Raises RuntimeError if a vector from `flatten` no longer holds its module's parameters."""
     for owner, name, p, place, grad in getattr(vector, "views", ()):
         if p.grad is not grad:
             raise RuntimeError(
-                "a gradient is no longer part of its flat vector's, as after zero_grad(), which "
-                "sets it to None: clear gradients with vector.grad.zero_(), or with "
-                "zero_grad(set_to_none=False)"
+                "a gradient is no longer part of its vector's, as after zero_grad(): clear it with "
+                "vector.grad.zero_(), or with zero_grad(set_to_none=False)"
             )
         if owner.get(name) is not p or p.data_ptr() != place:
             raise RuntimeError(
-                "a parameter is no longer part of its flat vector, as after .to(), .double() or "
-                "load_state_dict(assign=True): move a module before flatten(), and load into it "
-                "with assign=False"
+                "a parameter is no longer part of its vector, as after .to(), .double() or "
+                "load_state_dict(assign=True): move before flatten(), load with assign=False"
             )
 
 
@@ -92,10 +83,7 @@ def flatten_each(*modules: nn.Module) -> list[nn.Parameter]:
 
 
 class frozen:
-    """Keeps a module's parameters out of the gradients computed in a block.
-
-    What is made once can be entered again and again.
-    """
+    """Keeps a module's parameters out of the gradients in a block; it can be entered repeatedly."""
 
     def __init__(self, module: nn.Module):
         self._trainable = [p for p in module.parameters() if p.requires_grad]
@@ -163,7 +151,7 @@ class Adam:
         check_views(self.params)
         step = self.steps + 1
         if self._torch is not None:
-            # On a GPU a look would be a wait: the losses are looked at once an epoch
+            # A look at a GPU's gradient would be a wait: losses are looked at once an epoch
             if not self.params.is_cuda and not self.params.grad.isfinite().all():
                 self._refuse(step)
             self._torch.param_groups[0]["lr"] = self.lr
@@ -174,7 +162,7 @@ class Adam:
         ):
             self._refuse(step)
         self.steps = step
-        # Neither does so by itself: a backward pass looks whether its parameters have changed
+        # Neither counts its change, which backward passes look at
         torch.autograd.graph.increment_version(self.params)
 
     def _refuse(self, step):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,23 +65,19 @@ class MLP(nn.Sequential):
         if inputs[0].dim() == 1:
             return MLP.forward(self, *[x[None] for x in inputs]).squeeze(-2)
         if nodes.ENABLED and self.is_plain:
-            return nodes.mlp(inputs, self._layers)
+            return nodes.mlp(inputs, list(self))
         return super().forward(torch.cat(inputs, dim=-1))
 
     def first(self, *inputs: Tensor) -> Tensor:
         """Evaluates the first network of a stack alone, to ``(batch, features)``."""
         if nodes.ENABLED and self.is_plain and not nodes.is_changed(self):
-            return nodes.mlp(inputs, self._layers, first=True)
+            return nodes.mlp(inputs, list(self), first=True)
         return self(*inputs)[0]
 
     @property
     def is_plain(self) -> bool:
         """Whether the modules are linear layers and known activations by turns, unchanged."""
-        return nodes.are_plain(self._layers, (nn.Linear, StackedLinear))
-
-    @property
-    def _layers(self) -> list[nn.Module]:
-        return list(self._modules.values())
+        return nodes.are_plain(list(self), (nn.Linear, StackedLinear))
 
 
 def mlp(
@@ -323,27 +318,6 @@ class TwinMLPCritic(nn.Module):
     def first(self, obs: Tensor, act: Tensor) -> Tensor:
         """Returns the value of the first critic alone, ``(batch,)``."""
         return self.q_net.first(obs, act).squeeze(-1)
-
-
-class TwinCritic(nn.Module):
-    """Two critics of a user's own, called as one: see `TwinMLPCritic`."""
-
-    def __init__(self, q1: nn.Module, q2: nn.Module):
-        super().__init__()
-        self.q1, self.q2 = q1, q2
-
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Returns both values, ``(2, batch)``."""
-        return torch.stack([self.q1(obs, act), self.q2(obs, act)])
-
-    def first(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Returns the value of the first critic alone, ``(batch,)``."""
-        return self.q1(obs, act)
-
-
-def twin_critic(ac: Any) -> nn.Module:
-    """Returns an actor-critic's two critics as one module: its ``q``, or its ``q1`` and ``q2``."""
-    return ac.q if hasattr(ac, "q") else TwinCritic(ac.q1, ac.q2)
 
 
 class _OffPolicyActorCritic(nn.Module):

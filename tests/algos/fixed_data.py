@@ -19,8 +19,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from spinup.fast import capture
-from spinup.utils.buffers import ReplayBuffer, TrajectoryBuffer
+from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.mpi_tools import num_procs, proc_id
+from spinup.utils.trajectories import TrajectoryBuffer
 from tests.algos.envs import Clock
 from tests.algos.runs import train
 

@@ -8,7 +8,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 from spinup.utils import nets
-from spinup.utils.contract import check_actor_critic
+from spinup.utils.contract import TwinCritic, check_actor_critic, twin_critic
 from spinup.utils.envs import make_env
 from tests.algos import plain
 from tests.algos.envs import Clock
@@ -204,3 +204,27 @@ def test_a_run_is_the_same_to_the_bit_without_the_check(algorithm, tmp_path, mon
     monkeypatch.setattr(f"spinup.algos.{algorithm}.check_actor_critic", lambda ac, *args: ac)
     train(algorithm, Clock, tmp_path / "without")
     assert timeless_progress(tmp_path / "with") == timeless_progress(tmp_path / "without")
+
+
+def test_critics_of_a_users_own_are_called_as_one():
+    class Critic(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(scale))
+
+        def forward(self, obs, act):
+            return self.scale * (obs.sum(-1) + act.sum(-1))
+
+    class ActorCritic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q1, self.q2 = Critic(1.0), Critic(10.0)
+
+    own = twin_critic(ActorCritic())
+    assert isinstance(own, TwinCritic)
+    obs, act = torch.ones(2, 3), torch.tensor([[1.0], [2.0]])
+    assert own(obs, act).tolist() == [[4, 5], [40, 50]]
+    assert own.first(obs, act).tolist() == [4, 5]
+    assert len(list(own.parameters())) == 2
+    ac = nets.DeterministicActorCritic(Box(-1, 1, (3,)), BOX, (4,))
+    assert twin_critic(ac) is ac.q

@@ -13,10 +13,8 @@ from spinup.utils.nets import (
     MLPCritic,
     MLPGaussianActor,
     SquashedGaussianActorCritic,
-    TwinCritic,
     count_vars,
     mlp,
-    twin_critic,
 )
 
 # By the compiled functions and by PyTorch's, wherever both are.
@@ -404,30 +402,6 @@ def test_twin_critics_are_two_networks():
         gradients(ac.q.first(obs, act), [act]), gradients(ac.q(obs, act)[0], [act])
     ):
         torch.testing.assert_close(grad, expected)
-
-
-def test_critics_of_a_users_own_are_called_as_one():
-    class Critic(nn.Module):
-        def __init__(self, scale):
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor(scale))
-
-        def forward(self, obs, act):
-            return self.scale * (obs.sum(-1) + act.sum(-1))
-
-    class ActorCritic(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q1, self.q2 = Critic(1.0), Critic(10.0)
-
-    own = twin_critic(ActorCritic())
-    assert isinstance(own, TwinCritic)
-    obs, act = torch.ones(2, 3), torch.tensor([[1.0], [2.0]])
-    assert own(obs, act).tolist() == [[4, 5], [40, 50]]
-    assert own.first(obs, act).tolist() == [4, 5]
-    assert len(list(own.parameters())) == 2
-    ac = DeterministicActorCritic(OBS, ACT, (4,))
-    assert twin_critic(ac) is ac.q
 
 
 def test_off_policy_networks_are_256_by_256_with_relu():
