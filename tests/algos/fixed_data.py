@@ -5,7 +5,7 @@ same data, on any number of ranks. The noise of sampled actions is fixed and spl
 
 The program ``fixed_data.py FOLDER`` runs on any number of ranks. It trains with each algorithm on
 each data size, and writes the final parameters to ``FOLDER/<algorithm>-<size>.npz`` and the log to
-``FOLDER/<algorithm>-<size>``.
+``FOLDER/<algorithm>-<size>``, and the logs of PPO with each of `TARGET_KLS` to ``FOLDER/stops-*``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spinup.fast import capture
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.utils.trajectories import TrajectoryBuffer
-from tests.algos.envs import Clock
+from tests.algos.envs import Made
 from tests.algos.runs import train
 
 OBS_DIM = 2
@@ -45,6 +45,12 @@ OFF_POLICY_KWARGS = dict(
     update_every=5,
     num_test_episodes=0,
 )
+
+
+# Limits of the divergence at which PPO's policy steps stop sooner or later. With as few steps as
+# these the ranks' shares differ much.
+TARGET_KLS = np.geomspace(1e-3, 5e-2, 8)
+FEW_STEPS = 3
 
 
 def my_part(total: int) -> np.ndarray:
@@ -98,16 +104,16 @@ class Noise:
 def train_on_fixed_data(name: str, size: int, folder: Path, **kwargs) -> torch.nn.Module:
     """Trains with an algorithm of `SIZES` on fixed data of the given size."""
     algorithm, _, discrete = name.partition("-")
-    env = Clock(action_space=Discrete(3) if discrete else BOX)
+    env_fn = Made(action_space=Discrete(3) if discrete else BOX)
     kwargs = KWARGS[algorithm] | dict(logger_kwargs=dict(output_dir=folder)) | kwargs
     with pytest.MonkeyPatch.context() as patch:
         if algorithm == "ppo":
             data = trajectories(size, bool(discrete))
             patch.setattr("spinup.algos.ppo.TrajectoryBuffer", _fixed_trajectories(data))
-            return train(algorithm, lambda: env, folder, steps_per_epoch=size, **kwargs)
+            return train(algorithm, env_fn, folder, steps_per_epoch=size, **kwargs)
         patch.setattr(f"spinup.algos.{algorithm}.ReplayBuffer", _fixed_replay(size))
         patch.setattr("torch.randn_like", Noise(size))
-        return train(algorithm, lambda: env, folder, batch_size=size, **OFF_POLICY_KWARGS, **kwargs)
+        return train(algorithm, env_fn, folder, batch_size=size, **OFF_POLICY_KWARGS, **kwargs)
 
 
 def _fixed_trajectories(data):
@@ -149,3 +155,7 @@ if __name__ == "__main__":
             ac = train_on_fixed_data(name, size, folder)
             if proc_id() == 0:
                 np.savez(f"{folder}.npz", **{k: v.numpy() for k, v in ac.state_dict().items()})
+    settings = dict(epochs=1, train_pi_iters=60, pi_lr=2e-4)
+    for number, target_kl in enumerate(TARGET_KLS):
+        folder = Path(sys.argv[1], f"stops-{number}")
+        train_on_fixed_data("ppo", FEW_STEPS, folder, target_kl=target_kl, **settings)
