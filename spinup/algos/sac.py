@@ -31,10 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spinup.fast.capture import capture
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
-from spinup.utils.devices import capture, choose_device
+from spinup.utils.devices import choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
 from spinup.utils.evaluation import run_test_episodes
 from spinup.utils.flat import Adam, flatten, flatten_each, frozen

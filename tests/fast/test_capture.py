@@ -12,7 +12,7 @@ from torch import nn
 
 import spinup
 from spinup.fast import capture, kernels
-from spinup.fast.capture import replayed
+from spinup.fast.capture import capture as replayed
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.flat import Adam, flatten
 from spinup.utils.nets import gradients_in_place, mlp
