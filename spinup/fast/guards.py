@@ -13,11 +13,10 @@ import builtins
 import dis
 import enum
 import functools
-import inspect
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import attrgetter, getitem, is_
 from typing import Any
 
@@ -89,14 +88,12 @@ class Guards:
                 [label for _, label in kind.values()]
                 for kind in (walk.sized, walk.tensors, walk.tensors, walk.arrays, walk.sets)
             ]
-            labels = self._named[1]
             self._reads = [
                 _Reads(_content, [(cell,) for cell, _ in walk.cells.values()], walk.cells),
                 _Reads(getitem, [place for place, _ in walk.items.values()], walk.items),
                 _Reads(getattr, [place for place, _ in walk.slots.values()], walk.slots),
                 _Reads(_grad, [(x,) for x in self._tensors], walk.tensors),
             ]
-            del labels
             self._states = self._read_states()
         except _Uncertain as error:
             self.obstacle = str(error)
@@ -195,7 +192,8 @@ class _Walk:
 
     def __init__(self, skip):
         self.skip = skip
-        self.names: set[str] = set()  # of the attributes that any code on the way names
+        self.names: set[str] = set()  # of attributes of objects that aren't known from the code
+        self.reflects = False
         self.reset()
 
     def reset(self):
@@ -210,9 +208,9 @@ class _Walk:
         self.kept: list[Any] = []  # so that no identity is used twice
 
     def run(self, update):
-        known = -1
-        while known < len(self.names):  # a name found late may be an attribute of what came first
-            known = len(self.names)
+        known = None
+        while known != (len(self.names), self.reflects):  # what is found late may concern the first
+            known = len(self.names), self.reflects
             self.reset()
             self.see(update, getattr(update, "__qualname__", "the update"))
 
@@ -327,14 +325,11 @@ class _Walk:
             for name, value in list(vars(owner).items()):
                 if isinstance(value, property):
                     value = value.fget
-                value = inspect.unwrap(value) if isinstance(value, types.FunctionType) else value
                 is_method = isinstance(value, (types.FunctionType, staticmethod, classmethod))
                 if is_method and (name in self.names or name.startswith("__")):
                     self.see(value, f"{label}.{name}")
-                elif name in self.names or (is_method and name in ("forward", "backward")):
-                    self.items[id(owner), name] = (vars(owner), name), f"{label}.{name}"
-                    self.kept.append(owner)
-                    self.see(value, f"{label}.{name}")
+                elif name in self.names:
+                    self.see(self.item(vars(owner), name, f"{label}.{name}"), f"{label}.{name}")
                 elif name in ("forward", "backward"):
                     self.see(value, f"{label}.{name}")
 
@@ -354,9 +349,9 @@ class _Walk:
     # --- Attributes ---
 
     def see_attributes(self, x, names, label):
-        if names is self.names and names & _REFLECTION and hasattr(x, "__dict__"):
+        if names is self.names and self.reflects and hasattr(x, "__dict__"):
             names = {*names, *vars(x)}
-        for name in sorted(names):
+        for name in sorted(names if isinstance(x, types.ModuleType) else set(names) - _NOT_CALLED):
             value = self.attribute(x, name, label)
             if value is not _UNKNOWN:
                 self.see(value, f"{label}.{name}")
@@ -368,6 +363,8 @@ class _Walk:
             if _is_trusted(x.__name__):
                 return getattr(x, name, _UNKNOWN)
             return self.item(vars(x), name, label)
+        if isinstance(x, enum.EnumMeta):
+            return getattr(x, name, _UNKNOWN)
         if isinstance(x, type):
             owner = next((k for k in x.__mro__ if name in vars(k)), None)
             if owner is None:
@@ -378,9 +375,11 @@ class _Walk:
         owner = next((k for k in type(x).__mro__ if name in vars(k)), None)
         on_class = _MISSING if owner is None else vars(owner)[name]
         if isinstance(on_class, (property, functools.cached_property)):
-            get = on_class.fget if isinstance(on_class, property) else on_class.func
-            self.see_function(get, label, x)
-            return _UNKNOWN
+            is_cached = not isinstance(on_class, property)
+            for f in (on_class.func,) if is_cached else (on_class.fget, on_class.fset):
+                self.see_function(f, label, x)
+            if not is_cached or name not in vars(x):
+                return _UNKNOWN
         if isinstance(on_class, (types.MemberDescriptorType, types.GetSetDescriptorType)):
             if name == "__dict__":
                 self.see_attributes(x, list(vars(x)), label)
@@ -395,7 +394,7 @@ class _Walk:
             if name in home:
                 return self.item(home, name, label)
         if on_class is _MISSING:
-            if "__dict__" in dir(type(x)) and hasattr(type(x), "__getattr__"):
+            if hasattr(type(x), "__getattr__"):
                 self.see(x, label.rpartition(".")[0])
             return _UNKNOWN
         if isinstance(on_class, types.FunctionType):
@@ -405,6 +404,9 @@ class _Walk:
         if isinstance(on_class, staticmethod):
             return on_class.__func__
         if _is_trusted(owner.__module__):
+            return _UNKNOWN
+        if hasattr(type(on_class), "__get__"):
+            self.see((on_class, x), label)
             return _UNKNOWN
         self.sized[id(homes[0])] = homes[0], label  # where it would be hidden
         self.kept.append(homes[0])
@@ -445,19 +447,26 @@ class _Walk:
         fast = {}
         if bound is not _MISSING and f.__code__.co_argcount:
             fast[f.__code__.co_varnames[0]] = bound
+        if vars(f):
+            self.see_attributes(f, self.names, label)
         for default in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
             self.see(default, f"a default of {f.__qualname__}")
         self.see_code(f.__code__, cells, f.__globals__, fast)
 
     def see_code(self, code, cells, variables, fast):
-        self.names |= set(code.co_names)
+        self.reflects |= not _REFLECTION.isdisjoint(code.co_names)
         bad = _DISTRUSTED_NAMES & set(code.co_names)
         if bad:
             raise _Uncertain(f"it uses {min(bad)}")
         value, label = _UNKNOWN, ""
-        for step in dis.get_instructions(code):
+        steps = list(dis.get_instructions(code))
+        for name in fast.keys() & {x.argval for x in steps if "STORE" in x.opname and x.argval in fast}:
+            self.see(fast.pop(name), name)  # another object takes its name
+        for step in steps:
             name = step.argval
-            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and value is not _UNKNOWN:
+            if step.opname in _OF_UNKNOWN or (step.opname in _BY_ATTRIBUTE and value is _UNKNOWN):
+                self.names.add(name)
+            elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
                 if type(value) is np.ndarray and name in _ARRAY_FORM:
                     value = _UNKNOWN
                 elif isinstance(value, _PLAIN):
@@ -466,19 +475,22 @@ class _Walk:
                 else:
                     value, label = self.attribute(value, name, label), f"{label}.{name}"
                 continue
-            if step.opname in ("CACHE", "PUSH_NULL"):
-                continue
-            if step.opname in ("STORE_ATTR", "DELETE_ATTR") and hasattr(value, "__dict__"):
-                if self.attribute(value, name, label) is _UNKNOWN and isinstance(vars(value), dict):
+            elif step.opname in ("STORE_ATTR", "DELETE_ATTR") and not isinstance(value, _PLAIN):
+                found = self.attribute(value, name, label)
+                if found is _UNKNOWN and hasattr(value, "__dict__"):
                     self.sized[id(vars(value))] = vars(value), f"{label}.{name}"
                 value = _UNKNOWN
+                continue
+            if step.opname in ("CACHE", "PUSH_NULL"):
                 continue
             if value is not _UNKNOWN:
                 self.see(value, label)
                 value = _UNKNOWN
             if step.opname == "LOAD_CONST" or not isinstance(name, (str, tuple)):
                 continue
-            if step.opname.startswith(("LOAD_", "IMPORT_")):
+            if step.opname in _BY_ATTRIBUTE | _OF_UNKNOWN:
+                continue
+            if "LOAD" in step.opname or step.opname == "IMPORT_NAME":
                 *firsts, last = name if isinstance(name, tuple) else (name,)
                 for first in firsts:
                     self.see(self.load(step.opname, first, cells, variables, fast), str(first))
@@ -509,6 +521,8 @@ class _Walk:
         return _UNKNOWN
 
 
+_BY_ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR"}
+_OF_UNKNOWN = {"LOAD_SUPER_ATTR", "IMPORT_FROM"}
 _PLAIN = (*_ATOMS, Tensor, list, tuple, dict, set, frozenset, deque, np.ndarray)
 
 
