@@ -12,6 +12,7 @@ import functools
 import inspect
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
@@ -32,7 +33,7 @@ from spinup.utils.mpi_tools import still_alive
 _FIRST_CHECKS = 25
 _CHECK_EVERY = 97
 _MOST_COMBINATIONS = 8  # of flags
-_MOST_CHANGES = 5  # with fewer than as many replays after each, captures don't pay
+_MOST_CHANGES, _WITHIN = 5, 25  # of what the update reads, in so many calls; above, none pays
 
 _local = threading.local()  # its `tape` is that of the recording in progress in a thread
 
@@ -164,7 +165,8 @@ class _Capture:
     def __init__(self, owner, flags, named):
         self.owner = owner
         self.update = functools.partial(owner.__wrapped__, *flags, **named)
-        self.calls = self.changes = self.replays = 0
+        self.calls = 0
+        self.changes: deque[int] = deque(maxlen=_MOST_CHANGES)  # calls where it was recorded again
         self.tape: _Tape | None = None
         self.guards: Guards | None = None
         self.is_checked = False  # against a second recording
@@ -180,7 +182,6 @@ class _Capture:
         is_due = self.calls <= _FIRST_CHECKS or self.calls % _CHECK_EVERY == 0
         if self.tape is None or is_due or not self.is_checked:
             return self.record()
-        self.replays += 1
         self.owner.num_replays += 1
         with torch.no_grad():
             for function, args in self.tape.calls:
@@ -191,8 +192,8 @@ class _Capture:
         if changed is None:
             return
         self.tape = self.guards = None
-        self.changes += 1
-        if self.changes >= _MOST_CHANGES and self.replays < _MOST_CHANGES * self.changes:
+        self.changes.append(self.calls)
+        if len(self.changes) == _MOST_CHANGES and self.calls - self.changes[0] < _WITHIN:
             self.owner.run_as_written(
                 f"{changed} changes so often that recordings cost more than they save. Keep it in a "
                 "tensor that is changed in place",

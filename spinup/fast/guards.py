@@ -205,6 +205,7 @@ class _Walk:
         self.arrays: dict[Any, Any] = {}
         self.tensors: dict[Any, Any] = {}
         self.seen: dict[Any, Any] = {}
+        self.first_labels: dict[int, str] = {}
         self.kept: list[Any] = []  # so that no identity is used twice
 
     def run(self, update):
@@ -228,7 +229,7 @@ class _Walk:
         """Visits an object that the code may use in any way."""
         if isinstance(x, _ATOMS) or x is _UNKNOWN or not self.is_new(x):
             return
-        kind = type(x)
+        kind, label = type(x), self.label(x, label)
         if hasattr(x, "_torchdynamo_orig_callable") and not isinstance(x, type):
             raise _Uncertain(f"{label} is compiled by torch.compile")
         if isinstance(x, Tensor):
@@ -271,6 +272,13 @@ class _Walk:
         else:
             self.see_instance(x, label)
 
+    def label(self, x, label):
+        """Returns the first name that an object had: better than `self`."""
+        if isinstance(x, _ATOMS):
+            return label
+        self.kept.append(x)
+        return self.first_labels.setdefault(id(x), label)
+
     def see_items(self, x, items, label):
         self.sized[id(x)] = x, label
         for key, value in list(items):
@@ -292,7 +300,8 @@ class _Walk:
 
     def see_instance(self, x, label):
         base = next(b for b in type(x).__mro__ if not b.__flags__ & _HEAP_TYPE)
-        has_attributes = hasattr(x, "__dict__") or any("__slots__" in vars(k) for k in type(x).__mro__)
+        values = [v for k in type(x).__mro__ if k is not object for v in vars(k).values()]
+        in_python = not any(isinstance(v, _BUILTINS) for v in values)
         is_known = isinstance(x, (Distribution, types.SimpleNamespace))
         if isinstance(x, Distribution) and _is_trusted(type(x).__module__):
             self.see_attributes(x, list(vars(x)), label)
@@ -301,7 +310,7 @@ class _Walk:
             if isinstance(x, (torch.autograd.grad_mode.no_grad, torch.autograd.grad_mode.enable_grad)):
                 return
         is_foreign = _root(type(x).__module__) in _TRUSTED | set(sys.stdlib_module_names)
-        if not is_known and (base is not object or not has_attributes or is_foreign):
+        if not is_known and (base is not object or not in_python or is_foreign):
             raise _Uncertain(f"it uses {label}, a {type(x).__module__}.{type(x).__qualname__}")
         self.see_attributes(x, self.names, label)
         self.see_special_methods(x, label)
@@ -424,9 +433,10 @@ class _Walk:
 
     # --- Code ---
 
-    def see_function(self, f, label, bound=_MISSING):
+    def see_function(self, f, label, bound=_UNKNOWN):
         if not isinstance(f, types.FunctionType):
             self.see(f, label)
+            self.see(bound, label.rpartition(".")[0])
             return
         if f in _TRUSTED_FUNCTIONS or f.__code__ in self.skip or hasattr(f, "_is_capturable"):
             return
@@ -445,7 +455,7 @@ class _Walk:
         if _root(module) in sys.stdlib_module_names:
             raise _Uncertain(f"it calls {module}.{f.__qualname__}()")
         fast = {}
-        if bound is not _MISSING and f.__code__.co_argcount:
+        if bound is not _UNKNOWN and f.__code__.co_argcount:
             fast[f.__code__.co_varnames[0]] = bound
         if vars(f):
             self.see_attributes(f, self.names, label)
@@ -494,7 +504,8 @@ class _Walk:
                 *firsts, last = name if isinstance(name, tuple) else (name,)
                 for first in firsts:
                     self.see(self.load(step.opname, first, cells, variables, fast), str(first))
-                value, label = self.load(step.opname, last, cells, variables, fast), str(last)
+                value = self.load(step.opname, last, cells, variables, fast)
+                label = self.label(value, str(last))
         for const in code.co_consts:
             if isinstance(const, types.CodeType) and const not in self.skip:
                 inner = {k: v for k, v in fast.items() if k in const.co_freevars}

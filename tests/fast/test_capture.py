@@ -209,18 +209,17 @@ class Scaled(nn.Module):
 
 
 def test_distributions_that_check_their_arguments_are_captured():
-    mean, result, calls = torch.ones(3), torch.zeros(()), []
+    mean, result = torch.ones(3), torch.zeros(())
 
     def update():
-        calls.append(1)
         pi = torch.distributions.Normal(mean, torch.ones(3))
         result.add_(pi.log_prob(torch.zeros(3)).sum())
 
     step = Captured(update)
-    for _ in range(5):
+    for _ in range(50):
         step()
-    assert result.item() == pytest.approx(5 * 3 * -1.4189385)
-    assert len(calls) == 3
+    assert result.item() == pytest.approx(50 * 3 * -1.4189385)
+    assert step.num_replays == replays(50)
     assert torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(True)
     with pytest.raises(ValueError, match="invalid values"):
@@ -245,57 +244,62 @@ def test_functions_called_as_a_whole_may_call_others():
 
 def test_another_threads_updates_are_its_own():
     learner, other = Learner(), Learner()
-
-    def update():
+    tape = capture._Tape()
+    with tape, gradients_in_place():
         learner.update()
+        operations = len(tape.trace)
         thread = threading.Thread(target=other.update)
         thread.start()
         thread.join()
-
-    step = Captured(update)
-    for _ in range(5):
-        step()
-    assert len(learner.losses) == 5
-    assert len(other.losses) == 3  # replays don't start it
+    assert len(tape.trace) == operations > 5
+    assert len(other.losses) == 1
 
 
 def test_a_comparison_that_an_error_cut_short_is_made_up():
-    learner, fails = Learner(), [False, False, True, False, False]
+    learner, fails = Learner(), torch.zeros(())
+
+    def check():
+        if fails:
+            raise KeyError("by test")
 
     def update():
         learner.update()
-        if fails[len(learner.losses) - 1]:
-            raise KeyError("by test")
+        capture.run(check)
 
     step = Captured(update)
-    for failing in fails:
-        if failing:
-            learner.scale = 2.0  # which the comparison would have seen
-            with pytest.raises(KeyError):
-                step()
-        elif learner.scale == 2.0 and len(learner.losses) == 3:
-            with pytest.warns(UserWarning, match="other numbers"):
-                step()
-        else:
-            step()
+    for _ in range(50):
+        step()
+    assert step.num_replays == replays(50)
+    step.check_next()
+    fails.fill_(1)
+    with pytest.raises(KeyError, match="by test"):
+        step()
+    fails.fill_(0)
+    step()  # is compared: no replay
+    assert step.num_replays == replays(50)
+    step()
+    assert step.num_replays == replays(50) + 1
 
 
-def test_an_error_passes_and_ends_the_capture():
+def test_an_error_passes_and_ends_the_recording():
     learner = Learner()
 
     def update():
         learner.update()
-        if len(learner.losses) == 2:
+        if learner.scale == 0.5:
             raise FloatingPointError("by test")
 
     step = Captured(update)
     step()
+    learner.scale = 0.5
     with pytest.raises(FloatingPointError, match="by test"):
         step()
+    learner.scale = 1.0
     assert capture._tape() is None
-    for _ in range(5):
+    for _ in range(30):
         step()
-    assert len(learner.losses) == 7
+    assert len(learner.losses) == 32
+    assert step.num_replays == 7
 
 
 OFF_POLICY = dict(start_steps=50, update_after=50, update_every=25, num_test_episodes=1)
@@ -319,7 +323,7 @@ def test_algorithms_train_to_the_same_bits(
     rows = []
     for name in ("captured", "plain"):
         if name == "plain":
-            monkeypatch.setattr(f"spinup.algos.{algorithm}.capture", lambda update, device: update)
+            monkeypatch.setattr(capture.fast, "_IS_ON", False)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # none says that it wasn't captured
             ac = getattr(spinup, algorithm)(
@@ -342,8 +346,8 @@ def test_replays_use_the_compiled_functions(threads, monkeypatch):
     learner = Learner()
     step = Captured(learner.update)
     with gradients_in_place():
-        for _ in range(4):
+        for _ in range(26):
             step()
     monkeypatch.setattr(torch.nn.Module, "__call__", None)  # no network is called any more
     step()
-    assert len(learner.losses) == 5
+    assert len(learner.losses) == 27
