@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from spinup import fast
 from spinup.fast.guards import Guards
@@ -32,6 +32,7 @@ from spinup.utils.mpi_tools import still_alive
 # prime, so that what happens every 10 or every 50 calls doesn't keep falling between two of them.
 _FIRST_CHECKS = 25
 _CHECK_EVERY = 97
+_LARGEST_CONSTANT = 64  # numbers in a torch.tensor() that an update makes
 _MOST_COMBINATIONS = 8  # of flags
 _MOST_CHANGES, _WITHIN = 5, 25  # of what the update reads, in so many calls; above, none pays
 
@@ -243,7 +244,7 @@ class _Tape(TorchDispatchMode):
         self.functions: set[Any] = set()  # code of those called as a whole
         self.obstacle: str | None = None
         self._lookout = _Lookout(self)
-        self._inside = False  # of a function called as a whole
+        self._inside = self._stopped = False  # inside of a function called as a whole
         self._made: dict[int, int] = {}  # storages made on the way, by address
         self._arrays: dict[int, Any] = {}  # descriptions of tensors whose memory is an array's
 
@@ -258,8 +259,14 @@ class _Tape(TorchDispatchMode):
     def __exit__(self, *error):
         _local.tape = None
         Distribution.set_default_validate_args(self._checks)
-        super().__exit__(*error)
+        self.stop()
         return self._lookout.__exit__(*error)
+
+    def stop(self):
+        """Stops recording: what follows in the update is computed as without it."""
+        if not self._stopped and _get_current_dispatch_mode() is self:
+            self._stopped = True
+            super().__exit__(None, None, None)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -280,13 +287,20 @@ class _Tape(TorchDispatchMode):
             self.obstacle = self.obstacle or f"{func} can't be recorded ({reason})"
 
     def _describe_all(self, func, args, kwargs):
+        if func is _aten.lift_fresh.default and args[0].numel() <= _LARGEST_CONSTANT:
+            return func, args[0].tolist(), args[0].shape, args[0].dtype  # torch.tensor(numbers)
         return (func, *map(self._describe, args), *map(self._describe, kwargs.items()))
 
     def _note(self, func, args, kwargs, out):
         outs = list(_flat(out))
+        if func is _aten.lift_fresh.default and out.numel() <= _LARGEST_CONSTANT:
+            self.kept.append(out.detach())
+            self._made[_address(out)] = len(self._made)
+            self.calls.append((out.detach().copy_, (out.detach().clone(),)))
+            return None
         if not all(isinstance(x, Tensor) for x in outs):
             return self.reads_value()
-        if torch.Tag.dynamic_output_shape in func.tags:
+        if torch.Tag.dynamic_output_shape in func.tags and not _is_by_numbers(func, args):
             self.obstacle = f"the shape of what {func} returns depends on values"
             return None
         theirs = {_address(x) for x in _flat((args, tuple(kwargs.values()))) if _is_tensor(x)}
@@ -370,6 +384,7 @@ class _Lookout(TorchFunctionMode):
     """Sees values leave PyTorch, which the dispatcher doesn't."""
 
     ways = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+    differs = (torch.prod, Tensor.prod)  # in the backward pass
 
     def __init__(self, tape):
         super().__init__()
@@ -378,6 +393,10 @@ class _Lookout(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self.ways:
             self.tape.reads_value()
+        elif func in self.differs:
+            self.tape.obstacle = f"{func.__name__} rounds otherwise while it is recorded"
+        if self.tape.obstacle is not None:
+            self.tape.stop()
         return func(*args, **(kwargs or {}))
 
 
@@ -387,6 +406,12 @@ def _address(x):
 
 def _is_tensor(x):
     return isinstance(x, Tensor)
+
+
+def _is_by_numbers(func, args):
+    """Returns True for an index by whole numbers, whose result's shape depends on no values."""
+    indices = list(_flat(args[1])) if func is _aten.index.Tensor else []
+    return bool(indices) and all(x.dtype in (torch.int64, torch.int32) for x in indices)
 
 
 def _flat(x):
@@ -431,12 +456,18 @@ def _into(func, args, kwargs, outs):
         if _computes(torch.sub, swapped, kwargs, outs[0]):
             return functools.partial(torch.sub, **kwargs, out=outs[0]), swapped
     # Losses resize the memory that they are given, to that of the unreduced loss and back
-    is_safe = torch.Tag.nondeterministic_seeded not in func.tags and "loss" not in packet.__name__
+    reduces = any(x.name == "reduction" for x in func._schema.arguments)
+    is_safe = torch.Tag.nondeterministic_seeded not in func.tags and not reduces
     if len(outs) == 1 and is_safe:
         # By its name in torch, an operation is called twice as fast as by its overload
         for into in (getattr(torch, packet.__name__, None), getattr(packet, "out", None)):
             if into is not None and _computes(into, args, kwargs, outs[0]):
                 return functools.partial(into, **kwargs, out=outs[0]), args
+    if torch.Tag.nondeterministic_seeded not in func.tags and "batch_norm" not in packet.__name__:
+        with torch.no_grad():  # as a replay does
+            again = list(_flat(func(*args, **kwargs)))
+        if [(x.shape, x.dtype) for x in again] != [(x.shape, x.dtype) for x in outs]:
+            raise RuntimeError("it returns something else outside of autograd")
     return _copied(func, args, kwargs, outs, outs)
 
 

@@ -162,7 +162,9 @@ class _Reads:
 def _is_equal(x, y):
     """Returns True for equal numbers, strings and tuples of them."""
     if isinstance(x, tuple):
-        return len(x) == len(y) and all(type(a) is type(b) and _is_equal(a, b) for a, b in zip(x, y))
+        return len(x) == len(y) and all(
+            type(a) is type(b) and _is_equal(a, b) for a, b in zip(x, y)
+        )
     return isinstance(x, _ATOMS) and not isinstance(x, torch.Generator) and repr(x) == repr(y)
 
 
@@ -307,7 +309,9 @@ class _Walk:
             self.see_attributes(x, list(vars(x)), label)
             return
         if _is_trusted(type(x).__module__) and type(x).__module__.split(".")[0] == "torch":
-            if isinstance(x, (torch.autograd.grad_mode.no_grad, torch.autograd.grad_mode.enable_grad)):
+            if isinstance(
+                x, (torch.autograd.grad_mode.no_grad, torch.autograd.grad_mode.enable_grad)
+            ):
                 return
         is_foreign = _root(type(x).__module__) in _TRUSTED | set(sys.stdlib_module_names)
         if not is_known and (base is not object or not in_python or is_foreign):
@@ -351,7 +355,9 @@ class _Walk:
             return
         where = x.__module__ if getattr(x, "__module__", None) else None
         if where is None:
-            where = getattr(owner or getattr(x, "__objclass__", None), "__module__", None) or "builtins"
+            where = (
+                getattr(owner or getattr(x, "__objclass__", None), "__module__", None) or "builtins"
+            )
         if not _is_trusted(where):
             raise _Uncertain(f"it calls {where}.{x.__name__}()")
 
@@ -470,7 +476,9 @@ class _Walk:
             raise _Uncertain(f"it uses {min(bad)}")
         value, label = _UNKNOWN, ""
         steps = list(dis.get_instructions(code))
-        for name in fast.keys() & {x.argval for x in steps if "STORE" in x.opname and x.argval in fast}:
+        for name in fast.keys() & {
+            x.argval for x in steps if "STORE" in x.opname and x.argval in fast
+        }:
             self.see(fast.pop(name), name)  # another object takes its name
         for step in steps:
             name = step.argval

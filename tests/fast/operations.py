@@ -37,7 +37,7 @@ UNARY = [
     "argmax", "cumsum", "cumprod", "sort", "argsort", "topk", "flip", "t", "flatten", "tril", "diff",
     "softmax", "log_softmax", "isnan", "all", "any", "logcumsumexp", "diagonal", "trace", "roll",
 ]  # fmt: skip
-_ARGUMENTS = {name: (1,) for name in ("cumsum", "cumprod", "softmax", "log_softmax", "logsumexp")}
+_ARGUMENTS = dict.fromkeys(("cumsum", "cumprod", "softmax", "log_softmax", "logsumexp"), (1,))
 _ARGUMENTS |= {"topk": (2,), "flip": ([0],), "logcumsumexp": (1,), "roll": (1,), "sort": (1,)}
 
 OTHERS = {
@@ -58,7 +58,7 @@ OTHERS = {
     "index-select": lambda x, y: x.index_select(0, y.argmax(0)),
     "take-along": lambda x, y: torch.take_along_dim(x, y.argsort(1), 1),
     "scatter": lambda x, y: torch.zeros_like(x).scatter(1, y.argsort(1), x),
-    "scatter-add": lambda x, y: torch.zeros_like(x).scatter_add(1, y.argmax(1, keepdim=True), x),
+    "scatter-add": lambda x, y: torch.zeros_like(x).scatter_add(1, y.argsort(1), x),
     "scatter-reduce": lambda x, y: x.scatter_reduce(1, y.argsort(1), y, "amax"),
     "index-add": lambda x, y: y.index_add(0, y.argmax(0), x[:4]),
     "index-put": lambda x, y: y.index_put((y.argmax(0),), x[:4], accumulate=True),
@@ -69,7 +69,9 @@ OTHERS = {
     "layer-norm": lambda x, y: F.layer_norm(x, (4,)),
     "group-norm": lambda x, y: F.group_norm(x, 2),
     "normalize": lambda x, y: F.normalize(x, dim=1),
-    "conv1d": lambda x, y: F.conv1d(x[None], y[:, :, None].expand(6, 4, 1)[:2].repeat(1, 2, 1)[:, :6]),
+    "conv1d": lambda x, y: F.conv1d(
+        x[None], y[:, :, None].expand(6, 4, 1)[:2].repeat(1, 2, 1)[:, :6]
+    ),
     "max-pool": lambda x, y: F.max_pool1d(x[None], 2),
     "avg-pool": lambda x, y: F.avg_pool1d(x[None], 2),
     "pad": lambda x, y: F.pad(x, (1, 1)),

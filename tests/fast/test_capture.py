@@ -17,6 +17,8 @@ from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.flat import Adam, flatten
 from spinup.utils.nets import gradients_in_place, mlp
 from tests.algos.envs import Clock
+from tests.fast.operations import DRAWS, all_operations
+from tests.fast.test_guards import compare
 
 
 class Learner:
@@ -131,7 +133,10 @@ def test_each_flag_has_its_own():
         (lambda learner: learner.targ[learner.targ > 0].sum(), "depends on values"),
         (lambda learner: learner.targ.nonzero(), "depends on values"),
         (lambda learner: torch.masked_select(learner.targ, learner.targ > 0), "depends on values"),
-        (lambda learner: learner.net(torch.tensor([[1.0, 2, 3]])), "other memory"),
+        (
+            lambda learner: learner.net(torch.from_numpy(np.ones((1, 3), np.float32))),
+            "other memory|reads a tensor",
+        ),
         (lambda learner: learner.targ.add_(len(learner.losses) * 1e-9), "it changes .*losses"),
         (lambda learner: [learner.targ.add_(0) for _ in learner.losses], "it changes .*losses"),
         (lambda learner: np.from_dlpack(learner.targ).sum(), "from_dlpack|reads a tensor's value"),
@@ -208,8 +213,202 @@ class Scaled(nn.Module):
         return x + 1e-3 * self.frozen[0](x)
 
 
+ONE_THREAD = pytest.mark.parametrize("threads", [1], indirect=True)
+# These look at values, or have results whose shape depends on values
+NOT_CAPTURED = {"gaussian_nll-mean", "gaussian_nll-sum", "gaussian_nll-none", "x.prod", "one-hot"}
+NOT_CAPTURED |= {"sparse", "histogram", "unique"}
+
+
+def computation(compute):
+    """Returns a maker of an update that computes something of a matrix, and its gradient."""
+
+    def make():
+        x, y = torch.randn(6, 4), torch.rand(6, 4)
+        leaf = torch.zeros(6, 4, requires_grad=True)
+        leaf.grad, result = torch.zeros(6, 4), torch.zeros((), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(3)
+
+        def update():
+            leaf.grad.zero_()
+            out = compute(x + leaf, y, generator)
+            out = out[0] if isinstance(out, tuple) else out
+            if out.requires_grad:
+                out.sum().backward()
+            result.copy_(out.detach().double().sum())
+
+        def before(i):
+            x.mul_(-1.01)
+            y.add_(0.01)
+            return [result, leaf.grad, generator.get_state(), torch.get_rng_state()]
+
+        return update, before
+
+    return make
+
+
+@ONE_THREAD
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")  # of kl_div, at each call
+@pytest.mark.parametrize("name", all_operations())
+def test_operations(name, monkeypatch):
+    monkeypatch.setattr(capture, "_FIRST_CHECKS", 3)
+    compute = all_operations()[name]
+    step, messages = compare(computation(lambda x, y, g: compute(x, y)), calls=12)
+    messages = [m for m in messages if "mean" not in m]
+    assert step.num_replays == (0 if name in NOT_CAPTURED else 9)
+    assert len(messages) == (name in NOT_CAPTURED), messages
+
+
+@ONE_THREAD
+@pytest.mark.parametrize("has_generator", [False, True])
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_numbers_come_from_the_generator_that_they_should(name, has_generator, monkeypatch):
+    monkeypatch.setattr(capture, "_FIRST_CHECKS", 3)
+    draw = DRAWS[name]
+    update = computation(lambda x, y, g: draw(y, g if has_generator else None) * x.sum())
+    step, messages = compare(update, calls=12)
+    assert messages == [] and step.num_replays == 9
+
+
+NETWORKS = {
+    "batch-norm": lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 1)),
+    "convolution": lambda: nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 2), nn.Flatten()),
+    "gru": lambda: nn.GRU(4, 3),
+    "lstm": lambda: nn.LSTM(4, 3),
+    "attention": lambda: nn.TransformerEncoderLayer(4, 2, 8),
+    "spectral-norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 2)),
+    "compiled": lambda: torch.compile(nn.Linear(4, 2), backend="eager"),
+}
+
+
+@ONE_THREAD
+@pytest.mark.parametrize("name", NETWORKS)
+def test_modules_train_to_the_same_bits(name, monkeypatch):
+    monkeypatch.setattr(capture, "_FIRST_CHECKS", 3)
+
+    def make():
+        net, x = NETWORKS[name](), torch.randn(6, 4)
+        params = list(net.parameters())
+        for p in params:
+            p.grad = torch.zeros_like(p)
+
+        def update():
+            for p in params:
+                p.grad.zero_()
+            out = net(x)
+            (out[0] if isinstance(out, tuple) else out).square().mean().backward()
+            with torch.no_grad():
+                for p in params:
+                    p.sub_(p.grad, alpha=0.01)
+
+        def before(i):
+            x.mul_(-1.01)
+            net.train(i < 9)
+            return [*params, *net.buffers()]
+
+        return update, before
+
+    step, messages = compare(make, calls=15)
+    runs_as_written = name in ("lstm", "compiled")
+    assert len(messages) == runs_as_written, messages
+    assert step.num_replays == (0 if runs_as_written else 10)
+
+
+@ONE_THREAD
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (lambda i: torch.ones(2), "is not a flag"),
+        (lambda i: 0.5 - i * 1e-3, "its argument 0.5 is not a flag"),
+        (lambda i: [i], "is not a flag"),
+        (lambda i: i, "more than 8 combinations"),
+    ],
+)
+def test_flags_that_are_none_make_no_captures(flags, reason):
+    total = torch.zeros(2)
+
+    def update(flag):
+        total.add_(flag if not isinstance(flag, list) else flag[0])
+
+    step = Captured(update)
+    expected = torch.zeros(2)
+    with pytest.warns(UserWarning, match=reason) as caught:
+        for i in range(60):
+            step(flags(i))
+            expected += flags(i)[0] if isinstance(flags(i), list) else flags(i)
+    assert len(caught) == 1 and torch.equal(total, expected)
+    assert not step._captures
+
+
+@ONE_THREAD
+def test_equal_flags_of_other_types_have_their_own_captures():
+    total = torch.zeros(())
+
+    def update(flag):
+        total.add_(2 if flag is True else 1)
+
+    step = Captured(update)
+    for _ in range(40):
+        step(True)
+        step(1)
+    assert total == 120 and step.num_replays == 2 * replays(40)
+
+
+@ONE_THREAD
+def test_a_check_can_be_asked_for():
+    x, seen = torch.zeros(()), []
+
+    def note():
+        seen.append(1)
+
+    def update():
+        x.add_(1)
+        capture.run(note)
+
+    step = Captured(update)
+    for _ in range(40):
+        step()
+    before = step.num_replays
+    step.check_next()
+    step()
+    assert step.num_replays == before
+    step()
+    assert step.num_replays == before + 1 and len(seen) == 42 == x
+    Captured(update, False).check_next()  # which runs as written anyway
+
+
+@ONE_THREAD
+def test_updates_run_as_written_where_captures_are_off(monkeypatch, recwarn):
+    assert capture.capture(lambda: None, "cpu").is_captured
+    assert not capture.capture(lambda: None, torch.device("cuda")).is_captured
+    monkeypatch.setattr(capture.fast, "_IS_ON", False)
+    step = capture.capture(lambda: torch.ones(2), "cpu")
+    assert torch.equal(step(), torch.ones(2)) and not step.is_captured and not recwarn.list
+
+
+@ONE_THREAD
+def test_an_update_in_another_is_recorded_with_it():
+    total = torch.zeros(())
+
+    def add():
+        total.add_(1)
+
+    inner = Captured(add)
+
+    def update():
+        inner()
+        total.mul_(0.5)
+
+    step, expected = Captured(update), torch.zeros(())
+    for _ in range(60):
+        step()
+        expected.add_(1).mul_(0.5)
+    assert torch.equal(total, expected) and step.num_replays == replays(60)
+    assert inner.num_replays == 0
+
+
 def test_distributions_that_check_their_arguments_are_captured():
     mean, result = torch.ones(3), torch.zeros(())
+    torch.distributions.Distribution.set_default_validate_args(True)
 
     def update():
         pi = torch.distributions.Normal(mean, torch.ones(3))
@@ -221,7 +420,6 @@ def test_distributions_that_check_their_arguments_are_captured():
     assert result.item() == pytest.approx(50 * 3 * -1.4189385)
     assert step.num_replays == replays(50)
     assert torch.distributions.Distribution._validate_args
-    torch.distributions.Distribution.set_default_validate_args(True)
     with pytest.raises(ValueError, match="invalid values"):
         torch.distributions.Normal(mean, -torch.ones(3))
 
@@ -306,21 +504,27 @@ OFF_POLICY = dict(start_steps=50, update_after=50, update_every=25, num_test_epi
 
 
 @pytest.mark.parametrize(
-    "algorithm, actions, kwargs",
+    "algorithm, actions, kwargs, num_replays",
     [
-        ("ppo", Box(-1, 1, (2,)), dict(target_kl=math.inf)),
-        ("ppo", Discrete(3), dict(pi_lr=0.01)),
-        ("sac", Box(-1, 1, (2,)), OFF_POLICY),
-        ("sac", Box(-1, 1, (2,)), OFF_POLICY | dict(alpha="auto")),
-        ("td3", Box(-1, 1, (2,)), OFF_POLICY),
+        ("ppo", Box(-1, 1, (2,)), dict(target_kl=math.inf), [211, 211]),
+        ("ppo", Discrete(3), dict(pi_lr=0.01), [0, 211]),
+        ("sac", Box(-1, 1, (2,)), OFF_POLICY, [248]),
+        ("sac", Box(-1, 1, (2,)), OFF_POLICY | dict(alpha="auto"), [248]),
+        ("td3", Box(-1, 1, (2,)), OFF_POLICY, [223]),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_algorithms_train_to_the_same_bits(
-    algorithm, actions, kwargs, tmp_path, monkeypatch, threads
+    algorithm, actions, kwargs, num_replays, tmp_path, monkeypatch, threads
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-    rows = []
+    rows, updates = [], []
+
+    def keep(update, device):
+        updates.append(capture.capture(update, device))
+        return updates[-1]
+
+    monkeypatch.setattr(f"spinup.algos.{algorithm}.capture", keep)
     for name in ("captured", "plain"):
         if name == "plain":
             monkeypatch.setattr(capture.fast, "_IS_ON", False)
@@ -338,6 +542,9 @@ def test_algorithms_train_to_the_same_bits(
         rows[-1].append([p.tolist() for p in ac.parameters()])
     assert rows[0] == rows[1]
     assert len(rows[0]) == 5
+    captured, plain = updates[: len(updates) // 2], updates[len(updates) // 2 :]
+    assert [u.num_replays for u in captured] == num_replays
+    assert all(u.is_captured for u in captured) and not any(u.is_captured for u in plain)
 
 
 def test_replays_use_the_compiled_functions(threads, monkeypatch):

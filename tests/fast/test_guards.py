@@ -215,7 +215,10 @@ def test_a_change_in_place_outside_needs_no_recording():
 
 @pytest.mark.parametrize(
     "switch",
-    [torch.set_grad_enabled, lambda on: torch.set_default_dtype([torch.float64, torch.float32][on])],
+    [
+        torch.set_grad_enabled,
+        lambda on: torch.set_default_dtype([torch.float64, torch.float32][on]),
+    ],
     ids=["grad", "dtype"],
 )
 def test_pytorchs_settings_are_guarded(switch):
@@ -351,7 +354,7 @@ def imports(agent):
         (lambda a: a.add(a.x * next(COUNTER)), "COUNTER, a itertools.count"),
         (lambda a: a.add(a.x * random.random()), "random"),
         (lambda a: a.add(a.x * np.random.normal()), "random"),
-        (lambda a: a.add(a.x * RNG.normal()), "RNG, a numpy.random"),
+        (lambda a: a.add(a.x * RNG.normal()), "RNG.normal"),
         (lambda a: a.add(a.x * (time.monotonic() > 0)), "time"),
         (lambda a: a.add(a.x * CACHED(2)), "CACHED, a functools"),
         (lambda a: print(end="") or a.add(a.x), "it calls print"),
@@ -396,7 +399,9 @@ def test_a_nonlocal_counter_runs_as_written():
 
 
 @pytest.mark.parametrize(
-    "value", [lambda n: n, np.float64, lambda n: np.array([n, 2.0])], ids=["int", "float64", "array"]
+    "value",
+    [lambda n: n, np.float64, lambda n: np.array([n, 2.0])],
+    ids=["int", "float64", "array"],
 )
 def test_stored_numbers_are_each_calls_own(value, tmp_path):
     logger = spinup.EpochLogger(output_dir=tmp_path)
