@@ -246,6 +246,7 @@ class _Tape(TorchDispatchMode):
         self._lookout = _Lookout(self)
         self._inside = self._stopped = False  # inside of a function called as a whole
         self._made: dict[int, int] = {}  # storages made on the way, by address
+        self._outside: set[int] = set()  # addresses of those from before
         self._arrays: dict[int, Any] = {}  # descriptions of tensors whose memory is an array's
 
     def __enter__(self):
@@ -272,10 +273,11 @@ class _Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._inside or self.obstacle is not None:
             return func(*args, **kwargs)
-        described = self._guarded(self._describe_all, func, args, kwargs)
-        out = func(*args, **kwargs)
-        self.trace.append(described)
-        self._guarded(self._note, func, args, kwargs, out)
+        with torch._C.DisableTorchFunction():  # or the lookout sees each look at a tensor
+            described = self._guarded(self._describe_all, func, args, kwargs)
+            out = func(*args, **kwargs)
+            self.trace.append(described)
+            self._guarded(self._note, func, args, kwargs, out)
         return out
 
     def _guarded(self, note, func, *args):
@@ -303,11 +305,14 @@ class _Tape(TorchDispatchMode):
         if torch.Tag.dynamic_output_shape in func.tags and not _is_by_numbers(func, args):
             self.obstacle = f"the shape of what {func} returns depends on values"
             return None
-        theirs = {_address(x) for x in _flat((args, tuple(kwargs.values()))) if _is_tensor(x)}
-        made = [x for x in outs if x.numel() == 0 or _address(x) not in theirs]
-        self.kept.append(_detached(outs))
-        for x in made:
-            self._made[_address(x)] = len(self._made)
+        made = []
+        for x in outs:
+            storage = x.untyped_storage()
+            address = storage.data_ptr()
+            self.kept.append(storage)  # not `x`: PyTorch treats a tensor with two owners otherwise
+            if (address not in self._made and address not in self._outside) or x.numel() == 0:
+                made.append(x)
+                self._made[address] = len(self._made)
         if not self.builds:
             return None
         if func._schema.is_mutable:
@@ -356,8 +361,12 @@ class _Tape(TorchDispatchMode):
     def _describe(self, x):
         """Returns what must be the same at each call: numbers, shapes, memory from before."""
         if isinstance(x, Tensor):
-            made = self._made.get(_address(x))
-            where = ("outside", _address(x)) if made is None else ("made", made)
+            address = _address(x)
+            made = self._made.get(address)
+            if made is None and address not in self._outside:
+                self._outside.add(address)
+                self.kept.append(x.untyped_storage())
+            where = (address, None) if made is None else (None, made)
             return (*where, x.shape, x.stride(), x.storage_offset(), x.dtype)
         if isinstance(x, (tuple, list)):
             return tuple(map(self._describe, x))
@@ -383,8 +392,8 @@ class _Tape(TorchDispatchMode):
 class _Lookout(TorchFunctionMode):
     """Sees values leave PyTorch, which the dispatcher doesn't."""
 
-    ways = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
-    differs = (torch.prod, Tensor.prod)  # in the backward pass
+    ways = frozenset((Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__))
+    differs = frozenset((torch.prod, Tensor.prod))  # in the backward pass
 
     def __init__(self, tape):
         super().__init__()
@@ -402,10 +411,6 @@ class _Lookout(TorchFunctionMode):
 
 def _address(x):
     return x.untyped_storage().data_ptr()
-
-
-def _is_tensor(x):
-    return isinstance(x, Tensor)
 
 
 def _is_by_numbers(func, args):
