@@ -41,14 +41,20 @@ _DISTRUSTED_NAMES |= {"data_ptr", "untyped_storage", "set_flush_denormal", "from
 # With one of these, code can read an attribute that it doesn't name
 _REFLECTION = {"getattr", "setattr", "hasattr", "delattr", "vars", "attrgetter", "__dict__"}
 
-_ATOMS = (int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented))
-_ATOMS += (range, slice, np.generic, np.dtype, enum.Enum, torch.dtype, torch.device, torch.Size)
-_ATOMS += (torch.layout, torch.memory_format, torch.Generator)
-_BUILTINS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
-_BUILTINS += (types.MethodWrapperType, types.ClassMethodDescriptorType, np.ufunc)
+_ATOMS: tuple[type, ...] = (
+    *(int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented)),
+    *(range, slice, np.generic, np.dtype, enum.Enum, torch.dtype, torch.device, torch.Size),
+    *(torch.layout, torch.memory_format, torch.Generator),
+)
+_BUILTINS: tuple[type, ...] = (
+    *(types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType),
+    *(types.MethodWrapperType, types.ClassMethodDescriptorType, np.ufunc),
+)
 _ARRAY_FORM = {"shape", "dtype", "ndim", "size", "strides", "itemsize", "nbytes"}
-_MODULE_PARTS = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-_MODULE_PARTS += ("_backward_hooks", "_backward_pre_hooks")
+_MODULE_PARTS = (
+    *("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"),
+    *("_backward_hooks", "_backward_pre_hooks"),
+)
 # Special methods that no operation of an update calls
 _NOT_CALLED = {"__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__"}
 _NOT_CALLED |= {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__class_getitem__"}
@@ -433,7 +439,8 @@ class _Walk:
         value = holder[key]
         self.kept.append(holder)
         name = id(holder) if isinstance(holder, dict) else label
-        if not isinstance(value, types.ModuleType):
+        is_librarys = label == key and str(holder.get("__name__", "")).startswith("spinup.utils")
+        if not isinstance(value, types.ModuleType) and not (is_librarys and callable(value)):
             self.items[name, key] = (holder, key), label
         return value
 

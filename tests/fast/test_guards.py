@@ -394,7 +394,7 @@ def test_a_nonlocal_counter_runs_as_written():
 
         return update, lambda i: [x, targets]
 
-    step, messages = compare(make, calls=200)
+    _, messages = compare(make, calls=200)
     assert len(messages) == 1 and "it changes n" in messages[0]
 
 
@@ -408,7 +408,8 @@ def test_stored_numbers_are_each_calls_own(value, tmp_path):
     n = 0
     step = Captured(lambda: logger.store(N=value(n)))
     with pytest.warns(UserWarning, match="n changes so often"):
-        for n in range(120):
+        for i in range(120):
+            n = i
             step()
     stored = np.concatenate([np.ravel(value(i)) for i in range(120)])
     np.testing.assert_array_equal(logger.epoch_dict["N"].values(), stored)
