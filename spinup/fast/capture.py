@@ -249,6 +249,10 @@ class _Tape(TorchDispatchMode):
         self._outside: set[int] = set()  # addresses of those from before
         self._arrays: dict[int, Any] = {}  # descriptions of tensors whose memory is an array's
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # or PyTorch wraps `__torch_dispatch__`, which makes a recording much slower
+
     def __enter__(self):
         _local.tape = self
         # PyTorch's distributions look at their arguments' values, to check them

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables of updates)
 """Updates that depend on more than tensors, captured against run as written: the same bits."""
 
 import collections
