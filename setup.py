@@ -1,4 +1,4 @@
-"""How spinup is packaged; `make install` uses the exact versions of requirements-dev.txt."""
+"""Builds the package. `make install` installs the exact versions in requirements-dev.txt."""
 
 import platform
 import re
@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def read_version():
-    """The version, read as text: importing spinup here would need torch to be installed."""
+    """Returns the version, read as text because importing spinup needs torch."""
     text = (HERE / "spinup" / "version.py").read_text(encoding="utf-8")
     return re.search(r"^__version__\s*=\s*[\"']([^\"']+)[\"']", text, re.MULTILINE).group(1)
 
@@ -21,7 +21,7 @@ def read_readme():
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-# From 3.16 on MuJoCo warns about Gymnasium's models and leaves a MUJOCO_LOG.TXT where it ran.
+# From 3.16 on, MuJoCo warns about Gymnasium's models and writes a MUJOCO_LOG.TXT where it runs.
 MUJOCO = ["gymnasium[mujoco]>=1.0", "mujoco>=3.1,<3.16"]
 BOX2D = ["gymnasium[box2d]>=1.0"]
 VIDEO = ["gymnasium[classic-control]>=1.0", "moviepy>=2.0"]
@@ -30,7 +30,7 @@ SLURM = ["submitit>=1.5"]
 DOCS = ["ipykernel>=6.25", "nbclient>=0.9", "nbformat>=5.9"]
 TOOLS = ["mypy>=1.8", "pytest>=8.0", "pytest-timeout>=2.2", "ruff>=0.6", "setuptools>=77"]
 
-# Faster training on a CPU, where the installation finds a C compiler: see spinup/fast/kernels.py.
+# Makes training on a CPU faster; optional, since it needs a C compiler. See spinup/fast/kernels.py.
 KERNELS = Extension(
     "spinup.fast._kernels",
     ["spinup/fast/_kernels.c"],
@@ -43,7 +43,7 @@ CAN_HAVE_KERNELS = sys.platform == "linux" and platform.machine() == "x86_64"
 setup(
     name="spinup",
     version=read_version(),
-    description="Deep reinforcement learning that reads in one sitting and runs at full speed.",
+    description="Deep reinforcement learning you can read in one sitting and run at full speed.",
     long_description=read_readme(),
     long_description_content_type="text/markdown",
     author="the spinup authors",
@@ -56,8 +56,7 @@ setup(
         "cloudpickle>=2.2",
         "gymnasium>=1.0",
         "matplotlib>=3.7",
-        # An MPI of its own comes with mpich. It has no wheel for Windows, where spinup runs on one
-        # process.
+        # The mpich wheel contains MPI. There is none for Windows, where spinup runs on one rank.
         "mpi4py>=4.1; sys_platform != 'win32'",
         "mpich>=4.3.1; sys_platform != 'win32'",
         "numpy>=1.25",
@@ -66,7 +65,7 @@ setup(
         "safetensors>=0.4",
         "seaborn>=0.13",
         "threadpoolctl>=3.1",
-        # Adam's fused kernel reached the CPU in 2.4.
+        # Since 2.4, PyTorch's Adam has a fused kernel on the CPU.
         "torch>=2.4",
     ],
     extras_require={

@@ -1,15 +1,15 @@
-"""Settings that people change for good. All of them can be edited here."""
+"""Settings for every run of this installation. Edit this file to change them."""
 
 import os
 from pathlib import Path
 
 
 def default_data_dir() -> str:
-    """Where runs land when no ``data_dir`` is given.
+    """Returns the folder for runs that are started without ``data_dir``.
 
     Returns:
-        ``$SPINUP_DATA_DIR`` if that is set; in a checkout, the ``data`` folder beside ``spinup/``;
-        for an installed package, ``data`` below the current directory (never in site-packages).
+        ``$SPINUP_DATA_DIR`` if that is set. Otherwise, the folder ``data`` beside ``spinup/`` in a
+        checkout, and the folder ``data`` in the current directory for an installed package.
     """
     chosen = os.environ.get("SPINUP_DATA_DIR")
     if chosen:
@@ -19,15 +19,15 @@ def default_data_dir() -> str:
     return str((repository if is_checkout else Path.cwd()) / "data")
 
 
-# Where runs land by default. The environment variable SPINUP_DATA_DIR overrides it.
+# The default folder for runs. The environment variable SPINUP_DATA_DIR overrides it.
 DEFAULT_DATA_DIR = default_data_dir()
 
-# Whether every run folder carries a date and time, as if --datestamp were always given.
+# If True, every run folder's name has the date and time, as with --datestamp.
 FORCE_DATESTAMP = False
 
-# Whether a parameter of a grid is named in its variants by the first letters of its key when it has
-# no shorthand (ac_kwargs:hidden_sizes becomes ac-hid). If not, by its whole key.
+# If True, the names of a grid's variants abbreviate the keys that have no shorthand to their first
+# letters (ac_kwargs:hidden_sizes becomes ac-hid). If False, the names contain the whole keys.
 DEFAULT_SHORTHAND = True
 
-# Seconds to look over a grid before it starts, counted down on a terminal. 0 starts at once.
+# Length in seconds of the countdown on a terminal before a grid starts. 0 starts it at once.
 WAIT_BEFORE_LAUNCH = 5

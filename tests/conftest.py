@@ -1,4 +1,4 @@
-"""What the tests share: processes and ranks of their own, one thread, and the `cuda` mark."""
+"""Fixtures for new processes, ranks, one thread and both engines, and the `cuda` mark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spinup.utils.mpi_tools import launch_command
+from spinup.fast import kernels
+from spinup.launch.mpiexec import launch_command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,15 +29,25 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """One thread, as a rank has: the numbers don't depend on the machine's number of cores."""
+    """Sets one thread, as on a rank, so that results don't depend on the number of cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def engine(request, monkeypatch):
+    """Runs a test twice: with compiled networks and Adam, if available, and with PyTorch's."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "_kernels", None)
+    elif kernels._kernels is None:
+        pytest.skip("there are no compiled functions here")
+    return request.param
 
 
 @pytest.fixture
 def run_python(tmp_path):
-    """Runs Python in a process of its own, in the test's folder: see `_run`."""
+    """Function that runs Python in a new process, in the test's folder: see `_run`."""
 
-    def run(args: Sequence[str], timeout: float = 60, **kwargs):
+    def run(args: Sequence[str], timeout: float = 120, **kwargs):
         command, env = launch_command(1, args)
         return _run(command, _clean_environment(env), timeout, **(dict(cwd=tmp_path) | kwargs))
 
@@ -45,15 +56,17 @@ def run_python(tmp_path):
 
 @pytest.fixture
 def run_on_ranks(tmp_path):
-    """Runs Python on several ranks under a real mpiexec, in the test's folder.
+    """Function that runs Python on several ranks under a real mpiexec, in the test's folder.
 
-    Call it as ``run_on_ranks(n, code)``, with the path of a script or a piece of code, which may be
-    indented. More words follow in `args`. Returns a ``subprocess.CompletedProcess`` with
-    ``returncode``, ``stdout`` and ``stderr`` as text. With ``check=True``, the default, a status
-    other than zero fails the test and shows both.
+    Call it as ``run_on_ranks(n, script, args)``. The script is a path, or code as a string, which
+    may be indented; `args` are its arguments. Returns a ``subprocess.CompletedProcess`` with
+    ``returncode``, ``stdout`` and ``stderr`` as text. With ``check=True``, the default, a nonzero
+    exit status fails the test, which then shows both streams.
     """
 
-    def run(n, script, args: Sequence[str] = (), timeout: float = 60, check: bool = True, **kwargs):
+    def run(
+        n, script, args: Sequence[str] = (), timeout: float = 120, check: bool = True, **kwargs
+    ):
         if not isinstance(script, Path):
             code = textwrap.dedent(script)
             script = tmp_path / f"on_ranks_{len(list(tmp_path.glob('on_ranks_*')))}.py"
@@ -68,16 +81,25 @@ def run_on_ranks(tmp_path):
     return run
 
 
+@pytest.fixture
+def light(tmp_path):
+    """Environment variables with which `import spinup` doesn't import PyTorch, for a fast start."""
+    package = tmp_path / "light" / "spinup"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'spinup')!r}]\n")
+    return {"PYTHONPATH": str(package.parent)}
+
+
 def _clean_environment(env):
-    """Returns an environment in which ``spinup`` is this checkout's and output comes at once."""
+    """Returns an environment with this checkout on the path and unbuffered output."""
     path = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
     return env | {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
 
 
 def _run(command, base_env, timeout, env=None, **kwargs):
-    """Runs a command in a process group of its own, all of which a time-out ends.
+    """Runs a command in its own process group; a time-out kills the whole group.
 
-    `env` is added to the environment; other keyword arguments are as of ``subprocess.Popen``.
+    `env` is added to `base_env`; other keyword arguments are passed to ``subprocess.Popen``.
     """
     streams = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A short training run that can be killed and resumed: ``resumable.py ALGORITHM FOLDER``."""
+"""Program for a short run that can be killed and resumed: ``resumable.py ALGO FOLDER EPOCHS``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OFF_POLICY = dict(start_steps=100, update_after=100, update_every=20, num_test_e
 
 
 def train(algorithm: str, folder: str | Path, **kwargs: Any):
-    """Trains on Pendulum-v1, or resumes it; episodes are longer than an epoch."""
+    """Trains on Pendulum-v1, or resumes this run; episodes are longer than an epoch."""
     settings = dict(steps_per_epoch=161, max_ep_len=170, seed=3, checkpoint_every=0)
     settings |= SETTINGS[algorithm] | (OFF_POLICY if algorithm != "ppo" else {})
     settings |= dict(ac_kwargs=dict(hidden_sizes=(32, 32)))
@@ -31,7 +31,7 @@ def train(algorithm: str, folder: str | Path, **kwargs: Any):
 
 
 def final_state(folder: Path) -> dict[str, Any]:
-    """Returns all that a run's last checkpoint holds but times, and its log."""
+    """Returns a run's last checkpoint and its log without times, and the saved model."""
     steps = (folder / "checkpoint").glob("step-*")
     last = max(steps, key=lambda path: int(path.name.removeprefix("step-")))
     state: dict[str, Any] = {"step": last.name, "progress": timeless_progress(folder)}
@@ -48,7 +48,7 @@ def final_state(folder: Path) -> dict[str, Any]:
 
 
 def differences(state: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names what isn't the same to the bit."""
+    """Returns the names of the entries that aren't bitwise equal."""
     same = {
         key
         for key in state.keys() & other.keys()

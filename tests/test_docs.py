@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import csv
-import functools
+import importlib.util
 import inspect
 import re
 import shlex
@@ -15,18 +15,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 import spinup
-from spinup import run, user_config
-from spinup.cli import plot
-from spinup.cli import status as run_status
-from spinup.cli import watch as test_policy
 from spinup.cli.flags import UsageError, read_docstring
-from spinup.launch import grid as run_utils
-from spinup.launch.entrypoint import execute
-from spinup.launch.processes import Outcome
-from spinup.utils import devices, logx, mpi_tools
+from spinup.cli.main import build_grid, main
+from spinup.launch.slurm import read_options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -127,78 +122,93 @@ def trained(tmp_path_factory):
         logger_kwargs = dict(output_dir=folder, exp_name=exp_name)
         kwargs = TINY[algorithm] | kwargs | dict(logger_kwargs=logger_kwargs)
         getattr(spinup, algorithm)(env, **kwargs)
-    shutil.copytree(root / "data" / "demo", root / "data" / "ppo")
+    for copy in ("ppo", "ranks", "cartpole"):
+        shutil.copytree(root / "data" / "demo", root / "data" / copy)
     return root
 
 
-def shrunk(algorithm, name):
-    """Makes an algorithm train for a moment only, whatever it is asked for."""
+# Pages whose code reads runs of commands elsewhere.
+READ_RUNS = ("docs/plotting.md", "docs/saving_and_loading.md")
 
-    @functools.wraps(algorithm)
-    def train(*args, **kwargs):
-        given = inspect.signature(algorithm).bind(*args, **kwargs).arguments
-        return algorithm(**(given | TINY[name]))
-
-    return train
+# What is replaced on a page so that it runs in seconds: a run's length and the number of seeds.
+SHORTER = [(r"\bepochs=\d+", "epochs=2"), (r"\[0, 10, 20\]", "[0]")]
 
 
-@pytest.fixture
-def small_world(monkeypatch, tmp_path, trained):
-    """The present folder is a copy of `trained`; algorithms are shrunk, and run in this process."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(user_config, "DEFAULT_DATA_DIR", str(tmp_path / "data"))
-    for name in ALGORITHMS:
-        train = shrunk(getattr(spinup, name), name)
-        monkeypatch.setattr(spinup, name, train)
-        monkeypatch.setattr(spinup, f"{name}_pytorch", train)
-
-    def run_here(experiment):
-        execute(experiment.thunk, experiment.kwargs)
-        return Outcome(experiment, "finished")
-
-    # A page may make what it reads, and `trained` has made it already.
-    monkeypatch.setattr(logx, "holds_results", lambda folder: False)
-    monkeypatch.setattr(run_utils, "holds_results", lambda folder: False)
-    monkeypatch.setattr(run_utils, "run_one", run_here)
-    monkeypatch.setattr(run_utils, "run_all", lambda them, *_: [*map(run_here, them)])
-    monkeypatch.setattr(mpi_tools, "mpi_fork", lambda n, bind_to_core=False: None)
-    plot.plt.switch_backend("Agg")
-    yield
-    plot.plt.close("all")
-
-
-@on_pages
-@pytest.mark.timeout(120)
-def test_python_code_runs(page, small_world):
-    """The blocks of a page, one after another in one namespace, as a reader would run them."""
-    namespace = {"__name__": "__main__"}
+def read_script(page):
+    """Returns a page's code as one script, each line where the page has it."""
+    lines = [""] * len(page.read_text(encoding="utf-8").splitlines())
     for block in read_blocks(page):
         if block.language == "python" and not block.not_run:
-            code = "\n" * block.line + block.code  # so that an error names the page's line
-            exec(compile(code, name_of(page), "exec"), namespace)  # noqa: S102 (our own pages)
+            code = block.code.splitlines()
+            lines[block.line : block.line + len(code)] = code
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if read_script(page).strip()], ids=name_of)
+def test_python_code_runs(page, trained, tmp_path, run_python):
+    """The blocks of a page, one after another, as a reader would run them."""
+    if name_of(page) in READ_RUNS:
+        shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    code = read_script(page)
+    for pattern, shorter in SHORTER:
+        code = re.sub(pattern, shorter, code)
+    script = tmp_path / f"{page.stem}.py"
+    script.write_text(code, encoding="utf-8")
+
+    result = run_python([script.name], env=surroundings(tmp_path), timeout=280)
+
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+
+
+def surroundings(folder):
+    """Returns the variables of an environment that has no display, and its data in a folder."""
+    return {
+        "MPLBACKEND": "Agg",
+        "SDL_VIDEODRIVER": "dummy",
+        "SPINUP_DATA_DIR": str(folder / "data"),
+    }
+
+
+def plan(command, words, folder):
+    """Returns the plan of the grid that a command line describes, without what runs it."""
+    algorithm = getattr(spinup, command)
+    grid, options = build_grid(command, algorithm, words)
+    if "slurm" in options:
+        read_options(options.pop("slurm"))
+    return grid.plan(algorithm, **(options | dict(data_dir=folder)))
 
 
 @on_pages
-def test_commands_parse(page, monkeypatch, tmp_path):
-    monkeypatch.setattr(plot, "make_plots", lambda *args, **kwargs: [])
-    monkeypatch.setattr(plot, "_can_show", lambda: True)
-    monkeypatch.setattr(run_status, "find", lambda folders: [tmp_path / "status.json"])
-    monkeypatch.setattr(test_policy, "_watch", lambda args: [0.0] * args.episodes)
-    monkeypatch.setattr(devices, "choose_device", lambda device: device)
-    monkeypatch.setattr(run, "_check_options", lambda options: None)  # needs TensorBoard
-    for words in read_commands(page):
-        command, *rest = words
-        if command in run.UTILITIES or {"--help", "help", "--version"} & set(words):
-            assert run.main(words) == 0, words
+def test_commands_are_understood(page, trained, monkeypatch, tmp_path):
+    """Commands that train are planned, whatever is installed; all others run."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for name, value in surroundings(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    for command, *rest in read_commands(page):
+        words = shlex.join([command, *rest])
+        if command in ALGORITHMS and "--help" not in rest:
+            try:
+                assert plan(command, rest, tmp_path / "new").experiments
+            except (UsageError, ValueError) as error:
+                pytest.fail(f"{name_of(page)}: {words}: {error}")
+        elif "--video" not in rest or importlib.util.find_spec("moviepy"):
+            assert main([command, *rest]) == 0, words
+    plt.close("all")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@on_pages
+def test_commands_that_train_run(page, tmp_path, run_python):
+    for command, *rest in read_commands(page):
+        if command not in ALGORITHMS or {"--help", "--slurm"} & set(rest):
             continue
-        try:
-            algorithm = getattr(spinup, command)
-            grid, options = run.build_grid(command, algorithm, rest)
-            plan = grid.plan(algorithm, **(options | dict(data_dir=tmp_path)))
-        except (AttributeError, UsageError, ValueError) as error:
-            pytest.fail(f"{name_of(page)}: {shlex.join(words)}: {error}")
-        assert plan.experiments
+        line = shlex.join(["-m", "spinup.run", command, *rest, "--overwrite"])
+        line = re.sub(r" --(epochs \d+|resume)", "", line).replace("--seed 0 10 20", "--seed 0")
+        line += " --epochs 1"
+        result = run_python(shlex.split(line), env=surroundings(tmp_path), timeout=400)
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
 
 
 @on_pages

@@ -1,4 +1,4 @@
-"""Real runs, really killed at random moments, resumed, and compared with one that wasn't."""
+"""Kills real runs at random moments, resumes them, and compares them with undisturbed runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 import spinup.cli.main
+from spinup.launch.mpiexec import launch_command
 from spinup.utils.logx import read_status
-from spinup.utils.mpi_tools import launch_command
 from tests.conftest import _clean_environment
 from tests.resumable import differences, final_state
 
 PROGRAM = Path(__file__).with_name("resumable.py")
-EPOCHS = {"ppo": 60, "sac": 12, "td3": 15}  # some seconds, most of them training
+EPOCHS = {"ppo": 60, "sac": 12, "td3": 15}  # a few seconds, mostly training
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 pytestmark = linux
 
@@ -29,20 +29,20 @@ KILL, TERM, INT, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SI
 def start(algorithm, folder, ranks):
     args = [str(PROGRAM), algorithm, str(folder), str(EPOCHS[algorithm])]
     command, env = launch_command(ranks, args)
-    log = open(f"{folder}.log", "ab")  # noqa: SIM115 (the process's)
+    log = open(f"{folder}.log", "ab")  # noqa: SIM115 (used by the process)
     return subprocess.Popen(
         command, env=_clean_environment(env), stdout=log, stderr=log, start_new_session=True
     )
 
 
 def descendants(pid):
-    """Returns the processes below a process, with their command lines."""
+    """Returns the descendants of a process, as their command lines by process id."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             fields = (path / "stat").read_text().rpartition(")")[2].split()
             words = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         parents[int(path.name)] = int(fields[1]), words
     found, new = {}, {pid}
@@ -53,11 +53,11 @@ def descendants(pid):
 
 
 def strike(process, ranks, rng):
-    """Kills some part of a run, or asks it to stop; returns what was done."""
+    """Kills a random process of a run, or asks it to stop; returns a description."""
     target, number = process.pid, rng.choice([KILL, KILL, TERM, INT, USR1])
     name = "it"
     if ranks > 1:
-        # mpiexec kills its ranks when it is told to end: what it hands on is SIGUSR1
+        # Only SIGUSR1 reaches the ranks through mpiexec, which kills them on SIGTERM or SIGINT
         number = rng.choice([KILL, KILL, TERM, USR1])
         below = descendants(process.pid)
         of_python = [p for p, words in below.items() if str(PROGRAM) in words]
@@ -102,8 +102,8 @@ def no_process_uses(folder):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """Returns the final state of runs that nothing has happened to, and how long they take: to the
-    start of the training, and to the end."""
+    """Function that returns the final state of an undisturbed run, and the seconds from its launch
+    to the start of the training and to its end."""
     made = {}
 
     def get(algorithm, ranks):
@@ -121,7 +121,7 @@ def undisturbed(tmp_path_factory):
 
 
 def kill_and_resume(algorithm, ranks, kills, rng, folder, undisturbed):
-    """Disturbs a run `kills` times; returns what was done, and at which steps it went on."""
+    """Disturbs a run `kills` times; returns what was done and the steps where it continued."""
     expected, begin, end = undisturbed(algorithm, ranks)
     done = []
     for _ in range(kills):
@@ -132,11 +132,11 @@ def kill_and_resume(algorithm, ranks, kills, rng, folder, undisturbed):
         if process.poll() is None:
             done.append(strike(process, ranks, rng))
         try:
-            process.wait(30)
+            process.wait(100)
         except subprocess.TimeoutExpired:
             end_all(process)
             raise
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not no_process_uses(folder):  # no rank survives
             assert time.monotonic() < deadline, "a process is left"
             time.sleep(0.05)
@@ -167,7 +167,7 @@ def test_fifty_kills(tmp_path, undisturbed):
     print(f"{count} kills, {number} runs, every one the same to the bit at its end")
 
 
-# --- Ranks that leave the others waiting ---
+# --- Ranks that would keep the others waiting ---
 
 LEAVES = """
 import os, signal, sys, threading, time
@@ -193,9 +193,9 @@ print("THE END", flush=True)
 @pytest.mark.parametrize(
     "how, told",
     [
-        ("sys.exit(0)", "Timeout (0:00:03)!"),
-        ("os.kill(os.getpid(), signal.SIGSTOP)", "Timeout (0:00:03)!"),
-        ("time.sleep(1000)", "Timeout (0:00:03)!"),
+        ("sys.exit(0)", "Timeout (0:00:10)!"),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", "Timeout (0:00:10)!"),
+        ("time.sleep(1000)", "Timeout (0:00:10)!"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "(signal 9)"),
         ("os._exit(3)", ""),
         ("raise ValueError('by test')", "Rank 1 of 2 failed:"),
@@ -205,18 +205,17 @@ print("THE END", flush=True)
 )
 def test_a_rank_that_leaves_takes_the_others_with_it(how, told, tmp_path, run_on_ranks):
     code = LEAVES.format(how=how, folder=str(tmp_path / "run"))
-    env = {"SPINUP_HANG_SECONDS": "3"}
-    began = time.monotonic()
-    result = run_on_ranks(2, code, env=env, timeout=60, check=False)
+    env = {"SPINUP_HANG_SECONDS": "10"}
+    result = run_on_ranks(2, code, env=env, check=False)
     assert result.returncode != 0
     assert "THE END" not in result.stdout
     assert told in result.stdout + result.stderr
     if told.startswith("Timeout"):
         assert "most recent call first" in result.stderr
-        assert time.monotonic() - began < 30
     assert read_status(tmp_path / "run").get("state") != "finished"
+    deadline = time.monotonic() + 60
     while not no_process_uses(tmp_path / "on_ranks_0.py"):
-        assert time.monotonic() - began < 40, "a process is left"
+        assert time.monotonic() < deadline, "a process is left"
         time.sleep(0.1)
 
 
@@ -241,13 +240,13 @@ gym.register("Hangs-v0", lambda: Hangs(gym.make("CartPole-v1").unwrapped))
 def test_an_environment_that_hangs(ranks, at, tmp_path, monkeypatch, capsys):
     (tmp_path / "hangs.py").write_text(HANGS.format(at=at))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("SPINUP_HANG_SECONDS", "3")
+    monkeypatch.setenv("SPINUP_HANG_SECONDS", "10")
     line = f"ppo --env hangs:Hangs-v0 --cpu {ranks} --data_dir {tmp_path} --exp_name x --hid [8]"
     assert spinup.cli.main.main(line.split()) == 1
     printed = capsys.readouterr().out
     who = "The run" if ranks == 1 else r"Rank \d"
     where = rf"{who} hangs in Hangs-v0 at step {at - 1} \(seed \d+, last action"
-    error = f"no progress for 0:00:03: {where}"
+    error = f"no progress for 0:00:10: {where}"
     assert re.search(error, printed)
     status = read_status(tmp_path / "x/x_s0")
     assert status["state"] == "failed"
@@ -258,6 +257,6 @@ def test_an_environment_that_hangs(ranks, at, tmp_path, monkeypatch, capsys):
 
 def test_an_exit_status_of_zero_is_not_success(tmp_path, run_on_ranks):
     code = LEAVES.format(how="os._exit(0)", folder=str(tmp_path / "run"))
-    result = run_on_ranks(2, code, env={"SPINUP_HANG_SECONDS": "3"}, timeout=60, check=False)
+    result = run_on_ranks(2, code, env={"SPINUP_HANG_SECONDS": "10"}, check=False)
     assert "THE END" not in result.stdout
     assert read_status(tmp_path / "run").get("state") != "finished"

@@ -1,4 +1,4 @@
-"""A run over two hosts: network namespaces, each with an address of its own and nothing else."""
+"""Tests a run on two hosts, which are network namespaces with one address each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ppo("CartPole-v1", seed=1, steps_per_epoch=300, epochs=3, ac_kwargs=dict(hidden_
     logger_kwargs=dict(output_dir=sys.argv[1]))
 """
 
-# What mpiexec calls in place of ssh: [options] host command ...
+# mpiexec calls this script instead of ssh, with the arguments: [options] host command ...
 REMOTE_SHELL = """#!/bin/bash
 while [[ $1 == -* ]]; do shift; done
 host=$1; shift
@@ -35,8 +35,7 @@ def ip(*words):
 
 @pytest.fixture
 def hosts():
-    """Makes two hosts, 10.77.0.1 and 10.77.0.2, that are connected; returns the names they begin
-    with."""
+    """Connects two hosts, 10.77.0.1 and 10.77.0.2, and yields the prefix of their names."""
     if shutil.which("ip") is None or os.getuid() != 0:
         pytest.skip("network namespaces need root and ip (iproute2)")
     prefix = f"spinup{os.getpid()}-"
@@ -60,7 +59,7 @@ def hosts():
 
 
 def received(name):
-    """Returns the bytes that a host has received from the other."""
+    """Returns the number of bytes that a host has received from the other."""
     path = "/sys/class/net/eth/statistics/rx_bytes"
     return int(ip("netns", "exec", name, "cat", path))
 
@@ -80,9 +79,9 @@ def test_two_ranks_on_two_hosts_train_as_on_one(hosts, tmp_path):
         subprocess.run(words, check=True, env=env | more, timeout=120, stdout=subprocess.DEVNULL)
 
     inside = ["ip", "netns", "exec", f"{hosts}1"]
-    over_network = {"UCX_TLS": "tcp,self", "FI_PROVIDER": "tcp"}  # two machines share no memory
+    over_network = {"UCX_TLS": "tcp,self", "FI_PROVIDER": "tcp"}  # no shared memory
     train("apart", *inside, mpiexec, *options, "-ppn", "1", "-n", "2", **over_network)
-    # Their gradients have gone over the network: 10,000 numbers in each of 480 iterations at most
+    # The gradients went over the network: about 10,000 numbers in each of at most 480 iterations
     assert all(received(f"{hosts}{i}") > 3e6 for i in (1, 2))
     train("together", *[mpiexec, "-launcher", "fork", "-n", "2"])
     assert timeless_progress(tmp_path / "apart") == timeless_progress(tmp_path / "together")

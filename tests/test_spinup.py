@@ -36,7 +36,7 @@ def test_importing_starts_no_mpi_and_writes_nothing(tmp_path):
         "assert 'mpi4py.MPI' not in sys.modules\n"
         "assert not torch.cuda.is_initialized()\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -52,4 +52,4 @@ def test_nothing_is_evaluated_and_no_pickle_is_read():
                 found[path.name] = called
     # A launcher's own file of mode 0600, outside of any run folder: what can't be named or written
     # as JSON, such as a notebook's function, has no other way into its process.
-    assert found == {"run_entrypoint.py": "pickle.load"}
+    assert found == {"entrypoint.py": "pickle.load"}

@@ -1,4 +1,4 @@
-"""Functions for experiments of the tests: importable, so that they travel by name, and quick."""
+"""Quick functions for the tests' experiments, importable so that they can be passed by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spinup.utils.mpi_tools import barrier, num_procs, proc_id
 
 
 def fake(env_fn=None, seed=0, ending="finish", epochs=2, ac_kwargs=None, logger_kwargs=None):
-    """Trains nothing, logs as an algorithm does, and ends as told in the second epoch."""
+    """Logs like an algorithm without training, and ends in the second epoch as `ending` says."""
     logger = EpochLogger(**(logger_kwargs or {}))
     logger.save_config(dict(epochs=epochs, steps_per_epoch=100, env_fn=env_fn))
     print(f"seed {seed} on {env_fn}", flush=True)
@@ -28,7 +28,7 @@ def fake(env_fn=None, seed=0, ending="finish", epochs=2, ac_kwargs=None, logger_
 
 
 def fragile(seed=0, logger_kwargs=None):
-    """As `fake`, with endings by the seed, until there is a file called ``mended`` at hand."""
+    """Ends like `fake`, in a way that depends on the seed; always finishes if ``mended`` exists."""
     endings = {3: "raise", 7: "exit", 11: "kill", 15: "never"}
     ending = "finish" if Path("mended").exists() else endings.get(seed, "finish")
     with open("ran.txt", "a") as file:
@@ -37,7 +37,7 @@ def fragile(seed=0, logger_kwargs=None):
 
 
 def end(ending):
-    """Ends a run in one of the ways in which runs end."""
+    """Ends a run in the given way."""
     if ending == "raise":
         raise ValueError("the reward\nis NaN")
     if ending == "exit":
@@ -52,7 +52,7 @@ def end(ending):
 
 
 def note(path=None, seed=0, logger_kwargs=None, **kwargs):
-    """Writes down what it was called with, one file a rank, and makes no Logger."""
+    """Writes its arguments to one file per rank, without creating a Logger."""
     folder = Path(logger_kwargs["output_dir"])
     types = {key: type(value).__name__ for key, value in kwargs.items()}
     called = {"kwargs": repr(kwargs), "types": types, "seed": seed, "ranks": num_procs()}

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spinup.algos import ALGORITHMS
 from spinup.fast.capture import capture
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import TrajectoryBuffer
@@ -38,7 +39,7 @@ from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.nets import MLPActorCritic, count_vars
-from spinup.utils.training import check_hyperparameters, training_run
+from spinup.utils.training import training_run
 
 
 def policy_loss(
@@ -134,7 +135,6 @@ def ppo(
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.ppo", **locals())
-    check_hyperparameters(config)
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
@@ -152,7 +152,7 @@ def ppo(
 
     # Environment
     env = make_env(env_fn, seed)
-    check_action_space(env.action_space, "ppo", discrete=True, bounded=False)
+    check_action_space(env.action_space, "ppo", ALGORITHMS)
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks
@@ -239,6 +239,7 @@ def ppo(
         logger, checkpoint_every, steps_per_epoch, total_steps, steps_per_epoch, **parts
     )
     start = checkpoint.restore()
+    policy.refresh()
     obs, ep_ret, ep_len = env.continue_episode()
 
     for epoch in range(start.t // steps_per_epoch + 1, epochs + 1):

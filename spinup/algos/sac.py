@@ -26,24 +26,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from spinup.algos import ALGORITHMS
 from spinup.fast.capture import capture
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.devices import choose_device
-from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
+from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_envs, seed_everything
 from spinup.utils.evaluation import run_test_episodes
 from spinup.utils.flat import Adam, flatten, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import SquashedGaussianActorCritic, count_vars, space_dim, twin_critic
-from spinup.utils.training import check_hyperparameters, training_run
+from spinup.utils.training import training_run
 
 
 def soft_backup(
@@ -97,7 +98,7 @@ def sac(
     gamma: float = 0.99,
     polyak: float = 0.995,
     lr: float = 1e-3,
-    alpha: float | str = 0.2,
+    alpha: float | Literal["auto"] = 0.2,
     batch_size: int = 100,
     start_steps: int = 10000,
     update_after: int = 1000,
@@ -155,9 +156,6 @@ def sac(
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.sac", **locals())
-    check_hyperparameters(config)
-    if alpha != "auto" and not (isinstance(alpha, (int, float)) and 0 <= alpha < float("inf")):
-        raise ValueError(f'alpha must be a number of at least 0, or "auto", not {alpha!r}')
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
@@ -176,8 +174,8 @@ def sac(
     rng = seed_everything(seed)
 
     # Environments
-    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed + 5000)
-    check_action_space(env.action_space, "sac", discrete=False, bounded=True)
+    env, test_env = make_envs(env_fn, seed, seed + 5000)
+    check_action_space(env.action_space, "sac", ALGORITHMS)
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks
@@ -262,6 +260,7 @@ def sac(
         **dict(parts, buf=buf, rng=rng, env=env, test_env=test_env),
     )
     start = checkpoint.restore()
+    policy.refresh()
     obs, ep_ret, ep_len = env.continue_episode()
 
     for t in range(start.t + 1, total_steps + 1):

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spinup.algos import ALGORITHMS
 from spinup.fast.capture import capture
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
@@ -40,7 +41,7 @@ from spinup.utils.envs import (
     box_bounds,
     check_action_space,
     describe_env,
-    make_env,
+    make_envs,
     seed_everything,
 )
 from spinup.utils.evaluation import run_test_episodes
@@ -49,7 +50,7 @@ from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import DeterministicActorCritic, count_vars, twin_critic
-from spinup.utils.training import check_hyperparameters, training_run
+from spinup.utils.training import training_run
 
 
 def clipped_double_backup(rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma: float) -> Tensor:
@@ -156,7 +157,6 @@ def td3(
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.td3", **locals())
-    check_hyperparameters(config)
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
@@ -175,8 +175,8 @@ def td3(
     rng = seed_everything(seed)
 
     # Environments
-    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed + 5000)
-    check_action_space(env.action_space, "td3", discrete=False, bounded=True)
+    env, test_env = make_envs(env_fn, seed, seed + 5000)
+    check_action_space(env.action_space, "td3", ALGORITHMS)
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks
@@ -255,6 +255,7 @@ def td3(
         **dict(parts, buf=buf, rng=rng, env=env, test_env=test_env),
     )
     start = checkpoint.restore(num_updates=0)
+    policy.refresh()
     num_updates = start.num_updates  # of the whole run: the delay doesn't start anew in each block
     obs, ep_ret, ep_len = env.continue_episode()
 

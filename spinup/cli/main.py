@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from spinup.algos import ALGORITHMS
 from spinup.cli.flags import (
     RUN_FLAGS,
     SUBSTITUTIONS,
@@ -31,11 +32,6 @@ from spinup.cli.flags import (
 from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.version import __version__
 
-ALGORITHMS = {
-    "ppo": ("spinup.algos.ppo", "Proximal Policy Optimization"),
-    "sac": ("spinup.algos.sac", "Soft Actor-Critic"),
-    "td3": ("spinup.algos.td3", "Twin Delayed DDPG"),
-}
 UTILITIES = {
     "plot": "spinup.cli.plot",
     "status": "spinup.cli.status",
@@ -84,7 +80,7 @@ def _dispatch(words):
             f"unknown command {command!r}: did you mean {nearest(command, known)}? "
             "See: python -m spinup.run help"
         )
-    algorithm = getattr(importlib.import_module(ALGORITHMS[name][0]), name)
+    algorithm = getattr(importlib.import_module(f"spinup.algos.{name}"), name)
     if rest[:1] == ["help"] or "--help" in rest or "-h" in rest:
         return _show_algorithm(name, algorithm)
     return run_grid_from(command, algorithm, rest)
@@ -94,7 +90,7 @@ def _show_usage():
     from spinup.cli.help_pages import usage
 
     if proc_id() == 0:
-        print(usage(f"{name:<19} {title}" for name, (_, title) in ALGORITHMS.items()), end="")
+        print(usage(f"{name:<19} {known.title}" for name, known in ALGORITHMS.items()), end="")
     return 0
 
 
@@ -171,7 +167,7 @@ def build_grid(command: str, algorithm: Callable, words: Sequence[str]):
         grid = ExperimentGrid(options.pop("exp_name"))
         for key, values, shorthand in chosen:
             grid.add(key, values, shorthand)
-        _check_variants(grid.variants(), options.get("num_cpu", 1))
+        _check_variants(algorithm, grid.variants(), options.get("num_cpu", 1))
     except ValueError as error:
         raise UsageError(str(error)) from error
     _check_options(options)
@@ -199,7 +195,7 @@ def _one_value(flag):
     return values[0]
 
 
-def _check_variants(variants, num_cpu):
+def _check_variants(algorithm, variants, num_cpu):
     from spinup.launch.grid import count_ranks
     from spinup.utils.devices import choose_device
     from spinup.utils.training import check_hyperparameters
@@ -213,7 +209,7 @@ def _check_variants(variants, num_cpu):
     for device in {variant.get("device", "cpu") for variant in variants}:
         choose_device(device)
     for variant in variants:
-        check_hyperparameters(variant, ranks)
+        check_hyperparameters(algorithm, variant, ranks)
 
 
 def _check_options(options):

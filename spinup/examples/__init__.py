@@ -1,1 +1,1 @@
-"""Short scripts that people copy."""
+"""Short example scripts to copy from."""

@@ -1,4 +1,4 @@
-"""A grid of PPO experiments, written as for Spinning Up.
+"""Runs a grid of PPO experiments, written in the style of Spinning Up.
 
 python -m spinup.examples.bench_ppo_cartpole --cpu 2 --num_runs 3
 """

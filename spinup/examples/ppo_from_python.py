@@ -1,4 +1,4 @@
-"""PPO from a script, written as for Spinning Up: ``gym`` has become ``gymnasium``, nothing else.
+"""Trains PPO from a script for Spinning Up, in which only ``gym`` became ``gymnasium``.
 
 python -m spinup.examples.ppo_from_python --epochs 10 --cpu 2
 """
@@ -22,7 +22,7 @@ def main():
     parser.add_argument("--output_dir", default="data/ppo_from_python")
     args = parser.parse_args()
 
-    mpi_fork(args.cpu)  # what follows runs on every rank
+    mpi_fork(args.cpu)  # the code below runs on every rank
 
     ac_kwargs = dict(hidden_sizes=[64, 64], activation=torch.nn.ReLU)
     logger_kwargs = dict(output_dir=args.output_dir, exp_name="ppo_from_python")

@@ -1,8 +1,8 @@
-"""Train PPO on CartPole-v1 on two MPI ranks until it is solved, and draw the learning curve.
+"""Trains PPO on CartPole-v1 on two MPI ranks and draws the learning curve.
 
     python -m spinup.examples.train_cartpole
 
-This is what `make train` runs.
+`make train` runs this script.
 """
 
 import os
@@ -16,7 +16,7 @@ from spinup.launch.display import print_commands, quoted
 from spinup.utils.plot import make_plots
 from spinup.utils.run_utils import ExperimentGrid
 
-SOLVED, MOST = 475, 500  # returns: one per step that the pole stands
+SOLVED, MOST = 475, 500  # returns; each step gives a reward of 1
 RANKS = 2
 EPOCHS = 30
 
@@ -37,7 +37,7 @@ def main():
     average = last["AverageEpRet"].mean()
     verdict = "Solved" if average >= SOLVED else "Not solved"
     print(f"\n{verdict}: an average return of {average:.0f} over the last {len(last)} epochs;")
-    print(f"CartPole-v1 counts as solved from {SOLVED}, and {MOST} is the most there is.\n")
+    print(f"CartPole-v1 counts as solved from {SOLVED} on; the maximum is {MOST}.\n")
     print(f"Run:    {quoted(run)}")
     print(f"Curve:  {quoted(str(curve))}")
     print_commands(str(experiment), str(run))
@@ -45,7 +45,7 @@ def main():
 
 
 def draw(experiment, file):
-    """Saves the learning curve of an experiment, with a line at the return that solves it."""
+    """Saves the learning curve of an experiment, with a line at the return `SOLVED`."""
     (figure,) = make_plots([f"{experiment}{os.sep}"], save=file)
     axes = figure.axes[0]
     axes.axhline(SOLVED, color="gray", linestyle="--")

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 from spinup import fast
 from spinup.fast.guards import Guards
-from spinup.utils.mpi_tools import still_alive
+from spinup.runs.watchdog import still_alive
 
 # A recording is compared with the captured one at each of the first calls, then at every 97th: a
 # prime, so that what happens every 10 or every 50 calls doesn't keep falling between two of them.
@@ -196,8 +196,8 @@ class _Capture:
         self.changes.append(self.calls)
         if len(self.changes) == _MOST_CHANGES and self.calls - self.changes[0] < _WITHIN:
             self.owner.run_as_written(
-                f"{changed} changes so often that recordings cost more than they save. Keep it in a "
-                "tensor that is changed in place",
+                f"{changed} changes so often that recordings cost more than they save. Keep it in "
+                "a tensor that is changed in place",
                 stacklevel=4,
             )
 
@@ -288,7 +288,7 @@ class _Tape(TorchDispatchMode):
         """Takes a note of an operation, or that this failed: the update itself goes on."""
         try:
             return note(func, *args)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (the update itself must go on)
             reason = str(error).strip().partition("\n")[0]
             self.obstacle = self.obstacle or f"{func} can't be recorded ({reason})"
 

@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from spinup.utils.mpi_tools import num_procs, proc_id, rank_share, still_alive
-
 # Modules whose functions depend on their arguments alone, or on tensors, which a recording sees
 _TRUSTED = {"torch", "numpy", "math", "cmath", "operator", "functools", "itertools", "collections"}
 _TRUSTED |= {"contextlib", "copy", "dataclasses", "enum", "typing", "types", "abc", "numbers"}
 _TRUSTED |= {"_operator", "_functools", "_collections", "_collections_abc", "builtins"}
-_TRUSTED_FUNCTIONS = {num_procs, proc_id, rank_share, still_alive}
+# Functions of the library that give the same at each call
+_TRUSTED_FUNCTIONS = {
+    f"spinup.utils.mpi_tools.{name}" for name in ("num_procs", "proc_id", "rank_share")
+} | {"spinup.runs.watchdog.still_alive"}
 # Parts of them that look beyond their arguments, or compute past PyTorch's dispatcher
 _DISTRUSTED = ("numpy.random", "torch.utils.data", "torch._dynamo", "torch.compiler")
 _DISTRUSTED_BUILTINS = {print, input, open, eval, exec, compile, __import__, globals, locals, id}
@@ -103,13 +104,13 @@ class Guards:
             self._states = self._read_states()
         except _Uncertain as error:
             self.obstacle = str(error)
-        except Exception as error:  # of an object with a behavior of its own
+        except Exception as error:  # noqa: BLE001 (of an object with a behavior of its own)
             self.obstacle = f"its code can't be analyzed ({type(error).__name__}: {error})"
 
     def hold(self) -> bool:
         """Returns True if everything is as it was."""
         try:
-            return all([reads.hold() for reads in self._reads]) and (
+            return all(reads.hold() for reads in self._reads) and (
                 self._read_states() == self._states
             )
         except (LookupError, ValueError, AttributeError, RuntimeError):
@@ -451,7 +452,11 @@ class _Walk:
             self.see(f, label)
             self.see(bound, label.rpartition(".")[0])
             return
-        if f in _TRUSTED_FUNCTIONS or f.__code__ in self.skip or hasattr(f, "_is_capturable"):
+        if (
+            f"{f.__module__}.{f.__qualname__}" in _TRUSTED_FUNCTIONS
+            or f.__code__ in self.skip
+            or hasattr(f, "_is_capturable")
+        ):
             return
         if not self.is_new(f, bound):
             return

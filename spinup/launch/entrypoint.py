@@ -21,8 +21,9 @@ from typing import Any
 from spinup.launch.tether import die_with_parent
 from spinup.runs.interrupts import Interrupted
 from spinup.runs.json_values import decode, import_callable
+from spinup.runs.watchdog import watchdog
 from spinup.utils.logx import describe_error, read_status, write_json
-from spinup.utils.mpi_tools import num_procs, proc_id, watch_own_process
+from spinup.utils.mpi_tools import num_procs, proc_id
 
 PICKLE_SUFFIX = ".pkl"
 
@@ -40,7 +41,7 @@ def main(spec_file: str) -> None:
     die_with_parent()  # a rank's parent is mpiexec's proxy
     if hasattr(signal, "pthread_sigmask"):  # see tether.py
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    watch_own_process()
+    watchdog.guard()
     execute(*read_spec(spec_file))
 
 

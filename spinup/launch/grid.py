@@ -24,7 +24,9 @@ from spinup import user_config
 from spinup.launch import display as grid_display
 from spinup.launch import record as grid_record
 from spinup.launch import slurm
+from spinup.launch.cores import usable_cores
 from spinup.launch.entrypoint import execute, with_env_fn
+from spinup.launch.mpiexec import launch_command
 from spinup.launch.processes import ENTRYPOINT, Experiment, Outcome, forget_status, run_all, run_one
 from spinup.runs.json_values import convert_json
 from spinup.utils.logx import (
@@ -36,14 +38,7 @@ from spinup.utils.logx import (
     read_config,
     read_status,
 )
-from spinup.utils.mpi_tools import (
-    barrier,
-    broadcast,
-    launch_command,
-    num_procs,
-    proc_id,
-    usable_cores,
-)
+from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
 
 
 class ExperimentFailed(RuntimeError):

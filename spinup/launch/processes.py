@@ -27,9 +27,10 @@ from typing import Any
 
 from spinup.launch import tether
 from spinup.launch.entrypoint import PICKLE_SUFFIX
+from spinup.launch.mpiexec import launch_command
 from spinup.runs.json_values import encode, importable_name
+from spinup.runs.watchdog import UNKNOWN_PLACE
 from spinup.utils.logx import holds_checkpoint, read_status, slurm_job, write_json
-from spinup.utils.mpi_tools import UNKNOWN_PLACE, launch_command
 
 LOG_FILE = "log.txt"
 STATUS_FILE = "status.json"

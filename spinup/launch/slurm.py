@@ -45,6 +45,20 @@ class SubmissionError(RuntimeError):
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads options as `read_options` does, and makes sure that they can be used here.
+
+    Raises:
+        ValueError: an option can't be used, or submitit or Slurm is missing.
+    """
+    parameters = read_options(options)
+    if importlib.util.find_spec("submitit") is None:
+        raise ValueError("slurm needs submitit: pip install 'spinup[slurm]'")
+    if shutil.which("sbatch") is None:
+        raise ValueError("slurm: there is no sbatch here; submit from a machine of the cluster")
+    return parameters
+
+
+def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Reads how jobs are to be submitted, as submitit takes it.
 
     Args:
@@ -57,7 +71,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         Parameters for ``submitit.SlurmExecutor``.
 
     Raises:
-        ValueError: an option can't be meant so, or submitit or Slurm is missing.
+        ValueError: an option can't be used.
     """
     parameters: dict[str, Any] = {}
     others: dict[str, Any] = {"requeue": True}
@@ -82,10 +96,6 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         )
     # Not as submitit's signal_delay_s, whose signal hangs on who has imported submitit first
     others["signal"] = f"{WARNING_SIGNAL}@{parameters.pop('warning', 90)}"
-    if importlib.util.find_spec("submitit") is None:
-        raise ValueError("slurm needs submitit: pip install 'spinup[slurm]'")
-    if shutil.which("sbatch") is None:
-        raise ValueError("slurm: there is no sbatch here; submit from a machine of the cluster")
     return {**parameters, "additional_parameters": others}
 
 

@@ -14,7 +14,8 @@ from gymnasium.spaces import Discrete, Space
 from torch import Tensor
 
 from spinup.fast import capture
-from spinup.utils.mpi_tools import mpi_statistics_scalar, num_procs, still_alive
+from spinup.runs.watchdog import still_alive
+from spinup.utils.mpi_tools import mpi_statistics_scalar, num_procs
 from spinup.utils.nets import space_dim
 
 

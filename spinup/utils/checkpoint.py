@@ -28,16 +28,9 @@ import safetensors.numpy
 import torch
 
 from spinup.runs import interrupts
+from spinup.runs.watchdog import still_alive
 from spinup.utils.logx import EpochLogger, fixed_config, holds_checkpoint
-from spinup.utils.mpi_tools import (
-    barrier,
-    broadcast,
-    mpi_op,
-    mpi_sum,
-    num_procs,
-    proc_id,
-    still_alive,
-)
+from spinup.utils.mpi_tools import barrier, broadcast, mpi_op, mpi_sum, num_procs, proc_id
 
 FOLDER = "checkpoint"
 FORMAT = 1

@@ -10,7 +10,8 @@ import threadpoolctl
 import torch
 
 from spinup.fast import capture
-from spinup.utils.mpi_tools import broadcast, num_procs, still_alive, sum_in_place
+from spinup.runs.watchdog import still_alive
+from spinup.utils.mpi_tools import broadcast, num_procs, sum_in_place
 
 
 def setup_pytorch_for_mpi() -> None:

@@ -1,4 +1,4 @@
-"""Small deterministic environments, in which every number can be worked out by hand."""
+"""A small deterministic environment whose returns can be computed by hand."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gymnasium.spaces import Box, Space
 
 
 class Clock(gym.Env):
-    """Counts its steps, whatever the actions, and remembers what was done to it.
+    """Counts its steps, ignores its actions, and records the actions and the seeds.
 
     Observations are ``[steps since the start, steps of the episode]``.
 
     Args:
-        length: steps of an episode; None for one without end.
+        length: steps per episode; None for episodes that never end.
         ends: how an episode ends: ``"terminated"``, ``"truncated"`` or ``"terminated, truncated"``.
-        action_space: a Box ``[-1, 1]`` of one dimension unless given.
-        rew: the reward, a function of the steps since the start; 1 unless given.
-        broken_at: the step since the start that returns an observation with NaN in it.
-        in_place: return one array, changed in place, as careless environments do.
+        action_space: ``Box(-1, 1, (1,))`` if None.
+        rew: function from the number of steps since the start to the reward; 1 by default.
+        broken_at: number of the step since the start whose observation contains NaN.
+        in_place: return the same array every time, changed in place, as some environments do.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class Clock(gym.Env):
         in_place: bool = False,
     ):
         self.observation_space = Box(-np.inf, np.inf, (2,), np.float32)
-        # A copy, so that two environments don't draw from one generator.
+        # A copy, so that environments don't share the random generator of a space.
         self.action_space = copy.deepcopy(action_space) or Box(-1, 1, (1,), np.float32)
         self.length, self.ends, self.rew = length, ends, rew
         self.broken_at, self.in_place = broken_at, in_place
         self.total, self.ep_len = 0, 0
         self.actions: list[np.ndarray] = []
-        self.seeds: list[int | None] = []  # one a reset
+        self.seeds: list[int | None] = []  # one per reset
         self._obs = np.zeros(2, dtype=np.float32)
 
     def reset(self, *, seed=None, options=None):
@@ -67,7 +67,7 @@ class Clock(gym.Env):
 
 
 class Made:
-    """An ``env_fn`` that keeps what it made: ``made.env`` trains, ``made.test_env`` tests."""
+    """An ``env_fn`` that keeps its environments: ``made.env`` trains, ``made.test_env`` tests."""
 
     def __init__(self, **kwargs):
         self.kwargs = kwargs

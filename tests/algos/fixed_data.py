@@ -1,11 +1,11 @@
-"""Updates on data that don't depend on the number of ranks.
+"""Trains on fixed data, which doesn't depend on the number of ranks.
 
-The algorithms run as they are, but for the data: each rank's buffer hands over its part of data
-that are the same whatever the number of ranks, and so does the noise of sampled actions.
+The algorithms run unchanged, but their buffers return fixed data: each rank gets its part of the
+same data, on any number of ranks. The noise of sampled actions is fixed and split in the same way.
 
-As a program, ``fixed_data.py FOLDER`` on any number of ranks trains with each algorithm on each
-size of data, and leaves the final parameters in ``FOLDER/<algorithm>-<size>.npz`` and the log in
-``FOLDER/<algorithm>-<size>``.
+The program ``fixed_data.py FOLDER`` runs on any number of ranks. It trains with each algorithm on
+each data size, and writes the final parameters to ``FOLDER/<algorithm>-<size>.npz`` and the log to
+``FOLDER/<algorithm>-<size>``, and the logs of PPO with each of `TARGET_KLS` to ``FOLDER/stops-*``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gymnasium.spaces import Box, Discrete
 from spinup.fast import capture
 from spinup.utils.buffers import ReplayBuffer, TrajectoryBuffer
 from spinup.utils.mpi_tools import num_procs, proc_id
-from tests.algos.envs import Clock
+from tests.algos.envs import Made
 from tests.algos.runs import train
 
 OBS_DIM = 2
 BOX = Box(np.array([-1, -3], np.float32), np.array([2, 0.5], np.float32))
 
-# Even for two ranks and three, and uneven for both.
+# Sizes that are divisible by both 2 and 3, and sizes that are divisible by neither.
 SIZES = {"ppo": (60, 61), "ppo-discrete": (61,), "sac": (30, 31), "td3": (30, 31)}
 
 KWARGS = {
@@ -35,7 +35,7 @@ KWARGS = {
     "sac": dict(polyak=0.8, lr=3e-3, alpha="auto"),
     "td3": dict(polyak=0.8, pi_lr=3e-3, q_lr=1e-2, target_noise=0.4),
 }
-# 25 updates on as many minibatches, between random steps whose transitions nothing reads.
+# 25 updates, each on its own fixed minibatch; the transitions of the random steps aren't used.
 OFF_POLICY_KWARGS = dict(
     steps_per_epoch=25,
     epochs=1,
@@ -46,15 +46,21 @@ OFF_POLICY_KWARGS = dict(
 )
 
 
+# Limits of the divergence at which PPO's policy steps stop sooner or later. With as few steps as
+# these the ranks' shares differ much.
+TARGET_KLS = np.geomspace(1e-3, 5e-2, 8)
+FEW_STEPS = 3
+
+
 def my_part(total: int) -> np.ndarray:
     """Returns the indices of this rank's part of `total` items."""
     return np.array_split(np.arange(total), num_procs())[proc_id()]
 
 
 def trajectories(size: int, discrete: bool = False) -> dict:
-    """Returns an epoch's steps, and its paths as ``{end: observation after it or None}``."""
+    """Returns an epoch's steps, and its paths as ``{end: last observation or None}``."""
     rng = np.random.default_rng(0)
-    # Paths end where a rank's part may, so that no number of ranks cuts one in two.
+    # A path ends wherever a rank's part may end, so that no path is split between ranks.
     ends = sorted({int(p[-1]) + 1 for n in (1, 2, 3) for p in np.array_split(np.arange(size), n)})
     return dict(
         obs=rng.normal(size=(size, OBS_DIM)),
@@ -65,7 +71,7 @@ def trajectories(size: int, discrete: bool = False) -> dict:
 
 
 def minibatch(size: int, number: int) -> dict[str, torch.Tensor]:
-    """Returns the minibatch of an update."""
+    """Returns the minibatch of update `number`."""
     rng = np.random.default_rng(number)
     batch = dict(
         obs=rng.normal(size=(size, OBS_DIM)),
@@ -78,7 +84,7 @@ def minibatch(size: int, number: int) -> dict[str, torch.Tensor]:
 
 
 class Noise:
-    """Stands in for ``torch.randn_like``: this rank's rows of noise drawn for all."""
+    """Replaces ``torch.randn_like``: draws the noise of all ranks, returns this rank's rows."""
 
     def __init__(self, size: int):
         self.size, self.rng = size, np.random.default_rng(1)
@@ -93,18 +99,18 @@ class Noise:
 
 
 def train_on_fixed_data(name: str, size: int, folder: Path, **kwargs) -> torch.nn.Module:
-    """Trains with an algorithm of `SIZES` on fixed data of that size."""
+    """Trains with an algorithm of `SIZES` on fixed data of the given size."""
     algorithm, _, discrete = name.partition("-")
-    env = Clock(action_space=Discrete(3) if discrete else BOX)
+    env_fn = Made(action_space=Discrete(3) if discrete else BOX)
     kwargs = KWARGS[algorithm] | dict(logger_kwargs=dict(output_dir=folder)) | kwargs
     with pytest.MonkeyPatch.context() as patch:
         if algorithm == "ppo":
             data = trajectories(size, bool(discrete))
             patch.setattr("spinup.algos.ppo.TrajectoryBuffer", _fixed_trajectories(data))
-            return train(algorithm, lambda: env, folder, steps_per_epoch=size, **kwargs)
+            return train(algorithm, env_fn, folder, steps_per_epoch=size, **kwargs)
         patch.setattr(f"spinup.algos.{algorithm}.ReplayBuffer", _fixed_replay(size))
         patch.setattr("torch.randn_like", Noise(size))
-        return train(algorithm, lambda: env, folder, batch_size=size, **OFF_POLICY_KWARGS, **kwargs)
+        return train(algorithm, env_fn, folder, batch_size=size, **OFF_POLICY_KWARGS, **kwargs)
 
 
 def _fixed_trajectories(data):
@@ -146,3 +152,7 @@ if __name__ == "__main__":
             ac = train_on_fixed_data(name, size, folder)
             if proc_id() == 0:
                 np.savez(f"{folder}.npz", **{k: v.numpy() for k, v in ac.state_dict().items()})
+    settings = dict(epochs=1, train_pi_iters=60, pi_lr=2e-4)
+    for number, target_kl in enumerate(TARGET_KLS):
+        folder = Path(sys.argv[1], f"stops-{number}")
+        train_on_fixed_data("ppo", FEW_STEPS, folder, target_kl=target_kl, **settings)

@@ -1,6 +1,6 @@
-"""Actor-critics as a user of Spinning Up writes them, of plain PyTorch.
+"""Actor-critics in plain PyTorch, as a user of Spinning Up would write them.
 
-They start from the weights of the library's own, so that both can be trained side by side.
+They start with the weights of the library's actor-critics, so that the results can be compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spinup.utils import nets
 
 
 def _plain(mlp, index=None):
-    """Returns an MLP, or one of a stack, as an ``nn.Sequential`` with copies of its weights."""
+    """Returns a copy of an MLP, or of one MLP of a stack, as an ``nn.Sequential``."""
     layers = []
     for layer in mlp:
         if isinstance(layer, nets.StackedLinear):
@@ -58,7 +58,7 @@ class _Actor(nn.Module):
 
 
 class OnPolicy(nn.Module):
-    """The contract of PPO: ``pi``, ``v``, ``step`` and ``act``."""
+    """Meets PPO's contract: ``pi``, ``v``, ``step`` and ``act``."""
 
     original = nets.MLPActorCritic
 
@@ -131,7 +131,7 @@ class _OffPolicy(nn.Module):
 
 
 class Squashed(_OffPolicy):
-    """The contract of SAC: ``pi``, ``q1``, ``q2`` and ``act``."""
+    """Meets SAC's contract: ``pi``, ``q1``, ``q2`` and ``act``."""
 
     original, actor = nets.SquashedGaussianActorCritic, _SquashedActor
 
@@ -141,7 +141,7 @@ class Squashed(_OffPolicy):
 
 
 class Deterministic(_OffPolicy):
-    """The contract of TD3: ``pi``, ``q1``, ``q2`` and ``act``."""
+    """Meets TD3's contract: ``pi``, ``q1``, ``q2`` and ``act``."""
 
     original, actor = nets.DeterministicActorCritic, _DeterministicActor
 
@@ -151,7 +151,7 @@ class Deterministic(_OffPolicy):
 
 
 def critic_gradients(ac: nn.Module) -> torch.Tensor:
-    """Returns the gradients of both plain critics in the order of the library's stacked one."""
+    """Returns the gradients of both critics in the order of the library's stacked critic."""
     pairs = zip(*([p.grad for p in q.parameters()] for q in (ac.q1, ac.q2)))
     return torch.cat([torch.stack(pair).flatten() for pair in pairs])
 
@@ -160,13 +160,13 @@ ACTOR_CRITICS = {"ppo": OnPolicy, "sac": Squashed, "td3": Deterministic}
 
 
 def initial(algorithm: str, env, seed: int = 3) -> nn.Module:
-    """Returns the actor-critic that a run of that seed starts with."""
+    """Returns the actor-critic with which a run with this seed starts."""
     torch.manual_seed(seed)
     return ACTOR_CRITICS[algorithm](env.observation_space, env.action_space)
 
 
 def as_plain(algorithm: str, ac: nn.Module) -> nn.Module:
-    """Returns a plain actor-critic with the weights of one of the library's."""
+    """Returns a plain actor-critic with the weights of the library's actor-critic `ac`."""
     made = ACTOR_CRITICS[algorithm].__new__(ACTOR_CRITICS[algorithm])
     nn.Module.__init__(made)
     return made.copy_from(ac)

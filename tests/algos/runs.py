@@ -1,4 +1,4 @@
-"""Short runs of the algorithms, and what they leave in their folders."""
+"""Short runs of the algorithms, and readers of their run folders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHORT_OFF_POLICY = dict(
 
 
 def train(algorithm: str, env_fn, folder: Path, **kwargs) -> torch.nn.Module:
-    """Runs an algorithm for two epochs of 20 steps, unless `kwargs` say otherwise."""
+    """Runs an algorithm, by default for two epochs of 20 steps; `kwargs` override its settings."""
     special = _SHORT_ON_POLICY if algorithm in ON_POLICY else _SHORT_OFF_POLICY
     if "actor_critic" in kwargs:
         kwargs = dict(ac_kwargs={}) | kwargs
@@ -37,19 +37,19 @@ def train(algorithm: str, env_fn, folder: Path, **kwargs) -> torch.nn.Module:
 
 
 def read_progress(folder: Path) -> dict[str, np.ndarray]:
-    """Returns the columns of a run's ``progress.txt``, in its order."""
+    """Returns the columns of a run's ``progress.txt``, in their order in the file."""
     header, *rows = (Path(folder) / "progress.txt").read_text().splitlines()
     values = np.array([row.split("\t") for row in rows], dtype=np.float64)
     return dict(zip(header.split("\t"), values.T, strict=True))
 
 
 def timeless_progress(folder: Path) -> str:
-    """Returns the text of a run's ``progress.txt`` without its column of times."""
+    """Returns the text of a run's ``progress.txt`` without the column ``Time``."""
     rows = [row.split("\t") for row in (Path(folder) / "progress.txt").read_text().splitlines()]
     keep = [i for i, name in enumerate(rows[0]) if name != "Time"]
     return "\n".join("\t".join(row[i] for i in keep) for row in rows)
 
 
 def saved_model(folder: Path) -> dict[str, torch.Tensor]:
-    """Returns the weights that a run has saved."""
+    """Returns the saved weights of a run."""
     return load_file(Path(folder) / "pyt_save" / "model.safetensors")

@@ -30,7 +30,7 @@ def test_policy_loss_by_hand():
     adv = torch.tensor([2.0, 1.0, 1.0, -1.0, -1.0])
     logp_old = torch.tensor([-1.0, -2.0, -1.0, -2.0, -1.0])
     loss, info = policy_loss(logp_old + ratio.log(), logp_old, adv, clip_ratio=0.2)
-    # The terms: 2, clipped 1.2, 0.5, -1.5, clipped -0.8.
+    # Terms: 2, 1.2 (clipped), 0.5, -1.5, -0.8 (clipped).
     assert loss.item() == pytest.approx(-(2 + 1.2 + 0.5 - 1.5 - 0.8) / 5)
     assert info["ClipFrac"].item() == pytest.approx(4 / 5)
     assert info["KL"].item() == pytest.approx(-(2 * np.log(1.5) + 2 * np.log(0.5)) / 5)
@@ -40,7 +40,7 @@ def test_policy_loss_has_no_gradient_where_the_clip_binds():
     logp = torch.log(torch.tensor([1.5, 1.5, 0.5, 0.5])).requires_grad_()
     adv = torch.tensor([1.0, -1.0, 1.0, -1.0])
     policy_loss(logp, torch.zeros(4), adv, clip_ratio=0.2)[0].backward()
-    # Where it doesn't, the gradient by logp is -ratio * adv / batch.
+    # Elsewhere, the gradient with respect to logp is -ratio * adv / batch.
     assert logp.grad.tolist() == pytest.approx([0, 0.375, -0.125, 0])
 
 
@@ -53,7 +53,7 @@ def test_value_loss_by_hand():
 
 
 def _reference_update(ac, data, gamma, lam, clip_ratio, pi_lr, vf_lr, iters, target_kl):
-    """Spinning Up's update, with GAE by its definition; returns what is logged of it."""
+    """Does Spinning Up's update, with GAE by its definition, and returns the logged values."""
     obs = torch.as_tensor(data["obs"], dtype=torch.float32)
     act = torch.as_tensor(data["act"])
     with torch.no_grad():
@@ -117,7 +117,7 @@ def _reference_update(ac, data, gamma, lam, clip_ratio, pi_lr, vf_lr, iters, tar
 
 @pytest.mark.parametrize("target_kl, stops_early", [(1e-3, True), (1.0, False)])
 @pytest.mark.parametrize("name", ["ppo", "ppo-discrete"])
-def test_update_is_the_textbooks_and_logs_its_end(tmp_path, name, target_kl, stops_early):
+def test_update_is_the_textbooks_and_logs_its_end(engine, tmp_path, name, target_kl, stops_early):
     settings = dict(gamma=0.9, lam=0.8, clip_ratio=0.1, pi_lr=1e-2, vf_lr=1e-2, target_kl=target_kl)
     iters = dict(train_pi_iters=12, train_v_iters=12)
     ac = train_on_fixed_data(name, 61, tmp_path, epochs=1, **iters, **settings)
@@ -136,7 +136,7 @@ def test_update_is_the_textbooks_and_logs_its_end(tmp_path, name, target_kl, sto
 
 
 @pytest.mark.parametrize("name", ["ppo", "ppo-discrete"])
-def test_a_plain_pytorch_actor_critic_trains_the_same(tmp_path, name):
+def test_a_plain_pytorch_actor_critic_trains_the_same(engine, tmp_path, name):
     own = train_on_fixed_data(name, 61, tmp_path / "own", actor_critic=plain.OnPolicy)
     ac = train_on_fixed_data(name, 61, tmp_path / "library")
     assert isinstance(own, plain.OnPolicy)
@@ -144,7 +144,7 @@ def test_a_plain_pytorch_actor_critic_trains_the_same(tmp_path, name):
     assert_close(own.state_dict(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_no_iterations_train_nothing(tmp_path):
+def test_no_iterations_train_nothing(engine, tmp_path):
     env = Clock(length=5)
     start = plain.initial("ppo", env).state_dict()
 
@@ -162,7 +162,7 @@ def test_no_iterations_train_nothing(tmp_path):
 
 
 def test_equal_advantages_are_no_nan(tmp_path):
-    # One-step episodes with one reward, and values that are all zero: the deviation is zero.
+    # Episodes have one step, equal rewards and value zero, so the advantages' deviation is zero.
     ac = train("ppo", lambda: Clock(length=1), tmp_path, actor_critic=_known(0.0))
     assert all(p.isfinite().all() for p in ac.parameters())
     assert read_progress(tmp_path)["LossPi"].tolist() == [0, 0]
@@ -173,7 +173,7 @@ def test_equal_advantages_are_no_nan(tmp_path):
 
 @pytest.fixture
 def epochs(monkeypatch):
-    """What the buffer held and handed over at the end of each epoch."""
+    """The data that the buffer returned at the end of each epoch."""
     recorded = []
 
     class Recorder(TrajectoryBuffer):
@@ -187,7 +187,7 @@ def epochs(monkeypatch):
 
 
 def _known(slope):
-    """Returns an actor-critic whose value is `slope` times the steps of the episode."""
+    """Returns an actor-critic whose value is `slope` times the number of steps of the episode."""
 
     class Known(MLPActorCritic):
         def __init__(self, observation_space, action_space):
@@ -206,7 +206,7 @@ def _known(slope):
 
 
 TERMINAL = [1.875, 1.75, 1.5, 1]
-BOOTSTRAPPED = [4.375, 6.75, 11.5, 21]  # from the value 40 of the observation after step 4
+BOOTSTRAPPED = [4.375, 6.75, 11.5, 21]  # with value 40 for the observation after step 4
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_an_episode_goes_on_after_the_epochs_end(tmp_path, epochs):
     kwargs = dict(epochs=2, steps_per_epoch=4, gamma=0.5, lam=1.0, train_v_iters=0)
     train("ppo", Made(length=6), tmp_path, actor_critic=_known(10), **kwargs)
     assert epochs[0]["ret"].tolist() == pytest.approx(BOOTSTRAPPED)
-    # The fifth and sixth step, then two of the next episode.
+    # Steps 5 and 6 of the first episode, then two steps of the next one.
     assert epochs[1]["ret"].tolist() == pytest.approx([1.5, 1, 6.5, 11])
     assert epochs[1]["obs"][:, 1].tolist() == [4, 5, 0, 1]
     progress = read_progress(tmp_path)
@@ -274,7 +274,7 @@ def test_columns_are_spinning_ups(tmp_path):
 
 
 def test_returns_and_lengths_are_those_of_finished_episodes(tmp_path):
-    # Rewards are the steps since the start; episodes of 8: 36, then 100; the third isn't finished.
+    # Reward t at step t. Episodes of 8 steps return 36 and 100; the third is unfinished.
     train("ppo", Made(length=8, rew=float), tmp_path, epochs=1)
     progress = read_progress(tmp_path)
     names = ("AverageEpRet", "StdEpRet", "MaxEpRet", "MinEpRet", "EpLen")

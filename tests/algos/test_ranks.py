@@ -1,4 +1,4 @@
-"""Rules of several ranks, each under a real mpiexec."""
+"""Rules that every algorithm keeps on several ranks, tested under a real mpiexec."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tests.algos.runs import ALGORITHMS, OFF_POLICY, read_progress, timeless_pro
 pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:.* ranks on .* core")]
 
 
-# --- The same update, however many ranks ----------------------------------------------------------
+# --- The same update on any number of ranks -------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Folders of what was trained on fixed data, by number of ranks; filled once each."""
+    """Folders for the results on fixed data, by number of ranks; each is filled once."""
     return {n: tmp_path_factory.mktemp(f"{n}_ranks") for n in (1, 2, 3)}
 
 
 @pytest.fixture
 def trained(folders, run_on_ranks):
-    """A function of the number of ranks that returns the folder of what they trained."""
+    """Function of the number of ranks; returns the folder with the results of their training."""
 
     def train(n):
         if not any(folders[n].iterdir()):
@@ -52,9 +52,19 @@ def test_ranks_compute_the_update_of_one(trained, name, size, ranks):
 @pytest.mark.parametrize("size", fixed_data.SIZES["ppo"])
 def test_ranks_log_what_one_does(trained, size, ranks):
     expected, progress = (read_progress(trained(n) / f"ppo-{size}") for n in (1, ranks))
-    assert expected["StopIter"].min() < 15  # the divergence of all ranks stops the policy's steps
+    assert expected["StopIter"].min() < 15  # the average KL of all ranks stops the policy's steps
     for key in expected.keys() - {"Time"}:
         assert_allclose(progress[key], expected[key], atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_stop_where_one_does(trained, ranks):
+    def stops(n):
+        folders = (trained(n) / f"stops-{i}" for i in range(len(fixed_data.TARGET_KLS)))
+        return [int(read_progress(folder)["StopIter"][0]) for folder in folders]
+
+    assert len(set(stops(1))) > 4
+    assert stops(ranks) == stops(1)
 
 
 # --- Two ranks ------------------------------------------------------------------------------------
@@ -67,7 +77,7 @@ def scenarios(tmp_path_factory):
 
 @pytest.fixture
 def ran(scenarios, run_on_ranks):
-    """A function of a scenario's name: returns its folder, and the facts of each rank."""
+    """Function of a scenario's name; returns its folder and the facts of each rank."""
 
     def look(name):
         if not any(scenarios.iterdir()):
@@ -93,7 +103,7 @@ def test_ranks_share_steps_and_seed_their_environments_apart(ran):
     # PPO splits each epoch's 21 steps.
     assert [f["ppo"] for f in facts] == [dict(seed=3, steps=[22]), dict(seed=10003, steps=[20])]
     for algorithm in OFF_POLICY:
-        # Turns over both epochs; an epoch has three test episodes of 6 steps, two of them rank 0's.
+        # 42 steps in turn. Rank 0 runs two of the three test episodes of an epoch (6 steps each).
         assert facts[0][algorithm] == dict(seed=3, steps=[21, 24])
         assert facts[1][algorithm] == dict(seed=10003, steps=[21, 12])
     for algorithm in ALGORITHMS:
@@ -103,7 +113,7 @@ def test_ranks_share_steps_and_seed_their_environments_apart(ran):
 @pytest.mark.parametrize("algorithm", OFF_POLICY)
 def test_ranks_take_turns_and_split_minibatches(ran, algorithm):
     _, facts = ran("turns")
-    # Five updates after 5, 10, 15 and 20 steps of both; rank 1 takes the first step.
+    # Five updates after 5, 10, 15 and 20 steps of both ranks; rank 1 takes the first step.
     for rank, steps, batch_size in [(0, [2, 5, 7, 10], 5), (1, [3, 5, 8, 10], 4)]:
         assert facts[rank][algorithm] == [[n, batch_size] for n in steps for _ in range(5)]
 

@@ -1,7 +1,8 @@
-"""Rules that every algorithm keeps, on one rank; `test_ranks.py` has those of several."""
+"""Rules that every algorithm keeps on one rank; `test_ranks.py` tests several ranks."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -12,6 +13,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from torch.testing import assert_close
 
+from spinup.utils.acting import ActingPolicy, acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.envs import AdaptedEnv
 from spinup.utils.logx import Logger
@@ -54,7 +56,7 @@ def test_same_seed_same_progress(tmp_path, algorithm):
 def test_seeds_environment_and_action_space_once(tmp_path, algorithm):
     made = Made(length=6, action_space=Box(-1, 1, (3,)))
     train(algorithm, made, tmp_path, seed=7)
-    # The test environment has a seed of its own.
+    # The test environment has a different seed.
     for env, seed in zip(made.envs, (7, 5007)):
         assert env.seeds[0] == seed
         assert len(env.seeds) > 1 and set(env.seeds[1:]) == {None}
@@ -83,7 +85,7 @@ def test_interactions_are_exact(tmp_path, algorithm, steps_per_epoch):
 def test_an_epoch_without_a_finished_episode_logs_nan_and_goes_on(tmp_path, algorithm):
     train(algorithm, Made(length=35), tmp_path, max_ep_len=1000, epochs=3)
     progress = read_progress(tmp_path)
-    # The only episode that ends does so in the second epoch.
+    # Only one episode ends, in the second epoch.
     for name in ("AverageEpRet", "StdEpRet", "MaxEpRet", "MinEpRet", "EpLen"):
         assert np.isnan(progress[name]).tolist() == [True, False, True], name
     assert progress["AverageEpRet"][1] == progress["EpLen"][1] == 35
@@ -103,7 +105,7 @@ def test_the_buffer_keeps_terminal_states_apart_from_cut_off_episodes(
 ):
     terminal_every_5 = [0, 0, 0, 0, 1] * 4
     for name, env, max_ep_len, expected in [
-        ("terminal", dict(length=5), 1000, terminal_every_5),  # on the epoch's last step, too
+        ("terminal", dict(length=5), 1000, terminal_every_5),  # also on the epoch's last step
         ("at_max_ep_len", dict(length=5), 5, terminal_every_5),
         ("both", dict(length=5, ends="terminated, truncated"), 5, terminal_every_5),
         ("time_limit", dict(length=5, ends="truncated"), 1000, [0] * 20),
@@ -113,7 +115,7 @@ def test_the_buffer_keeps_terminal_states_apart_from_cut_off_episodes(
         train(algorithm, Made(**env), tmp_path / name, epochs=1, max_ep_len=max_ep_len)
         rows = transitions()
         assert rows["terminated"].tolist() == expected, name
-        # Steps since the start, and of the episode; the last one's successor isn't the next reset.
+        # The successor of an episode's last step is its final observation, not the next reset's.
         count, step = np.arange(20), np.arange(20) % 5
         assert rows["obs"].tolist() == np.stack([count, step], 1).tolist(), name
         assert rows["next_obs"].tolist() == np.stack([count + 1, step + 1], 1).tolist(), name
@@ -121,7 +123,7 @@ def test_the_buffer_keeps_terminal_states_apart_from_cut_off_episodes(
 
 @pytest.fixture
 def transitions(monkeypatch):
-    """A function that returns what the last run's replay buffer holds."""
+    """Function that returns the contents of the last run's replay buffer."""
     buffers = []
 
     class Recorder(ReplayBuffer):
@@ -207,13 +209,45 @@ def test_test_episodes_are_apart_from_training(tmp_path, algorithm):
     assert np.isnan(read_progress(tmp_path / "none")["AverageTestEpRet"]).all()
 
 
+@off_policy
+@pytest.mark.parametrize("acts_itself", [False, True])
+def test_test_episodes_leave_no_trace_in_training(tmp_path, algorithm, acts_itself):
+    class Noisy(Clock):
+        """Draws from NumPy's global generator; its action space is that of all of them."""
+
+        def __init__(self):
+            super().__init__(length=6)
+            self.action_space = SHARED
+
+        def _observe(self):
+            return super()._observe() + np.float32(np.random.normal())
+
+    class Explorer(plain.ACTOR_CRITICS[algorithm]):
+        """Draws from torch's, in tests too."""
+
+        def act(self, obs):
+            return super().act(obs) + 0.1 * torch.randn(1).numpy()
+
+    kwargs = dict(actor_critic=Explorer) if acts_itself else {}
+
+    def weights(num_test_episodes):
+        folder = tmp_path / str(num_test_episodes)
+        kwargs["num_test_episodes"] = num_test_episodes
+        return train(algorithm, Noisy, folder, epochs=3, **kwargs).state_dict()
+
+    assert_close(weights(0), weights(3), atol=0, rtol=0)
+
+
+SHARED = Box(-1, 1, (1,))
+
+
 # --- Actions --------------------------------------------------------------------------------------
 
 BOX = Box(np.array([-0.5, 2.0], np.float32), np.array([0.25, 30.0], np.float32))
 
 
 def _acting_at(algorithm, squashed):
-    """Returns the library's actor-critic, its policy's output biased to an end of the Box."""
+    """Returns the library's actor-critic, with a bias that moves actions to a bound of the Box."""
 
     class AtEnd(plain.ACTOR_CRITICS[algorithm].original):
         def __init__(self, observation_space, action_space):
@@ -265,6 +299,56 @@ def test_actions_of_several_axes_work(tmp_path, algorithm):
     assert made.env.actions[-1].shape == (2, 3)
 
 
+# --- Acting with the learned weights --------------------------------------------------------------
+
+
+def _acting_on(weights_of, actions):
+    """Replaces `acting_policy`: acts with the module ``weights_of(ac)`` and records the actions."""
+
+    def make(ac, rng):
+        weights = weights_of(ac)
+        policy = acting_policy(weights, rng)
+
+        def act(obs, deterministic):
+            actions.append(np.array(policy(obs, deterministic)))
+            return actions[-1]
+
+        def refresh():
+            weights.load_state_dict(ac.state_dict())
+            policy.refresh()
+
+        return ActingPolicy(act, refresh)
+
+    return make
+
+
+def _actions(algorithm, folder, monkeypatch, weights_of=copy.deepcopy, epochs=3, resume=False):
+    """Returns the actions of a run's policy, by default with a copy of the weights, as on a GPU."""
+    actions: list[np.ndarray] = []
+    maker = _acting_on(weights_of, actions)
+    monkeypatch.setattr(f"spinup.algos.{algorithm}.acting_policy", maker)
+    kwargs = dict(max_ep_len=10, checkpoint_every=0, epochs=epochs)
+    logger_kwargs = dict(output_dir=folder, resume=resume)
+    train(algorithm, "Pendulum-v1", folder, logger_kwargs=logger_kwargs, **kwargs)
+    return np.array(actions)
+
+
+@all_algorithms
+def test_a_policy_with_weights_of_its_own_gets_those_learned(tmp_path, monkeypatch, algorithm):
+    same_memory = _actions(algorithm, tmp_path / "same", monkeypatch, weights_of=lambda ac: ac)
+    assert np.array_equal(_actions(algorithm, tmp_path / "copy", monkeypatch), same_memory)
+
+
+@all_algorithms
+def test_a_resumed_run_acts_with_the_restored_weights(tmp_path, monkeypatch, algorithm):
+    whole = _actions(algorithm, tmp_path / "whole", monkeypatch)
+    _actions(algorithm, tmp_path / "parts", monkeypatch, epochs=2)
+    resumed = _actions(algorithm, tmp_path / "parts", monkeypatch, resume=True)
+    # The steps of the third epoch and of its test episode.
+    assert len(resumed) == (20 if algorithm == "ppo" else 30)
+    assert np.array_equal(resumed, whole[-len(resumed) :])
+
+
 # --- Saving ---------------------------------------------------------------------------------------
 
 
@@ -309,7 +393,7 @@ def test_a_folder_with_results_is_refused(tmp_path, algorithm):
 
 
 def _fails_after_one_good_epoch(folder, algorithm, env, message, good=None, **kwargs):
-    """Trains to an error in the second epoch; what the first one saved must be left."""
+    """Trains until an error in the second epoch; the first epoch's save must remain."""
     with pytest.raises(FloatingPointError, match=message) as failure:
         train(algorithm, Made(**env), folder / "bad", save_freq=1, **kwargs)
     status = _status(folder / "bad")
@@ -337,7 +421,7 @@ def test_nan_in_a_reward_stops_the_run(tmp_path, algorithm, rew):
 
 @all_algorithms
 def test_an_infinite_loss_stops_the_run(tmp_path, algorithm):
-    # The square of such a reward is beyond single precision.
+    # The square of this reward overflows single precision.
     env = dict(length=6, rew=lambda t: 1e25 if t > 20 else 1.0)
     message = FIRST_LOSS[algorithm] + r" is NaN or infinite \(.*\) in Clock, epoch 2 \(step 40\)"
     _fails_after_one_good_epoch(tmp_path, algorithm, env, message)
@@ -372,7 +456,7 @@ def _refuse(folder, algorithm, space, *words):
         assert word in str(refused.value)
     assert all(env.total == 0 for env in made.envs)
     assert not (folder / "pyt_save").exists()
-    # Nothing was lost, so the folder takes the next run.
+    # The folder holds no results, so another run can use it.
     train(algorithm, Made(), folder)
 
 
@@ -475,7 +559,7 @@ def test_an_unknown_device_is_refused(tmp_path, algorithm):
     assert not (tmp_path / "run").exists()
 
 
-# --- An actor-critic of the user's own ------------------------------------------------------------
+# --- A custom actor-critic ------------------------------------------------------------------------
 
 
 class _SharedTrunk(torch.nn.Module):
@@ -516,7 +600,7 @@ def test_a_users_actor_critic_acts_itself(tmp_path, algorithm):
     assert isinstance(ac, own)
     assert not any(torch.equal(value, start[key]) for key, value in ac.state_dict().items())
     assert_close(saved_model(tmp_path), dict(ac.state_dict()), atol=0, rtol=0)
-    # Two epochs of 20 steps, of which the first 5 are random off policy, and 5 steps of a test.
+    # Two epochs of 20 steps; off-policy, the first 5 are random and each epoch has 5 test steps.
     training, testing = ([20, 20], 0) if algorithm == "ppo" else ([15, 20], 5)
     has_mode = algorithm == "sac"
     assert calls == [mode for n in training for mode in [False] * n + [has_mode] * testing]

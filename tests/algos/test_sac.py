@@ -68,7 +68,7 @@ def test_temperature_loss_by_hand():
 
 
 def _reference_updates(ac, size, updates, alpha, lr, polyak, gamma=0.99):
-    """Spinning Up's updates, parameter by parameter; returns the targets and what is logged."""
+    """Does Spinning Up's updates, parameter by parameter; returns targets and logged values."""
     ac_targ = copy.deepcopy(ac)
     q_params = [*ac.q1.parameters(), *ac.q2.parameters()]
     pi_optimizer = torch.optim.Adam(ac.pi.parameters(), lr=lr)
@@ -116,7 +116,7 @@ def _reference_updates(ac, size, updates, alpha, lr, polyak, gamma=0.99):
 
 
 @pytest.mark.parametrize("alpha", [0.3, "auto"])
-def test_update_is_the_textbooks(tmp_path, monkeypatch, alpha):
+def test_update_is_the_textbooks(engine, tmp_path, monkeypatch, alpha):
     copies = []  # the targets
 
     def copy_and_keep(module):
@@ -133,7 +133,7 @@ def test_update_is_the_textbooks(tmp_path, monkeypatch, alpha):
     close = dict(atol=1e-5, rtol=1e-5)
     q_grads = torch.cat([p.grad.flatten() for p in ac.q.parameters()])
     assert_close(plain.as_plain("sac", ac).state_dict(), expected.state_dict(), **close)
-    # The policy's step left no trace in the critics' gradients.
+    # The policy step hasn't changed the critics' gradients.
     assert_close(q_grads, plain.critic_gradients(expected), **close)
     ac.q = copies[0]
     reached = plain.as_plain("sac", ac)
@@ -144,7 +144,7 @@ def test_update_is_the_textbooks(tmp_path, monkeypatch, alpha):
         assert progress[key][0] == pytest.approx(logged[key], abs=1e-4), key
 
 
-def test_a_plain_pytorch_actor_critic_trains_the_same(tmp_path):
+def test_a_plain_pytorch_actor_critic_trains_the_same(engine, tmp_path):
     own = train_on_fixed_data("sac", 31, tmp_path / "own", actor_critic=plain.Squashed)
     ac = train_on_fixed_data("sac", 31, tmp_path / "library")
     assert isinstance(own, plain.Squashed)
@@ -156,7 +156,7 @@ def test_a_plain_pytorch_actor_critic_trains_the_same(tmp_path):
 
 
 def _of_entropy(log_std_bias):
-    """Returns the library's actor-critic, its policy's log-deviation about `log_std_bias`."""
+    """Returns the library's actor-critic, with the policy's log_std at about `log_std_bias`."""
 
     class Biased(SquashedGaussianActorCritic):
         def __init__(self, observation_space, action_space):
@@ -171,11 +171,11 @@ def _of_entropy(log_std_bias):
 
 @pytest.mark.parametrize("log_std_bias, sign", [(-8.0, 1), (0.0, -1)])
 def test_temperature_moves_the_entropy_to_its_target(tmp_path, log_std_bias, sign):
-    # A deviation of e^-8 has an entropy far below -1; one of 1, squashed, is above.
+    # With deviation e^-8 the entropy is far below the target -1; with 1, squashed, it is above.
     kwargs = dict(actor_critic=_of_entropy(log_std_bias), alpha="auto", lr=1e-2)
     train("sac", lambda: Clock(length=5), tmp_path, **kwargs, epochs=3)
     alpha = read_progress(tmp_path)["Alpha"]
-    # Adam's first steps are of size lr, and the first epoch has the updates at 1, e^±lr, ...
+    # Adam's first steps have size lr: the first epoch's temperatures are 1, e^±lr, ...
     assert sign * (alpha[0] - 1) > 0
     assert sign * np.diff(alpha).min() > 0 and sign * np.diff(alpha).max() > 0
 

@@ -52,7 +52,7 @@ def test_policy_loss_by_hand():
 def _reference_updates(
     ac, size, updates, pi_lr, q_lr, polyak, target_noise, noise_clip, policy_delay, gamma=0.99
 ):
-    """Spinning Up's updates, parameter by parameter; returns the targets and the mean losses."""
+    """Does Spinning Up's updates, parameter by parameter; returns targets and mean losses."""
     low, high = torch.as_tensor(BOX.low), torch.as_tensor(BOX.high)
     ac_targ = copy.deepcopy(ac)
     q_params = [*ac.q1.parameters(), *ac.q2.parameters()]
@@ -91,9 +91,9 @@ def _reference_updates(
     return ac_targ, dict(LossPi=np.mean(losses_pi), LossQ=np.mean(losses_q))
 
 
-# 25 updates in blocks of 5: with a delay of 5 the last one is of the policy too.
+# 25 updates in blocks of 5: with a delay of 5, the last one also updates the policy.
 @pytest.mark.parametrize("policy_delay", [1, 2, 5])
-def test_update_is_the_textbooks(tmp_path, monkeypatch, policy_delay):
+def test_update_is_the_textbooks(engine, tmp_path, monkeypatch, policy_delay):
     copies = []  # the targets
 
     def copy_and_keep(module):
@@ -110,7 +110,7 @@ def test_update_is_the_textbooks(tmp_path, monkeypatch, policy_delay):
     close = dict(atol=1e-5, rtol=1e-5)
     q_grads = torch.cat([p.grad.flatten() for p in ac.q.parameters()])
     assert_close(plain.as_plain("td3", ac).state_dict(), expected.state_dict(), **close)
-    # The policy's step left no trace in the critics' gradients.
+    # The policy step hasn't changed the critics' gradients.
     assert_close(q_grads, plain.critic_gradients(expected), **close)
     ac.pi, ac.q = copies
     assert_close(plain.as_plain("td3", ac).state_dict(), targ.state_dict(), **close)
@@ -119,7 +119,7 @@ def test_update_is_the_textbooks(tmp_path, monkeypatch, policy_delay):
         assert progress[key][0] == pytest.approx(value, abs=1e-4), key
 
 
-def test_a_plain_pytorch_actor_critic_trains_the_same(tmp_path):
+def test_a_plain_pytorch_actor_critic_trains_the_same(engine, tmp_path):
     own = train_on_fixed_data("td3", 31, tmp_path / "own", actor_critic=plain.Deterministic)
     ac = train_on_fixed_data("td3", 31, tmp_path / "library")
     assert isinstance(own, plain.Deterministic)
@@ -134,7 +134,7 @@ def test_delay_counts_updates_over_the_whole_run(tmp_path, monkeypatch, update_e
     def spy(name, function):
         return lambda *args: order.append(name) or function(*args)
 
-    # As they are: a replay calls no function of the file's
+    # Without capture, since a replay doesn't call the functions of td3.py
     monkeypatch.setattr("spinup.algos.td3.capture", lambda update, device: update)
     monkeypatch.setattr("spinup.algos.td3.critic_loss", spy("q", critic_loss))
     monkeypatch.setattr("spinup.algos.td3.policy_loss", spy("pi", policy_loss))
@@ -147,7 +147,7 @@ def test_delay_counts_updates_over_the_whole_run(tmp_path, monkeypatch, update_e
         update_after=1,
         update_every=update_every,
     )
-    # Nine updates in blocks, and the policy's at every second of all.
+    # Nine critic updates in blocks; every second one of the run is followed by a policy update.
     assert order == ["q", "q", "pi"] * 4 + ["q"]
 
 
@@ -155,7 +155,7 @@ def test_delay_counts_updates_over_the_whole_run(tmp_path, monkeypatch, update_e
 
 
 class _Middle(torch.nn.Module):
-    """Always acts at the middle of `BOX`."""
+    """Always returns the midpoint of `BOX` as the action."""
 
     def __init__(self, *spaces):
         super().__init__()
@@ -172,7 +172,7 @@ def test_noise_is_in_units_of_half_the_range_and_stays_in_bounds(tmp_path):
     train("td3", made, tmp_path, steps_per_epoch=2000, act_noise=0.5, **kwargs)
     actions = np.array(made.env.actions)
     scaled = (actions - (BOX.low + BOX.high) / 2) / ((BOX.high - BOX.low) / 2)
-    # A Gaussian of deviation 0.5 exceeds the bounds with probability 4.6%, and is clipped there.
+    # A Gaussian with deviation 0.5 exceeds the bounds with probability 4.6% and is then clipped.
     at_bounds = np.isclose(abs(scaled), 1, atol=1e-6).mean(axis=0)
     assert abs(scaled).max() <= 1 + 1e-6
     assert at_bounds == pytest.approx([0.046, 0.046], abs=0.02)

@@ -1,8 +1,8 @@
-"""What `test_ranks.py` looks at: a program for two ranks, ``two_ranks.py FOLDER``.
+"""Program for two ranks, ``two_ranks.py FOLDER``, whose results `test_ranks.py` checks.
 
-Each function below trains in a folder of its own name and returns facts, which each rank leaves in
-``FOLDER/<function>/facts_<rank>.json``. One program, because starting ranks takes longer than these
-runs do.
+Each scenario function trains in the folder ``FOLDER/<function>`` and returns facts, which each rank
+writes to ``facts_<rank>.json`` in this folder. All scenarios share one program because starting
+ranks takes longer than these runs.
 """
 
 from __future__ import annotations

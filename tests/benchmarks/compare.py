@@ -2,8 +2,8 @@
 
     python compare.py ppo|sac|td3|ranks [--rounds N] [--out FILE] [options of worker.py]
 
-One process at a time, in turn (A B C A B C ...), so that a machine that slows down does so for all.
-A ratio is taken within its round; what counts is the median over the rounds.
+Runs one process at a time, in turn (A B C A B C ...), so that changes of the machine's speed affect
+all libraries. Ratios are computed within a round; the result is their median over the rounds.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from spinup.version import __version__
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 REQUIREMENTS = pathlib.Path(__file__).with_name("requirements.txt")
 
-# Arguments of worker.py by name; the first is compared with the others. Stable-baselines3 and sbx
-# run SAC and TD3 in both ways to make one update per step: the faster one is the reference.
+# Arguments of worker.py by name. The first entry is compared with the others. With SAC and TD3 the
+# peers make one update after each step, or 50 after every 50 steps; the faster is the reference.
 OFF_POLICY = {
     "spinup": ["spinup"],
     "sb3": ["sb3", "--train_freq", "1"],
@@ -42,7 +42,7 @@ COMPARISONS = {
 
 
 def time_run(algo, args, ranks):
-    """Returns the environment steps per second, over all ranks, of one run in a fresh process."""
+    """Returns the environment steps per second, over all ranks, of one run in a new process."""
     command = [sys.executable, str(WORKER), algo, *args]
     if ranks > 1:
         mpiexec = os.path.join(sysconfig.get_path("scripts"), "mpiexec")
@@ -70,7 +70,7 @@ def describe_machine():
 
 
 def report(speeds):
-    """Prints each median, and the median of the per-round ratios of the first to each reference."""
+    """Prints the medians, and the median per-round ratio of the first to each reference."""
     median = {name: statistics.median(rounds) for name, rounds in speeds.items()}
     print("\nenvironment steps per second, median over rounds")
     for name in speeds:
@@ -91,7 +91,7 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__.splitlines()[2].strip())
     parser.add_argument("comparison", choices=COMPARISONS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", metavar="FILE", help="write machine and figures there, as JSON")
+    parser.add_argument("--out", metavar="FILE", help="write machine and results to FILE as JSON")
     opt, worker_options = parser.parse_known_args()
 
     machine = describe_machine()

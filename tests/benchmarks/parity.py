@@ -1,7 +1,7 @@
 """Compares what is learned with spinup's fast path and without it.
 
     python parity.py [--runs FILE] [--jobs N] [--hours H] [--algos A ...] [--envs E ...]
-    python parity.py --table [--runs FILE]
+    python parity.py --table [--runs FILE] [--page FILE]
 
 Each run trains in a process of its own, on one thread. ``fast`` is what users get; ``plain`` has
 ``SPINUP_FAST=0``, so that PyTorch computes everything and no update is captured. A row goes into
@@ -10,7 +10,8 @@ FILE at each run's end, and a command that is given again does what is left.
 A row holds the mean return of the last five epochs (test episodes for SAC and TD3, training
 episodes for PPO), quantiles of the absolute pre-activations of the policy's output layer over the
 observations of an episode, and the root mean square of that layer's weights: a policy that has
-saturated shows there before it shows in the returns.
+saturated shows there before it shows in the returns. ``--page`` puts the table into a page, where
+the last one stands.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -131,15 +133,17 @@ def measure(opt):
 
 
 def table(path):
-    """Prints the comparison, a row for each algorithm and environment."""
+    """Returns the comparison, a row for each algorithm and environment."""
     import numpy as np
 
     groups = collections.defaultdict(list)
     for row in read(path).values():
         groups[row["algo"], row["env"], row["steps"], row["side"]].append(row)
-    print("| | steps | seeds | return: fast | return: plain | fast: 50%, 99%, most | plain |")
-    print("|---|---|---|---|---|---|---|")
-    for algo, env_id, steps in dict.fromkeys(key[:3] for key in groups):
+    lines = ["| | steps | seeds | return: fast | return: plain | fast: 50%, 99%, most | plain |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    order = {name: i for i, name in enumerate([*STEPS, *ENVS])}
+    kinds = sorted({key[:3] for key in groups}, key=lambda k: (order[k[0]], order.get(k[1], 99), k))
+    for algo, env_id, steps in kinds:
         returns, sizes, seeds = {}, {}, {}
         for side in ("fast", "plain"):
             rows = groups[algo, env_id, steps, side]
@@ -157,10 +161,22 @@ def table(path):
             if len(set(seeds.values())) == 1
             else f"{seeds['fast']}, {seeds['plain']}"
         )
-        print(
+        lines.append(
             f"| {algo.upper()}, {env_id} | {int(steps):,} | {count} | {returns['fast']} | "
             f"{returns['plain']} | {sizes['fast']} | {sizes['plain']} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def put_into(page, text):
+    """Replaces the table of a page, which begins with the same heading, by another."""
+    heading = re.escape(text.splitlines()[0])
+    content, count = re.subn(
+        rf"^{heading}\n(\|.*\n)*", lambda _: text, page.read_text(), flags=re.M
+    )
+    if count != 1:
+        sys.exit(f"{page} has {count} tables that begin with {text.splitlines()[0]}")
+    page.write_text(content)
 
 
 def main():
@@ -173,13 +189,16 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--hours", type=float, default=12, help="no run begins after that")
     parser.add_argument("--table", action="store_true", help="print the table of what there is")
+    parser.add_argument("--page", type=pathlib.Path, help="put the table into this page")
     parser.add_argument("--train", nargs=4, help=argparse.SUPPRESS)
     opt = parser.parse_args()
     if opt.train:
         algo, env_id, steps, seed = opt.train
         train(algo, env_id, int(steps), int(seed))
+    elif opt.page:
+        put_into(opt.page, table(opt.runs))
     elif opt.table:
-        table(opt.runs)
+        print(table(opt.runs), end="")
     else:
         measure(opt)
 

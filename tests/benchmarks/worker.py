@@ -2,10 +2,10 @@
 
     python worker.py ppo|sac|td3 spinup|sb3|sbx [options]
 
-compare.py starts one of these at a time, each in a fresh process with one thread. The clock sits in
-a wrapper round the environment, the same for every library: it is read as the environment is asked
-for its next step, so the interval holds whole cycles of acting, storing and updating, and no
-library is changed to be timed. Under mpiexec each rank times its own share of the steps.
+compare.py starts one worker at a time, in a new process with one thread. A wrapper around the
+environment, the same for every library, reads the clock when a step begins, so that the interval
+contains whole cycles of acting, storing and updating, and no library is changed. Under mpiexec each
+rank times its own share of the steps.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 
 RANK, RANKS = int(os.environ.get("PMI_RANK", 0)), int(os.environ.get("PMI_SIZE", 1))
-# One thread on one core for every library alike, before anything that makes threads is imported.
+# One thread on one core for every library, set before the imports that create threads.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 os.environ.update(NPROC="1", JAX_PLATFORMS="cpu")
@@ -31,16 +31,16 @@ import torch  # noqa: E402
 
 EPOCH = 4000  # environment steps, over all ranks
 WARM_UP = 1000  # random steps before the first update of SAC and TD3
-CYCLE = 50  # environment steps, then as many updates: how spinup does it by default
-FOREVER = 10**9  # steps: it is the stopwatch that ends a run
+CYCLE = 50  # environment steps, followed by as many updates: spinup's default
+FOREVER = 10**9  # steps: the stopwatch ends the run
 
 
 class TimeIsUp(Exception):
-    """Ends a run from inside once the timed interval is over."""
+    """Raised in a step to end a run when the timed interval is over."""
 
 
 class Stopwatch(gym.Wrapper):
-    """Times the steps after `start`, up to the first multiple of `every` that meets both minima."""
+    """Times the steps from `start` on, until both minima are met at a multiple of `every`."""
 
     def __init__(self, env, start, every, min_steps, min_seconds):
         super().__init__(env)
@@ -59,7 +59,7 @@ class Stopwatch(gym.Wrapper):
             self.start, self.t0 = self.count, now
         elif self.count - self.start >= self.min_steps and now - self.t0 >= self.min_seconds:
             self.steps, self.t1 = self.count - self.start, now
-            if RANKS == 1:  # several ranks end by themselves, an epoch later
+            if RANKS == 1:  # with several ranks, training ends one epoch later
                 raise TimeIsUp
 
 
@@ -78,7 +78,7 @@ def train_spinup(algo, env_fn, opt):
 
 
 def train_peer(algo, env_fn, opt):
-    """Trains with stable-baselines3 or sbx: same arguments, and same defaults."""
+    """Trains with stable-baselines3 or sbx, which have the same arguments and defaults."""
     library = importlib.import_module({"sb3": "stable_baselines3", "sbx": "sbx"}[opt.package])
     if algo == "ppo":
         kwargs = {"n_steps": EPOCH, "batch_size": EPOCH, "n_epochs": 80, "gae_lambda": 0.97}
@@ -104,10 +104,10 @@ def main():
     parser.add_argument("algo", choices=["ppo", "sac", "td3"])
     parser.add_argument("package", choices=["spinup", "sb3", "sbx"])
     parser.add_argument("--train_freq", type=int, default=1, help="SB3, SBX: steps between updates")
-    parser.add_argument("--epochs", type=int, default=8, help="PPO: timed, after the first")
-    parser.add_argument("--updates", type=int, default=1000, help="SAC, TD3: before the clock runs")
-    parser.add_argument("--seconds", type=float, default=8, help="SAC, TD3: timed")
-    parser.add_argument("--flush_denormal", action="store_true", help="SB3: as spinup does anyway")
+    parser.add_argument("--epochs", type=int, default=8, help="PPO: timed epochs, after the first")
+    parser.add_argument("--updates", type=int, default=1000, help="SAC, TD3: updates before timing")
+    parser.add_argument("--seconds", type=float, default=8, help="SAC, TD3: timed seconds")
+    parser.add_argument("--flush_denormal", action="store_true", help="SB3: set it, as in spinup")
     opt = parser.parse_args()
 
     torch.set_num_threads(1)

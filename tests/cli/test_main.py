@@ -226,9 +226,11 @@ def test_a_folder_with_results_is_named_with_the_remedy(here, capsys):
 
 
 def test_tensorboard_that_is_not_installed(capsys, monkeypatch):
-    real = spinup.run.importlib.util.find_spec
+    real = spinup.cli.main.importlib.util.find_spec
     monkeypatch.setattr(
-        spinup.run.importlib.util, "find_spec", lambda n: None if n == "tensorboard" else real(n)
+        spinup.cli.main.importlib.util,
+        "find_spec",
+        lambda n: None if n == "tensorboard" else real(n),
     )
     status, _, err = run(f"{QUICK} --tensorboard", capsys)
     assert (status, "pip install 'spinup[tensorboard]'" in err) == (2, True)
@@ -262,7 +264,7 @@ def test_ctrl_c_gives_status_130(here):
     line = f"{sys.executable} -m spinup.run ppo --env CartPole-v1 --epochs 100000"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(line.split(), env=env, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not list(here.glob("data/*/*/progress.txt")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)

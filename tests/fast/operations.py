@@ -1,3 +1,4 @@
+# ruff: noqa: E501, B008 (tables of operations)
 """A broad list of PyTorch's operations, each of a matrix `x` with a gradient, and `y` without."""
 
 import torch

@@ -14,9 +14,9 @@ from spinup.utils.nets import SquashedGaussianActor, mlp
 IDENTITY, RELU, TANH = 0, 1, 2
 
 needs_kernels = pytest.mark.skipif(
-    kernels._kernels is None, reason="spinup was installed without its compiled functions"
+    kernels._kernels is None, reason="there are no compiled functions here"
 )
-pytestmark = [needs_kernels, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -29,9 +29,25 @@ def one_thread():
 
 @pytest.fixture(params=[False, True], ids=["avx2", "avx512"])
 def vectors(request):
+    if kernels._kernels is None:
+        pytest.skip("there are no compiled functions here")
     if kernels._kernels.use_avx512(request.param) != request.param:
         pytest.skip("this CPU has no AVX-512")
     yield
+    kernels._kernels.use_avx512(True)
+
+
+@pytest.fixture(params=["avx2", "avx512", "torch"])
+def network_class(request):
+    """What evaluates networks: `CompiledMLP` by vectors of either length, or `TorchMLP`."""
+    if request.param == "torch":
+        yield TorchMLP
+        return
+    if kernels._kernels is None:
+        pytest.skip("there are no compiled functions here")
+    if kernels._kernels.use_avx512(request.param == "avx512") != (request.param == "avx512"):
+        pytest.skip("this CPU has no AVX-512")
+    yield CompiledMLP
     kernels._kernels.use_avx512(True)
 
 
@@ -65,23 +81,23 @@ def double(tensors):
     ],
 )
 @pytest.mark.parametrize("rows", [1, 6, 14, 15, 100, 1100])
-def test_networks_are_pytorchs(sizes, activations, rows, stack, vectors):
+def test_networks_are_pytorchs(sizes, activations, rows, stack, network_class):
     params = network(sizes, stack)
     whole = torch.randn(rows, sizes[0] + 3)
     split = sizes[0] // 2
     inputs = [whole[:, :split], whole[:, split : sizes[0]]][split == 0 :]  # views, rows apart
-    result, saved = CompiledMLP.forward(inputs, params, tuple(activations))
+    result, saved = network_class.forward(inputs, params, tuple(activations))
     expected, expected_saved = TorchMLP.forward(double(inputs), double(params), activations)
     torch.testing.assert_close(result, expected.float(), rtol=1e-5, atol=1e-5)
     assert torch.equal(
-        CompiledMLP.forward(inputs, params, tuple(activations), keep=False)[0], result
+        network_class.forward(inputs, params, tuple(activations), keep=False)[0], result
     )
 
     grad = torch.randn_like(result)
     columns = [slice(0, sizes[0]), slice(sizes[0] - 1, sizes[0])]
     param_grads = [torch.ones_like(p) for p in params]  # they are added to
     expected_grads = double(param_grads)
-    input_grads = CompiledMLP.backward(
+    input_grads = network_class.backward(
         saved, params, tuple(activations), grad, param_grads, columns
     )
     expected_input_grads = TorchMLP.backward(
@@ -90,7 +106,7 @@ def test_networks_are_pytorchs(sizes, activations, rows, stack, vectors):
     for ours, theirs in zip(input_grads + param_grads, expected_input_grads + expected_grads):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=rows**0.5 * 2e-5)
     # Without the parameters' gradients, the inputs' are the same
-    alone = CompiledMLP.backward(saved, params, tuple(activations), grad, None, columns)
+    alone = network_class.backward(saved, params, tuple(activations), grad, None, columns)
     for ours, theirs in zip(alone, input_grads):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -155,6 +171,7 @@ def test_rows_without_a_gradient_have_none(vectors):
     assert (ours[[0, 1, 49]] != 0).any(1).all()
 
 
+@needs_kernels
 def test_both_lengths_of_vectors_give_the_same_bits():
     if not kernels._kernels.use_avx512(True):
         pytest.skip("this CPU has no AVX-512")
@@ -177,30 +194,31 @@ def test_a_row_does_not_depend_on_the_others(vectors):
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_tanh_to_the_last_digits(vectors):
+def test_tanh_to_the_last_digits(network_class):
     x = torch.linspace(-12, 12, 100_001)[:, None]
-    y, _ = CompiledMLP.forward([x], [torch.ones(1, 1), torch.zeros(1)], (TANH,))
+    y, _ = network_class.forward([x], [torch.ones(1, 1), torch.zeros(1)], (TANH,))
     exact = x.double().tanh()
     assert ((y - exact).abs() <= 4e-7 * exact.abs() + 1e-12).all()
 
 
 @pytest.mark.parametrize("activation", [IDENTITY, RELU, TANH])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_hidden(bad, activation, vectors):
+def test_what_is_not_finite_is_not_hidden(bad, activation, network_class):
     params = network([4, 20, 20, 1])
     x = torch.randn(30, 4)
     x[3, 2] = bad
-    ours, _ = CompiledMLP.forward([x], params, (activation, activation, IDENTITY))
+    ours, _ = network_class.forward([x], params, (activation, activation, IDENTITY))
     theirs, _ = TorchMLP.forward([x], params, (activation, activation, IDENTITY))
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     params[2][5, 5] = bad
-    ours, saved = CompiledMLP.forward([torch.ones(30, 4)], params, (RELU, RELU, IDENTITY))
-    (grad,) = CompiledMLP.backward(
+    ours, saved = network_class.forward([torch.ones(30, 4)], params, (RELU, RELU, IDENTITY))
+    (grad,) = network_class.backward(
         saved, params, (RELU, RELU, IDENTITY), torch.full((30, 1), bad), None, [slice(0, 4)]
     )
     assert not grad.isfinite().all()
 
 
+@needs_kernels
 def test_who_evaluates_what():
     x, params = torch.zeros(2, 3), network([3, 4, 1])
     assert mlp_engine([x], params) is CompiledMLP
@@ -220,17 +238,17 @@ def test_who_evaluates_what():
 
 
 @pytest.mark.parametrize("inputs", [(100, 400), (100, 3)])
-def test_a_wrong_width_is_pytorchs_error(inputs):
+def test_a_wrong_width_is_pytorchs_error(engine, inputs):
     with pytest.raises(RuntimeError, match=r"shape|size"), torch.no_grad():
         mlp([4, 8, 2], nn.ReLU)(torch.zeros(*inputs))
 
 
-def test_rows_that_differ_are_pytorchs_error():
+def test_rows_that_differ_are_pytorchs_error(engine):
     with pytest.raises(RuntimeError, match="size"):
         mlp([5, 8, 2], nn.ReLU, num_stacked=2)(torch.zeros(100, 4), torch.zeros(1, 1))
 
 
-def test_another_default_dtype_changes_nothing():
+def test_another_default_dtype_changes_nothing(engine):
     net, x = mlp([4, 8, 2], nn.ReLU), torch.randn(5, 4)
     expected = net(x)
     torch.set_default_dtype(torch.float64)
@@ -241,13 +259,14 @@ def test_another_default_dtype_changes_nothing():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tracing_is_pytorchs():
+def test_tracing_is_pytorchs(engine):
     net, x = mlp([4, 8, 2], nn.ReLU), torch.randn(5, 4)
     with torch.no_grad():
         traced = torch.jit.trace(net, x)
         torch.testing.assert_close(traced(x + 1), net(x + 1))
 
 
+@needs_kernels
 def test_without_them_pytorch_does_the_work(monkeypatch):
     net, x = mlp([3, 16, 2], nn.ReLU), torch.randn(5, 3)
     compiled = net(x)
@@ -257,12 +276,14 @@ def test_without_them_pytorch_does_the_work(monkeypatch):
     torch.testing.assert_close(net(x), compiled)
 
 
+@needs_kernels
 def test_they_can_be_switched_off(run_python):
     code = "from spinup.fast import kernels; print(kernels.compiled())"
     assert run_python(["-c", code]).stdout.strip() in ("avx2", "avx512")
     assert run_python(["-c", code], env={"SPINUP_COMPILED": "0"}).stdout.strip() == "None"
 
 
+@needs_kernels
 def test_wrong_arguments_are_errors_not_crashes():
     for name in ("mlp_forward", "mlp_backward", "squashed_gaussian", "adam"):
         with pytest.raises(TypeError, match="needed"):
@@ -276,7 +297,7 @@ def test_wrong_arguments_are_errors_not_crashes():
 # --- The squashed Gaussian ---
 
 
-def test_squashed_gaussian_is_pytorchs(monkeypatch):
+def test_squashed_gaussian_is_pytorchs(engine, monkeypatch):
     torch.manual_seed(0)
     space = Box(np.array([-1, -3, 0], np.float32), np.array([2, 0.5, 9], np.float32))
     pi = SquashedGaussianActor(Box(-1, 1, (4,)), space, (16,), nn.ReLU)

@@ -16,7 +16,6 @@ import spinup.cli.main
 from spinup import user_config
 from spinup.cli.flags import RUN_FLAGS
 from spinup.examples import bench_ppo_cartpole
-from spinup.launch import grid as run_utils
 from spinup.launch import processes as launch
 from spinup.launch import record as grid_record
 from spinup.launch.grid import (
@@ -380,7 +379,7 @@ def test_of_twenty_sixteen_finish_and_resume_runs_the_other_four(here, monkeypat
     monkeypatch.setattr(launch, "GRACE_SECONDS", 2)
     grid = grid_of("g", seed=list(range(20)))
     with pytest.raises(RuntimeError, match="4 of 20 experiments failed: g_s3: ValueError"):
-        grid.run(fragile, jobs=2, timeout=20)
+        grid.run(fragile, jobs=2, timeout=45)
     printed = capsys.readouterr().out
     table = printed[printed.index("16 of 20 runs finished") :]
     rows = [" ".join(line.split()) for line in table.splitlines()]
@@ -389,7 +388,7 @@ def test_of_twenty_sixteen_finish_and_resume_runs_the_other_four(here, monkeypat
         (3, "ValueError: the reward is NaN"),
         (7, "exit status 0 before the run had finished"),
         (11, "killed by signal 9 (SIGKILL)"),
-        (15, "it ran for longer than the timeout of 20 s"),
+        (15, "it ran for longer than the timeout of 45 s"),
     ]:
         assert any(row.startswith(f"g/g_s{seed} failed 1/2 100 ") for row in rows)
         assert f"g_s{seed}: {reason}" in rows
@@ -456,7 +455,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_written(here, capsys):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     holder = subprocess.Popen(
         [sys.executable, "-c", "from spinup.utils.logx import Logger; import time\n"
-         f"logger = Logger({str(folder)!r}, resume=True); print(1, flush=True); time.sleep(60)"],
+         f"logger = Logger({str(folder)!r}, resume=True); print(1, flush=True); time.sleep(600)"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -511,7 +510,7 @@ def test_gpus_are_shared_evenly(here, monkeypatch):
     def seen(seed, device, logger_kwargs):
         gpus = os.environ["CUDA_VISIBLE_DEVICES"]
         Path(logger_kwargs["output_dir"], "gpus").write_text(gpus)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         folders = Path(logger_kwargs["output_dir"]).parent
         while len(list(folders.glob("*/gpus"))) < 6 and time.monotonic() < deadline:
             time.sleep(0.05)  # all six are under way at once
@@ -621,7 +620,8 @@ PAGE = ROOT / "docs" / "running_experiments.md"
 def test_the_code_of_the_page_runs(monkeypatch):
     called = []
     monkeypatch.setattr(ExperimentGrid, "launch", lambda grid, plan: called.append(plan))
-    monkeypatch.setattr(run_utils, "call_experiment", lambda *args, **kwargs: called.append(kwargs))
+    call = "spinup.utils.run_utils.call_experiment"
+    monkeypatch.setattr(call, lambda *args, **kwargs: called.append(kwargs))
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(block, str(PAGE), "exec"), {})  # noqa: S102
     plan, kwargs = called

@@ -228,7 +228,7 @@ MAIN = """
 import sys
 from spinup import ppo
 from spinup.cli.watch import load_policy_and_env
-from tests.utils.test_loading import OwnActorCritic
+from tests.runs.test_loading import OwnActorCritic
 
 class Mine(OwnActorCritic):
     pass

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -163,6 +164,18 @@ def test_hardly_any_deviation_gives_the_mode():
     np.testing.assert_allclose(policy(obs), modes(ac, obs), rtol=1e-5)
 
 
+@pytest.mark.parametrize("log_std", [-1000.0, -20.0, -10.0])
+def test_the_least_deviation_is_the_modules(log_std):
+    ac = SquashedGaussianActorCritic(OBS, Box(-1, 1, (2,)), hidden_sizes=())
+    last = ac.pi.net[-2]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0, 0, log_std, log_std]))
+    policy = acting_policy(ac, np.random.default_rng(0))
+    acts = np.array([policy(np.zeros(4, np.float32)) for _ in range(1000)])
+    assert acts.std() == pytest.approx(math.exp(max(log_std, -20)), rel=0.1)
+
+
 @POLICIES
 def test_the_same_generator_gives_the_same_actions(kind):
     ac = make(kind)
@@ -272,6 +285,23 @@ def test_a_users_module_on_the_cpu_follows_training():
     with torch.no_grad():
         ac.pi.bias.fill_(5)
     assert policy(np.zeros(4)).item() == 5
+    policy.refresh()
+    assert policy(np.zeros(4)).item() == 5
+
+
+class Elsewhere(WithMode):
+    """Says that its parameters are on another device, as those of a network on a GPU."""
+
+    def parameters(self, recurse=True):
+        return iter([nn.Parameter(torch.empty(1, device="meta"))])
+
+
+def test_a_users_module_elsewhere_acts_by_its_copy_until_refreshed():
+    ac = Elsewhere()
+    policy = _module_policy(ac)
+    with torch.no_grad():
+        ac.pi.bias.fill_(5)
+    assert policy(np.zeros(4)).item() == 0
     policy.refresh()
     assert policy(np.zeros(4)).item() == 5
 

@@ -277,6 +277,23 @@ def test_a_replay_buffer_that_can_not_fit_is_refused(monkeypatch):
         ReplayBuffer(*spaces, 27_778, np.random.default_rng(0))
 
 
+def test_the_replay_buffers_of_all_ranks_have_to_fit(run_on_ranks, tmp_path):
+    run_on_ranks(
+        2,
+        """
+        import numpy as np
+        import pytest
+        from spinup.utils import buffers
+        from tests.utils.test_buffers import ACT, OBS
+
+        buffers.free_memory = lambda: 1e6
+        buffers.ReplayBuffer(OBS, ACT, 17_857, np.random.default_rng(0))  # 7 numbers of 4 bytes
+        with pytest.raises(ValueError, match="replay_size=35716 takes 1,000,048 bytes"):
+            buffers.ReplayBuffer(OBS, ACT, 17_858, np.random.default_rng(0))
+        """,
+    )
+
+
 @pytest.mark.parametrize(
     "limits, free",
     [

@@ -1,10 +1,11 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim import Adam
 
+from spinup.fast import kernels
 from spinup.utils import flat
 from spinup.utils.flat import flatten, flatten_each, frozen
 from spinup.utils.nets import mlp
@@ -26,7 +27,7 @@ def test_the_vector_is_the_parameters_one_after_another():
     assert isinstance(vector, nn.Parameter)
 
 
-def test_parameters_and_gradients_are_views_of_the_vectors():
+def test_parameters_and_gradients_are_views_of_the_vectors(engine):
     net = network()
     vector = flatten(net)
     with torch.no_grad():
@@ -42,7 +43,7 @@ def test_parameters_and_gradients_are_views_of_the_vectors():
     assert (vector == -1).sum() == 4
 
 
-def test_the_module_works_as_before():
+def test_the_module_works_as_before(engine):
     plain = network()
     net = copy.deepcopy(plain)
     vector = flatten(net)
@@ -54,7 +55,7 @@ def test_the_module_works_as_before():
     assert torch.equal(vector.data, expected)
 
 
-def test_gradients_add_up():
+def test_gradients_add_up(engine):
     net = network()
     vector = flatten(net)
     x = torch.randn(5, 3)
@@ -64,28 +65,37 @@ def test_gradients_add_up():
     torch.testing.assert_close(vector.grad, 2 * once)
 
 
-def test_adam_on_the_vector_is_adam_on_the_parameters():
-    plain = network()
-    net = copy.deepcopy(plain)
+def test_targets_of_a_flat_module_are_apart_from_it_and_move_as_one_vector(engine):
+    net = network(0)
+    params = flatten(net)
+    targ = copy.deepcopy(net)
+    targ_params = flatten(targ)
+    start, x = params.detach().clone(), torch.randn(5, 3)
+    with torch.no_grad():
+        params.mul_(-2)
+    assert torch.equal(targ_params, start)
+    with torch.no_grad():
+        targ_params.lerp_(params, 0.25)
+    assert torch.equal(params, -2 * start)
+
+    expected = network(0)
+    with torch.no_grad():
+        for p in expected.parameters():
+            p.copy_(0.75 * p + 0.25 * (-2 * p))
+    torch.testing.assert_close(targ(x), expected(x))
+    targ(x).sum().backward()
+    assert targ_params.grad.any()
+    assert not params.grad.any()
+
+
+def test_a_parameter_that_was_frozen_can_be_trained_later(engine):
+    net = network()
+    net[0].weight.requires_grad_(False)
     vector = flatten(net)
-    optimizers = Adam(plain.parameters(), lr=1e-2), Adam([vector], lr=1e-2, fused=True)
-    for _ in range(10):
-        x = torch.randn(5, 3)
-        for module, optimizer in zip((plain, net), optimizers):
-            optimizer.zero_grad(set_to_none=False)
-            module(x).square().mean().backward()
-            optimizer.step()
-    for p, expected in zip(net.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(p, expected)
-
-
-def test_one_lerp_is_polyak_averaging_of_each_parameter():
-    net, target = network(0), network(1)
-    expected = [0.9 * t + 0.1 * p for p, t in zip(net.parameters(), target.parameters())]
-    vector, target_vector = flatten(net), flatten(target)
-    target_vector.data.lerp_(vector.data, 0.1)
-    for p, e in zip(target.parameters(), expected, strict=True):
-        torch.testing.assert_close(p, e, check_dtype=False)
+    net[0].weight.requires_grad_(True)
+    net(torch.randn(5, 3)).sum().backward()
+    assert torch.equal(vector.grad[:12], net[0].weight.grad.flatten())
+    assert vector.grad[:12].any()
 
 
 def test_a_parameter_used_twice_is_in_the_vector_once():
@@ -106,7 +116,7 @@ def test_several_dtypes_are_an_error():
     assert flatten(net.double()).dtype == torch.double
 
 
-def test_networks_trained_apart_share_nothing():
+def test_networks_trained_apart_share_nothing(engine):
     pi, v = network(0), network(1)
     vectors = flatten_each(pi, v)
     assert [len(vector) for vector in vectors] == [26, 26]
@@ -125,7 +135,7 @@ def test_networks_trained_apart_share_nothing():
 
 @pytest.mark.parametrize("num_stacked", [None, 2])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ELU])
-def test_frozen_parameters_get_no_gradient_and_pass_it_on(num_stacked, activation):
+def test_frozen_parameters_get_no_gradient_and_pass_it_on(engine, num_stacked, activation):
     torch.manual_seed(0)
     pi, q = mlp([3, 4, 2], nn.Tanh), mlp([2, 4, 1], activation, num_stacked=num_stacked)
     pi_params, q_params = flatten_each(pi, q)
@@ -154,19 +164,95 @@ def test_what_was_frozen_before_stays_so_and_errors_thaw():
     assert [p.requires_grad for p in net.parameters()] == [False, True, True, True]
 
 
-@pytest.mark.parametrize("threads", [1, 2], ids=["compiled", "pytorch"])
+# --- Adam ---
+
+
+def textbook_adam(params, grads, lr, betas=(0.9, 0.999), eps=1e-8):
+    """Algorithm 1 of arXiv:1412.6980, in double precision; returns both moments too."""
+    m = v = np.zeros(len(params))
+    params = np.float64(params)
+    for t, grad in enumerate(grads, 1):
+        m = betas[0] * m + (1 - betas[0]) * grad
+        v = betas[1] * v + (1 - betas[1]) * grad**2
+        params = params - lr * (m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+    return params, m, v
+
+
+def gradients(size, steps):
+    """Gradients whose size differs from step to step and from parameter to parameter."""
+    rng = np.random.default_rng(0)
+    scale = 10.0 ** rng.uniform(-4, 2, size)
+    return [scale * rng.normal(size=size) * 10.0 ** (step % 3 - 1) for step in range(steps)]
+
+
+def take_steps(adam, grads):
+    for grad in grads:
+        adam.params.grad.copy_(torch.as_tensor(grad))
+        adam.step()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 60])
+@pytest.mark.parametrize("lr", [1e-3, 0.05])
+def test_adam_takes_the_papers_steps(engine, steps, lr):
+    params = flatten(network())
+    start, grads = params.detach().numpy().copy(), gradients(len(params), steps)
+    adam = flat.Adam(params, lr)
+    take_steps(adam, grads)
+
+    expected, exp_avg, exp_avg_sq = textbook_adam(start, grads, lr)
+    moved = params.detach().numpy() - start
+    np.testing.assert_allclose(moved, expected - start, rtol=1e-3, atol=1e-6)
+    state = adam.state_dict()
+    assert state["steps"] == steps
+    np.testing.assert_allclose(state["exp_avg"], exp_avg, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state["exp_avg_sq"], exp_avg_sq, rtol=1e-4, atol=1e-9)
+
+
+def test_adam_starts_with_a_step_of_the_learning_rate(engine):
+    params = nn.Parameter(torch.zeros(4))
+    params.grad = torch.tensor([2.0, -1e-3, 5e3, 0.0])
+    flat.Adam(params, 0.1).step()
+    assert params.tolist() == pytest.approx([-0.1, 0.1, -0.1, 0], rel=1e-4)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+@pytest.mark.parametrize("loads_into", ["compiled", "torch"])
+def test_adam_goes_on_from_its_state(engine, loads_into, taken, monkeypatch):
+    """The state of either engine goes on in both."""
+    params = flatten(network())
+    grads, adam = gradients(len(params), 12), flat.Adam(params, 0.05)
+    take_steps(adam, grads[:taken])
+    state = {k: copy.deepcopy(v) for k, v in adam.state_dict().items()}
+    saved = params.detach().clone()
+    restored = nn.Parameter(saved.clone())
+    restored.grad = torch.zeros_like(restored)
+    take_steps(adam, grads[taken:])
+
+    if loads_into == "torch":
+        monkeypatch.setattr(kernels, "_kernels", None)
+    elif engine == "torch":
+        monkeypatch.undo()
+    other = flat.Adam(restored, 0.05)
+    take_steps(other, [-grad for grad in grads[5:7]])  # nothing of this may be left
+    with torch.no_grad():
+        restored.copy_(saved)
+    other.load_state_dict(state)
+    take_steps(other, grads[taken:])
+    np.testing.assert_allclose(restored.detach(), params.detach(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [0, 17, -1])
-def test_adam_takes_no_step_along_a_gradient_that_is_not_finite(place, bad, threads):
-    torch.set_num_threads(threads)
+def test_adam_takes_no_step_along_a_gradient_that_is_not_finite(engine, place, bad):
     params = flatten(nn.Linear(10, 5))
     adam = flat.Adam(params, 0.1, "LossQ in Env-v0")
     params.grad.fill_(1e38)
     adam.step()
-    before = [x.clone() for x in (params, *list(adam.state_dict().values())[1:])]
+    names = ("exp_avg", "exp_avg_sq")
+    before = [x.clone() for x in (params, *[adam.state_dict()[name] for name in names])]
     params.grad[place] = bad
     with pytest.raises(FloatingPointError, match=r"gradient of LossQ in Env-v0 is NaN .* update 2"):
         adam.step()
-    after = [params, *list(adam.state_dict().values())[1:]]
+    after = [params, *[adam.state_dict()[name] for name in names]]
     assert all(torch.equal(a, b) for a, b in zip(before, after))
-    torch.set_num_threads(1)
+    assert adam.state_dict()["steps"] == 1

@@ -144,6 +144,12 @@ def test_two_ranks_average_to_the_gradient_of_one(run_on_ranks, tmp_path):
         sync_params(turned)
         mpi_avg_grads(turned)
         seen["turned"] = [turned.tolist(), turned.grad.tolist()]
+
+        # A vector of which the gradient is every other number, and a rank that has no part in it.
+        strided = torch.nn.Parameter(torch.zeros(3))
+        strided.grad = torch.full((6,), 2.0 + rank)[::2]
+        mpi_avg_grads(strided, weight=1.0 - rank)
+        seen["strided"] = strided.grad.tolist()
         json.dump(seen, open(f"rank{rank}.json", "w"))
         """,
     )
@@ -158,6 +164,7 @@ def test_two_ranks_average_to_the_gradient_of_one(run_on_ranks, tmp_path):
         for name in ("even", "uneven"):
             for grads in s[name]:
                 np.testing.assert_allclose(grads, expected.grad, rtol=1e-12)
+        assert s["strided"] == [2, 2, 2]
         assert s["turned"] == [[[0, 3], [1, 4], [2, 5]], [[0.5, 0.5]] * 3]
 
 

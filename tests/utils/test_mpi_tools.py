@@ -2,20 +2,18 @@ import json
 import os
 import sys
 import textwrap
-import time
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from spinup.launch.mpiexec import launch_command
 from spinup.utils import mpi_tools
 from spinup.utils.mpi_tools import (
     allreduce,
     barrier,
     broadcast,
-    launch_command,
     mpi_avg,
     mpi_fork,
     mpi_op,
@@ -26,44 +24,8 @@ from spinup.utils.mpi_tools import (
     proc_id,
     rank_share,
     sum_in_place,
-    usable_cores,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
-
-# Each rank leaves what it saw in a file: lines that ranks print at once get mixed.
-REPORT = """
-import json, os, sys
-from spinup.utils.mpi_tools import mpi_fork, num_procs, proc_id
-
-mpi_fork(2)
-seen = dict(
-    size=num_procs(),
-    argv=sys.argv[1:],
-    name=__name__,
-    package=__package__,
-    threads=os.environ["OMP_NUM_THREADS"],
-    warnoptions=sys.warnoptions,
-    dev_mode=sys.flags.dev_mode,
-    no_bytecode=sys.dont_write_bytecode,
-)
-with open(f"rank{proc_id()}.json", "w") as file:
-    json.dump(seen, file)
-"""
-
-
-@pytest.fixture
-def light(tmp_path):
-    """An environment in which `spinup` leaves PyTorch out, so that processes start at once."""
-    package = tmp_path / "light" / "spinup"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'spinup')!r}]\n")
-    return {"PYTHONPATH": str(package.parent)}
-
-
-def reports(folder):
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
-
+from tests.reports import REPORT, reports
 
 # --- One process ---
 
@@ -209,59 +171,10 @@ def test_two_ranks_reduce_as_numpy_does_on_all_samples(run_on_ranks, tmp_path, l
 # --- mpi_fork ---
 
 
-@pytest.mark.parametrize(
-    "words, seen",
-    [
-        (["script.py", "a", "b c", "-x"], dict(argv=["a", "b c", "-x"])),
-        (["-m", "pkg.mod", "--flag", "-m"], dict(argv=["--flag", "-m"], package="pkg")),
-        (["-c", REPORT, "a", "-c"], dict(argv=["a", "-c"])),
-        (
-            ["-u", "-W", "ignore", "-X", "dev", "script.py"],
-            dict(warnoptions=["default", "ignore"], dev_mode=True),
-        ),
-        (["-Bm", "pkg.mod", "a"], dict(argv=["a"], no_bytecode=True, package="pkg")),
-    ],
-    ids=["script", "module", "code", "options", "joined options"],
-)
-def test_fork_starts_again_what_was_started(words, seen, run_python, tmp_path, light):
-    (tmp_path / "pkg").mkdir()
-    (tmp_path / "pkg" / "__init__.py").touch()
-    (tmp_path / "pkg" / "other.py").write_text("imported = True\n")
-    (tmp_path / "pkg" / "mod.py").write_text("from .other import imported\n" + REPORT)
-    (tmp_path / "script.py").write_text(REPORT)
-    result = run_python(words, env=light)
-    assert result.returncode == 0, result.stderr
-    ranks = reports(tmp_path)
-    assert len(ranks) == 2
-    expected = dict(size=2, name="__main__", threads="1") | seen
-    for rank in ranks:
-        assert {key: rank[key] for key in expected} == expected
-
-
 @pytest.mark.parametrize("n", [1, 0])
 def test_fork_returns_where_one_rank_is_enough(n, monkeypatch):
     monkeypatch.setattr(os, "execve", lambda *args: pytest.fail("started again"))
     assert mpi_fork(n) is None
-
-
-def test_fork_is_refused_where_there_is_no_script(monkeypatch):
-    started = []
-    monkeypatch.setattr(os, "execve", lambda path, argv, env: started.append(argv))
-    monkeypatch.setattr(sys, "orig_argv", ["python", "script.py"])
-    mpi_fork(2)
-    assert started[0][-1] == "script.py"
-    with monkeypatch.context() as notebook:
-        notebook.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=object))
-        with pytest.raises(RuntimeError, match=r"notebook.*call_experiment\(\.\.\., num_cpu=n\)"):
-            mpi_fork(2)
-    with monkeypatch.context() as prompt:
-        prompt.setattr(sys, "ps1", ">>> ", raising=False)
-        with pytest.raises(RuntimeError, match="interactive session use call_experiment"):
-            mpi_fork(2)
-    monkeypatch.setattr(sys, "orig_argv", ["python"])
-    with pytest.raises(RuntimeError, match="one from a pipe can't be rerun"):
-        mpi_fork(2)
-    assert len(started) == 1
 
 
 def test_fork_under_an_outer_mpiexec_goes_on_with_its_ranks(run_on_ranks, tmp_path, light):
@@ -296,9 +209,7 @@ def test_a_rank_that_fails_ends_all(failure, message, run_python, tmp_path, ligh
         "import os, sys\nfrom spinup.utils.mpi_tools import *\nmpi_fork(2)\n"
         f"if proc_id() == 1:\n    {failure}\nmpi_sum(1)\nprint('went on')\n"
     )
-    start = time.monotonic()
-    result = run_python([str(script)], env=light, timeout=30)
-    assert time.monotonic() - start < 15
+    result = run_python([str(script)], env=light)
     assert result.returncode != 0
     assert message in result.stderr
     assert "went on" not in result.stdout
@@ -320,7 +231,6 @@ def test_a_rank_that_fails_under_a_plain_mpiexec_ends_all(run_on_ranks, tmp_path
         1,
         f"import os\ncommand = {inner}\nos.execv(command[0], command)\n",
         check=False,
-        timeout=30,
         env=light,
     )
     assert result.returncode != 0
@@ -341,25 +251,6 @@ def test_another_world_than_asked_for_is_an_error(n, world, run_on_ranks, light)
     assert "pip install --force-reinstall mpi4py mpich" in result.stderr
 
 
-def test_a_rank_starts_ranks_of_its_own(run_on_ranks, tmp_path, light):
-    (tmp_path / "inner.py").write_text(REPORT)
-    run_on_ranks(
-        2,
-        """
-        import subprocess
-        from spinup.utils.mpi_tools import barrier, launch_command, num_procs, proc_id
-
-        assert num_procs() == 2
-        if proc_id() == 0:
-            command, env = launch_command(2, ["inner.py"])
-            subprocess.run(command, env=env, check=True)
-        barrier()
-        """,
-        env=light,
-    )
-    assert [rank["size"] for rank in reports(tmp_path)] == [2, 2]
-
-
 # --- Without MPI ---
 
 
@@ -375,7 +266,8 @@ def test_one_process_needs_no_mpi4py(run_python, no_mpi4py):
     code = """
         import numpy as np
         from spinup.utils.mpi_tools import *
-        from spinup.utils.mpi_tools import barrier, launch_command, sum_in_place
+        from spinup.launch.mpiexec import launch_command
+        from spinup.utils.mpi_tools import barrier, sum_in_place
 
         mpi_fork(1)
         barrier()
@@ -418,148 +310,3 @@ def test_a_rank_whose_mpi_library_is_missing_says_so(run_python, tmp_path, light
     result = run_python(["-c", code], env=light | {"PMI_RANK": "0"})
     assert result.returncode == 1
     assert "mpi4py does not load (cannot load MPI library); install it with" in result.stderr
-
-
-def test_no_mpiexec_is_an_error(monkeypatch):
-    launch_command(2, ["script.py"])
-    monkeypatch.setattr(mpi_tools.shutil, "which", lambda *args, **kwargs: None)
-    with pytest.raises(ValueError, match="2 ranks need MPI, but mpiexec is not installed"):
-        launch_command(2, ["script.py"])
-    assert launch_command(1, ["script.py"])[0] == [sys.executable, "script.py"]
-
-
-# --- The command ---
-
-
-@pytest.mark.parametrize(
-    "words, expected",
-    [
-        (["s.py", "-m", "a"], ["-m", "mpi4py", "s.py", "-m", "a"]),
-        (["-m", "pkg.mod", "a"], ["-m", "mpi4py", "-m", "pkg.mod", "a"]),
-        (["-mpkg.mod", "a"], ["-m", "mpi4py", "-m", "pkg.mod", "a"]),
-        (["-c", "print()", "a"], ["-m", "mpi4py", "-c", "print()", "a"]),
-        (["-Bum", "pkg"], ["-Bu", "-m", "mpi4py", "-m", "pkg"]),
-        (["-u", "-OO", "s.py"], ["-u", "-OO", "-m", "mpi4py", "s.py"]),
-        (["-W", "ignore", "s.py"], ["-W", "ignore", "-m", "mpi4py", "s.py"]),
-        (["-Wignore::m", "s.py"], ["-Wignore::m", "-m", "mpi4py", "s.py"]),
-        (["-uX", "dev", "s.py"], ["-uX", "dev", "-m", "mpi4py", "s.py"]),
-        (["-Xfaulthandler", "-m", "p"], ["-Xfaulthandler", "-m", "mpi4py", "-m", "p"]),
-        (
-            ["--check-hash-based-pycs", "always", "s.py"],
-            ["--check-hash-based-pycs", "always", "-m", "mpi4py", "s.py"],
-        ),
-    ],
-)
-def test_the_runner_that_ends_all_ranks_goes_before_what_is_run(words, expected):
-    command, env = launch_command(2, words)
-    assert command[command.index(sys.executable) + 1 :] == expected
-    assert env["SPINUP_NUM_CPU"] == "2"
-
-
-@pytest.mark.parametrize("words", [[], ["-"], ["-u"], ["-u", "-"]])
-def test_what_has_no_file_cannot_be_launched(words):
-    with pytest.raises(RuntimeError, match="needs a script in a file"):
-        launch_command(2, words)
-
-
-@pytest.mark.parametrize("n", [0, -1, 2.0, "2", True, None])
-def test_the_number_of_ranks_is_a_positive_integer(n):
-    with pytest.raises(ValueError, match=f"must be a positive integer, not {n!r}"):
-        launch_command(n, ["script.py"])
-
-
-def test_mpich_is_told_to_fork_here_and_others_to_share_cores(monkeypatch):
-    def options(bind_to_core):
-        command = launch_command(2, ["s.py"], bind_to_core)[0]
-        return command[1 : command.index(sys.executable)]
-
-    monkeypatch.setattr(mpi_tools, "_is_hydra", lambda mpiexec: True)
-    assert options(False) == ["-launcher", "fork", "-n", "2"]
-    assert options(True) == ["-launcher", "fork", "-bind-to", "core", "-n", "2"]
-    monkeypatch.setattr(mpi_tools, "_is_hydra", lambda mpiexec: False)
-    assert options(False) == ["--oversubscribe", "-n", "2"]
-    assert options(True) == ["--oversubscribe", "--bind-to", "core", "-n", "2"]
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_what_an_outer_launcher_left_is_stripped(n, monkeypatch):
-    left = ["PMI_RANK", "PMI_FD", "PMIX_RANK", "HYDI_CONTROL_FD", "HYDRA_X", "MPI_LOCALRANKID"]
-    left += ["MPI_LOCALNRANKS", "OMPI_COMM_WORLD_RANK", "PRTE_X", "SPINUP_NUM_CPU"]
-    kept = ["MPI4PY_RC_THREADS", "SLURM_JOB_ID", "SPINUP_OTHER"]
-    for name in left + kept:
-        monkeypatch.setenv(name, "7")
-    env = launch_command(n, ["script.py"])[1]
-    assert {name for name in left if env.get(name) == "7"} == set()
-    assert {name for name in kept if env.get(name) == "7"} == set(kept)
-    assert env["PATH"] == os.environ["PATH"]
-
-
-# --- Cores ---
-
-
-def test_more_ranks_than_cores_warn_with_the_number(monkeypatch):
-    monkeypatch.setattr(mpi_tools, "usable_cores", lambda: 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        launch_command(2, ["script.py"])
-    with pytest.warns(UserWarning, match=r"3 ranks on 2 usable core\(s\)"):
-        launch_command(3, ["script.py"])
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
-def test_affinity_limits_the_usable_cores():
-    cores = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(cores)})
-        assert usable_cores() == 1
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-def test_a_quota_limits_the_usable_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(mpi_tools, "_cgroup_cores", lambda default: min(default, 3))
-    assert usable_cores() == 3
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5})
-    assert usable_cores() == 2
-
-
-@pytest.mark.parametrize(
-    "membership, files, cores",
-    [
-        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
-        ("0::/\n", {"cpu.max": "max 100000\n"}, 16),
-        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
-        ("0::/\n", {"cpu.max": "350000 100000\n"}, 3),
-        ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
-        ("0::/a/b\n", {"a/cpu.max": "600000 100000", "a/b/cpu.max": "400000 100000"}, 4),
-        ("0::/a\n", {"b/cpu.max": "200000 100000"}, 16),  # another's
-        ("0::/a\n", {"cpu.max": "nonsense"}, 16),
-        ("0::/\n", {}, 16),
-        ("", {"cpu.max": "200000 100000"}, 16),
-        (
-            "9:memory:/m\n4:cpu,cpuacct:/docker/x\n1:name=systemd:/\n",
-            {"cpu/docker/x/cpu.cfs_quota_us": "300000", "cpu/docker/x/cpu.cfs_period_us": "100000"},
-            3,
-        ),
-        # A container sees its own group as the root, whatever its path outside.
-        (
-            "4:cpu,cpuacct:/docker/x\n",
-            {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "50000\n"},
-            5,
-        ),
-        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16),
-        ("4:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 16),
-    ],
-)
-def test_the_tightest_quota_of_the_cgroups_counts(membership, files, cores, tmp_path):
-    (tmp_path / "membership").write_text(membership)
-    for name, text in files.items():
-        path = tmp_path / "root" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert mpi_tools._cgroup_cores(16, tmp_path / "root", tmp_path / "membership") == cores
-
-
-def test_a_system_without_cgroups_has_no_quota(tmp_path):
-    assert mpi_tools._cgroup_cores(16, tmp_path, tmp_path / "none") == 16
