@@ -315,11 +315,8 @@ class _Walk:
         if isinstance(x, Distribution) and _is_trusted(type(x).__module__):
             self.see_attributes(x, list(vars(x)), label)
             return
-        if _is_trusted(type(x).__module__) and type(x).__module__.split(".")[0] == "torch":
-            if isinstance(
-                x, (torch.autograd.grad_mode.no_grad, torch.autograd.grad_mode.enable_grad)
-            ):
-                return
+        if isinstance(x, (torch.no_grad, torch.enable_grad)):
+            return
         is_foreign = _root(type(x).__module__) in _TRUSTED | set(sys.stdlib_module_names)
         if not is_known and (base is not object or not in_python or is_foreign):
             raise _Uncertain(f"it uses {label}, a {type(x).__module__}.{type(x).__qualname__}")
