@@ -15,13 +15,13 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import numpy as np
 from torch import nn
 
+from spinup.fast.nodes import gradients_in_place
 from spinup.runs import interrupts
 from spinup.runs.json_values import activation_names, find_activation, import_callable
 from spinup.runs.watchdog import watchdog
 from spinup.utils.logx import Logger
-from spinup.utils.mpi_pytorch import one_thread_per_rank
+from spinup.utils.mpi_pytorch import one_thread_per_rank, same_kernels
 from spinup.utils.mpi_tools import num_procs
-from spinup.utils.nets import gradients_in_place
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,7 +41,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
         call = inspect.signature(algorithm).bind(*args, **kwargs)
         call.arguments.update(check_hyperparameters(algorithm, call.arguments))
         try:
-            with interrupts.noted(), one_thread_per_rank(), gradients_in_place():
+            with interrupts.noted(), one_thread_per_rank(), same_kernels(), gradients_in_place():
                 result = algorithm(*call.args, **call.kwargs)
             if Logger.current is not None:
                 Logger.current.close()

@@ -20,6 +20,7 @@ from torch import nn
 
 import spinup
 from spinup.fast.capture import Captured
+from spinup.fast.nodes import gradients_in_place
 
 
 def compare(make, calls=300):
@@ -415,3 +416,25 @@ def test_stored_numbers_are_each_calls_own(value, tmp_path):
     stored = np.concatenate([np.ravel(value(i)) for i in range(120)])
     np.testing.assert_array_equal(logger.epoch_dict["N"].values(), stored)
     logger.close()
+
+
+def test_gradients_in_place_are_guarded():
+    x, seen = torch.ones(3), []
+
+    def update():
+        x.add_(1)
+
+    step = Captured(update)
+    for _ in range(30):
+        step()
+    before = step.num_replays
+    with gradients_in_place():
+        step()  # is recorded again
+        seen.append(step.num_replays)
+        step()
+        step()
+    assert (
+        seen == [before]
+        and step.num_replays == before + 1
+        and torch.equal(x, torch.full((3,), 34.0))
+    )
