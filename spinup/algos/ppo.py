@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from spinup.algos import ALGORITHMS
+from spinup.fast.capture import capture
 from spinup.utils.acting import acting_policy
 from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.contract import check_actor_critic
-from spinup.utils.devices import capture, choose_device
+from spinup.utils.devices import choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
 from spinup.utils.flat import Adam, flatten_each
 from spinup.utils.logx import EpochLogger
@@ -210,6 +211,7 @@ def ppo(
         loss_pi_old, loss_v_old, _, _, entropy = compute_losses(data)
 
         # Gradient steps on the policy, until it is too far from the one that acted
+        policy_gradient.check_next()
         stop_iter = 0
         while stop_iter < train_pi_iters:
             policy_gradient()
@@ -221,6 +223,7 @@ def ppo(
             stop_iter += 1
 
         # Gradient steps on the value function
+        value_gradient.check_next()
         for _ in range(train_v_iters):
             value_gradient()
             vf_optimizer.step()

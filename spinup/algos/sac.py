@@ -33,11 +33,12 @@ import torch
 from torch import Tensor
 
 from spinup.algos import ALGORITHMS
+from spinup.fast.capture import capture
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.contract import check_actor_critic, twin_critic
-from spinup.utils.devices import capture, choose_device
+from spinup.utils.devices import choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_envs, seed_everything
 from spinup.utils.evaluation import run_test_episodes
 from spinup.utils.flat import Adam, flatten, flatten_each, frozen

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spinup import fast
 from spinup.fast import capture
 
 _kernels: Any = None
-if "0" not in (os.environ.get("SPINUP_FAST"), os.environ.get("SPINUP_COMPILED")):
+if fast.is_on() and os.environ.get("SPINUP_COMPILED") != "0":
     with contextlib.suppress(ImportError):
         from spinup.fast import _kernels  # type: ignore[attr-defined, no-redef]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import torch
 
-from spinup.fast.capture import replayed
 from spinup.utils.mpi_tools import proc_id
 
 # How launchers number the ranks of one host: MPICH, Open MPI, Slurm.
@@ -44,16 +42,6 @@ def choose_device(device: str | torch.device) -> torch.device:
     if index >= count:
         raise ValueError(f"device {str(device)!r}: there are {count} GPUs, numbered from 0")
     return torch.device("cuda", index)
-
-
-def capture(update: Callable[..., None], device: torch.device) -> Callable[..., None]:
-    """Returns a function that does what an update of networks does, as fast as the device can.
-
-    On a CPU the update is captured and replayed, see `capture.replayed`; on a GPU, and where
-    ``SPINUP_FAST=0`` switches the fast path off, it is itself.
-    """
-    is_off = os.environ.get("SPINUP_FAST") == "0"
-    return update if is_off or device.type != "cpu" else replayed(update)
 
 
 def _local_rank():

@@ -342,6 +342,7 @@ class EpochLogger(Logger):
         super().__init__(*args, **kwargs)
         self.epoch_dict: dict[str, _Samples] = defaultdict(_Samples)
 
+    @capture.capturable
     def store(self, **kwargs: Any) -> None:
         """Keeps values: scalars, arrays or tensors of any shape."""
         for key, val in kwargs.items():

@@ -81,6 +81,7 @@ def sync_params(module: torch.nn.Module | torch.nn.Parameter) -> None:
         x.data.copy_(host)
 
 
+@capture.capturable
 def mpi_avg_grads(
     module: torch.nn.Module | torch.nn.Parameter, weight: float | None = None
 ) -> None:

@@ -12,12 +12,14 @@ from torch import nn
 
 import spinup
 from spinup.fast import capture, kernels
-from spinup.fast.capture import replayed
+from spinup.fast.capture import Captured
 from spinup.fast.nodes import gradients_in_place
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.flat import Adam, flatten
 from spinup.utils.nets import mlp
 from tests.algos.envs import Clock
+from tests.fast.operations import DRAWS, all_operations
+from tests.fast.test_guards import compare
 
 
 class Learner:
@@ -64,11 +66,11 @@ def both(update=lambda learner: learner.update, calls=30, flags=lambda i: (), **
     """Returns two learners after the same updates, the second captured."""
     learners = Learner(**kwargs), Learner(**kwargs)
     with gradients_in_place():
-        for learner, wrap in zip(learners, (lambda f: f, replayed)):
+        for learner, wrap in zip(learners, (lambda f: Captured(f, False), Captured)):
             torch.manual_seed(1)
-            step = wrap(update(learner))
+            learner.step = wrap(update(learner))
             for i in range(calls):
-                step(*flags(i))
+                learner.step(*flags(i))
     return learners
 
 
@@ -88,23 +90,15 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def count(monkeypatch):
-    """Counts how often the update itself is run."""
-    counts = {"update": 0}
-    update = Learner.update
-
-    def counted(self, *flags):
-        counts["update"] += 1
-        update(self, *flags)
-
-    monkeypatch.setattr(Learner, "update", counted)
-    return counts
+def replays(calls):
+    """Returns how many of so many calls are replays: the others are compared."""
+    return calls - 25 - calls // 97
 
 
-def test_a_replay_computes_the_same(count):
-    assert_same(*both(calls=200))
-    assert count["update"] == 200 + 3
+def test_a_replay_computes_the_same():
+    plain, captured = both(calls=500)
+    assert_same(plain, captured)
+    assert captured.step.num_replays == replays(500) == 470
 
 
 @pytest.mark.parametrize(
@@ -117,28 +111,16 @@ def test_a_replay_computes_the_same(count):
     ],
     ids=["tanh", "elu", "layer-norm", "dropout"],
 )
-def test_networks_of_a_users_own(make, count):
-    assert_same(*both(calls=300, make=make))
-    assert count["update"] == 300 + 3
+def test_networks_of_a_users_own(make):
+    plain, captured = both(calls=300, make=make)
+    assert_same(plain, captured)
+    assert captured.step.num_replays == replays(300)
 
 
-def test_each_flag_has_its_own(count):
-    assert_same(*both(calls=201, flags=lambda i: (i % 3 == 0,)))
-    assert count["update"] == 201 + 6
-
-
-def test_a_number_that_changes_ends_it(monkeypatch):
-    monkeypatch.setattr(capture, "_CHECK_EVERY", 10)
-
-    def update(learner):
-        def call():
-            learner.scale = 1.0 if len(learner.losses) < 19 else 0.5
-            learner.update()
-
-        return call
-
-    with pytest.warns(UserWarning, match="slower than captured"):
-        assert_same(*both(update, calls=100))
+def test_each_flag_has_its_own():
+    plain, captured = both(calls=201, flags=lambda i: (i % 3 == 0,))
+    assert_same(plain, captured)
+    assert captured.step.num_replays == replays(67) + replays(134)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +134,9 @@ def test_a_number_that_changes_ends_it(monkeypatch):
         (lambda learner: learner.targ[learner.targ > 0].sum(), "depends on values"),
         (lambda learner: learner.targ.nonzero(), "depends on values"),
         (lambda learner: torch.masked_select(learner.targ, learner.targ > 0), "depends on values"),
-        (lambda learner: learner.net(torch.tensor([[1.0, 2, 3]])), "other memory"),
-        (lambda learner: learner.targ.add_(len(learner.losses) * 1e-9), "other numbers"),
-        (lambda learner: [learner.targ.add_(0) for _ in learner.losses], "other"),
+        (lambda learner: learner.targ.add_(len(learner.losses) * 1e-9), "it changes .*losses"),
+        (lambda learner: [learner.targ.add_(0) for _ in learner.losses], "it changes .*losses"),
+        (lambda learner: np.from_dlpack(learner.targ).sum(), "from_dlpack|reads a tensor's value"),
     ],
 )
 def test_what_can_not_be_captured_runs_as_it_is(look, reason):
@@ -180,7 +162,7 @@ def test_what_can_not_be_captured_runs_as_it_is(look, reason):
     ],
     ids=["number-double", "number-float", "strided", "layer-norm", "foreach"],
 )
-def test_more_operations(compute, count):
+def test_more_operations(compute):
     def update(learner):
         def call():
             learner.update()
@@ -189,14 +171,15 @@ def test_more_operations(compute, count):
 
         return call
 
-    assert_same(*both(update, calls=200))
-    assert count["update"] == 200 + 3
+    plain, captured = both(update, calls=200)
+    assert_same(plain, captured)
+    assert captured.step.num_replays == replays(200)
 
 
 def test_what_is_stored_may_be_strided(tmp_path):
     logger = spinup.EpochLogger(output_dir=tmp_path)
     values = torch.arange(12.0).reshape(6, 2)
-    step = replayed(lambda: logger.store(Q=values.mul_(1).t()[1]))
+    step = Captured(lambda: logger.store(Q=values.mul_(1).t()[1]))
     for i in range(6):
         values.copy_(torch.arange(12.0).reshape(6, 2) + i)
         step()
@@ -204,15 +187,16 @@ def test_what_is_stored_may_be_strided(tmp_path):
     logger.close()
 
 
-def test_a_frozen_network_of_a_users_own_is_captured(count):
+def test_a_frozen_network_of_a_users_own_is_captured():
     frozen = nn.Sequential(nn.Linear(1, 4), nn.LayerNorm(4), nn.Linear(4, 1)).requires_grad_(False)
 
     def make():
         torch.manual_seed(3)
         return nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1), Scaled(frozen))
 
-    assert_same(*both(calls=300, make=make))
-    assert count["update"] == 300 + 3
+    plain, captured = both(calls=300, make=make)
+    assert_same(plain, captured)
+    assert captured.step.num_replays == replays(300)
 
 
 class Scaled(nn.Module):
@@ -226,21 +210,213 @@ class Scaled(nn.Module):
         return x + 1e-3 * self.frozen[0](x)
 
 
-def test_distributions_that_check_their_arguments_are_captured():
-    mean, result, calls = torch.ones(3), torch.zeros(()), []
+ONE_THREAD = pytest.mark.parametrize("threads", [1], indirect=True)
+# These look at values, or have results whose shape depends on values
+NOT_CAPTURED = {"gaussian_nll-mean", "gaussian_nll-sum", "gaussian_nll-none", "x.prod", "one-hot"}
+NOT_CAPTURED |= {"sparse", "histogram", "unique"}
+
+
+def computation(compute):
+    """Returns a maker of an update that computes something of a matrix, and its gradient."""
+
+    def make():
+        x, y = torch.randn(6, 4), torch.rand(6, 4)
+        leaf = torch.zeros(6, 4, requires_grad=True)
+        leaf.grad, result = torch.zeros(6, 4), torch.zeros((), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(3)
+
+        def update():
+            leaf.grad.zero_()
+            out = compute(x + leaf, y, generator)
+            out = out[0] if isinstance(out, tuple) else out
+            if out.requires_grad:
+                out.sum().backward()
+            result.copy_(out.detach().double().sum())
+
+        def before(i):
+            x.mul_(-1.01)
+            y.add_(0.01)
+            return [result, leaf.grad, generator.get_state(), torch.get_rng_state()]
+
+        return update, before
+
+    return make
+
+
+@ONE_THREAD
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")  # of kl_div, at each call
+@pytest.mark.parametrize("name", all_operations())
+def test_operations(name, monkeypatch):
+    monkeypatch.setattr(capture, "_FIRST_CHECKS", 3)
+    compute = all_operations()[name]
+    step, messages = compare(computation(lambda x, y, g: compute(x, y)), calls=12)
+    messages = [m for m in messages if "mean" not in m]
+    assert step.num_replays == (0 if name in NOT_CAPTURED else 9)
+    assert len(messages) == (name in NOT_CAPTURED), messages
+
+
+@ONE_THREAD
+@pytest.mark.parametrize("has_generator", [False, True])
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_numbers_come_from_the_generator_that_they_should(name, has_generator, monkeypatch):
+    monkeypatch.setattr(capture, "_FIRST_CHECKS", 3)
+    draw = DRAWS[name]
+    update = computation(lambda x, y, g: draw(y, g if has_generator else None) * x.sum())
+    step, messages = compare(update, calls=12)
+    assert messages == [] and step.num_replays == 9
+
+
+NETWORKS = {
+    "batch-norm": lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 1)),
+    "convolution": lambda: nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 2), nn.Flatten()),
+    "gru": lambda: nn.GRU(4, 3),
+    "lstm": lambda: nn.LSTM(4, 3),
+    "attention": lambda: nn.TransformerEncoderLayer(4, 2, 8),
+    "spectral-norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 2)),
+    "compiled": lambda: torch.compile(nn.Linear(4, 2), backend="eager"),
+}
+
+
+@ONE_THREAD
+@pytest.mark.parametrize("name", NETWORKS)
+def test_modules_train_to_the_same_bits(name, monkeypatch):
+    monkeypatch.setattr(capture, "_FIRST_CHECKS", 3)
+
+    def make():
+        net, x = NETWORKS[name](), torch.randn(6, 4)
+        params = list(net.parameters())
+        for p in params:
+            p.grad = torch.zeros_like(p)
+
+        def update():
+            for p in params:
+                p.grad.zero_()
+            out = net(x)
+            (out[0] if isinstance(out, tuple) else out).square().mean().backward()
+            with torch.no_grad():
+                for p in params:
+                    p.sub_(p.grad, alpha=0.01)
+
+        def before(i):
+            x.mul_(-1.01)
+            net.train(i < 9)
+            return [*params, *net.buffers()]
+
+        return update, before
+
+    step, messages = compare(make, calls=15)
+    runs_as_written = name in ("lstm", "compiled")
+    assert len(messages) == runs_as_written, messages
+    assert step.num_replays == (0 if runs_as_written else 10)
+
+
+@ONE_THREAD
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (lambda i: torch.ones(2), "is not a flag"),
+        (lambda i: 0.5 - i * 1e-3, "its argument 0.5 is not a flag"),
+        (lambda i: [i], "is not a flag"),
+        (lambda i: i, "more than 8 combinations"),
+    ],
+)
+def test_flags_that_are_none_make_no_captures(flags, reason):
+    total = torch.zeros(2)
+
+    def update(flag):
+        total.add_(flag if not isinstance(flag, list) else flag[0])
+
+    step = Captured(update)
+    expected = torch.zeros(2)
+    with pytest.warns(UserWarning, match=reason) as caught:
+        for i in range(60):
+            step(flags(i))
+            expected += flags(i)[0] if isinstance(flags(i), list) else flags(i)
+    assert len(caught) == 1 and torch.equal(total, expected)
+    assert not step._captures
+
+
+@ONE_THREAD
+def test_equal_flags_of_other_types_have_their_own_captures():
+    total = torch.zeros(())
+
+    def update(flag):
+        total.add_(2 if flag is True else 1)
+
+    step = Captured(update)
+    for _ in range(40):
+        step(True)
+        step(1)
+    assert total == 120 and step.num_replays == 2 * replays(40)
+
+
+@ONE_THREAD
+def test_a_check_can_be_asked_for():
+    x, seen = torch.zeros(()), []
+
+    def note():
+        seen.append(1)
 
     def update():
-        calls.append(1)
+        x.add_(1)
+        capture.run(note)
+
+    step = Captured(update)
+    for _ in range(40):
+        step()
+    before = step.num_replays
+    step.check_next()
+    step()
+    assert step.num_replays == before
+    step()
+    assert step.num_replays == before + 1 and len(seen) == 42 == x
+    Captured(update, False).check_next()  # which runs as written anyway
+
+
+@ONE_THREAD
+def test_updates_run_as_written_where_captures_are_off(monkeypatch, recwarn):
+    assert capture.capture(lambda: None, "cpu").is_captured
+    assert not capture.capture(lambda: None, torch.device("cuda")).is_captured
+    monkeypatch.setattr(capture.fast, "_IS_ON", False)
+    step = capture.capture(lambda: torch.ones(2), "cpu")
+    assert torch.equal(step(), torch.ones(2)) and not step.is_captured and not recwarn.list
+
+
+@ONE_THREAD
+def test_an_update_in_another_is_recorded_with_it():
+    total = torch.zeros(())
+
+    def add():
+        total.add_(1)
+
+    inner = Captured(add)
+
+    def update():
+        inner()
+        total.mul_(0.5)
+
+    step, expected = Captured(update), torch.zeros(())
+    for _ in range(60):
+        step()
+        expected.add_(1).mul_(0.5)
+    assert torch.equal(total, expected) and step.num_replays == replays(60)
+    assert inner.num_replays == 0
+
+
+def test_distributions_that_check_their_arguments_are_captured():
+    mean, result = torch.ones(3), torch.zeros(())
+    torch.distributions.Distribution.set_default_validate_args(True)
+
+    def update():
         pi = torch.distributions.Normal(mean, torch.ones(3))
         result.add_(pi.log_prob(torch.zeros(3)).sum())
 
-    step = replayed(update)
-    for _ in range(5):
+    step = Captured(update)
+    for _ in range(50):
         step()
-    assert result.item() == pytest.approx(5 * 3 * -1.4189385)
-    assert len(calls) == 3
+    assert result.item() == pytest.approx(50 * 3 * -1.4189385)
+    assert step.num_replays == replays(50)
     assert torch.distributions.Distribution._validate_args
-    torch.distributions.Distribution.set_default_validate_args(True)
     with pytest.raises(ValueError, match="invalid values"):
         torch.distributions.Normal(mean, -torch.ones(3))
 
@@ -255,7 +431,7 @@ def test_functions_called_as_a_whole_may_call_others():
         calls.append("outer")
         capture.run(inner)
 
-    step = replayed(lambda: capture.run(outer))
+    step = Captured(lambda: capture.run(outer))
     for _ in range(5):
         step()
     assert calls == ["outer", "inner"] * 5
@@ -263,81 +439,92 @@ def test_functions_called_as_a_whole_may_call_others():
 
 def test_another_threads_updates_are_its_own():
     learner, other = Learner(), Learner()
-
-    def update():
+    tape = capture._Tape()
+    with tape, gradients_in_place():
         learner.update()
+        operations = len(tape.trace)
         thread = threading.Thread(target=other.update)
         thread.start()
         thread.join()
-
-    step = replayed(update)
-    for _ in range(5):
-        step()
-    assert len(learner.losses) == 5
-    assert len(other.losses) == 3  # replays don't start it
+    assert len(tape.trace) == operations > 5
+    assert len(other.losses) == 1
 
 
 def test_a_comparison_that_an_error_cut_short_is_made_up():
-    learner, fails = Learner(), [False, False, True, False, False]
+    learner, fails = Learner(), torch.zeros(())
+
+    def check():
+        if fails:
+            raise KeyError("by test")
 
     def update():
         learner.update()
-        if fails[len(learner.losses) - 1]:
-            raise KeyError("by test")
+        capture.run(check)
 
-    step = replayed(update)
-    for failing in fails:
-        if failing:
-            learner.scale = 2.0  # which the comparison would have seen
-            with pytest.raises(KeyError):
-                step()
-        elif learner.scale == 2.0 and len(learner.losses) == 3:
-            with pytest.warns(UserWarning, match="other numbers"):
-                step()
-        else:
-            step()
+    step = Captured(update)
+    for _ in range(50):
+        step()
+    assert step.num_replays == replays(50)
+    step.check_next()
+    fails.fill_(1)
+    with pytest.raises(KeyError, match="by test"):
+        step()
+    fails.fill_(0)
+    step()  # is compared: no replay
+    assert step.num_replays == replays(50)
+    step()
+    assert step.num_replays == replays(50) + 1
 
 
-def test_an_error_passes_and_ends_the_capture():
+def test_an_error_passes_and_ends_the_recording():
     learner = Learner()
 
     def update():
         learner.update()
-        if len(learner.losses) == 2:
+        if learner.scale == 0.5:
             raise FloatingPointError("by test")
 
-    step = replayed(update)
+    step = Captured(update)
     step()
+    learner.scale = 0.5
     with pytest.raises(FloatingPointError, match="by test"):
         step()
+    learner.scale = 1.0
     assert capture._tape() is None
-    for _ in range(5):
+    for _ in range(30):
         step()
-    assert len(learner.losses) == 7
+    assert len(learner.losses) == 32
+    assert step.num_replays == 7
 
 
 OFF_POLICY = dict(start_steps=50, update_after=50, update_every=25, num_test_episodes=1)
 
 
 @pytest.mark.parametrize(
-    "algorithm, actions, kwargs",
+    "algorithm, actions, kwargs, num_replays",
     [
-        ("ppo", Box(-1, 1, (2,)), dict(target_kl=math.inf)),
-        ("ppo", Discrete(3), dict(pi_lr=0.01)),
-        ("sac", Box(-1, 1, (2,)), OFF_POLICY),
-        ("sac", Box(-1, 1, (2,)), OFF_POLICY | dict(alpha="auto")),
-        ("td3", Box(-1, 1, (2,)), OFF_POLICY),
+        ("ppo", Box(-1, 1, (2,)), dict(target_kl=math.inf), [211, 211]),
+        ("ppo", Discrete(3), dict(pi_lr=0.01), [0, 211]),
+        ("sac", Box(-1, 1, (2,)), OFF_POLICY, [248]),
+        ("sac", Box(-1, 1, (2,)), OFF_POLICY | dict(alpha="auto"), [248]),
+        ("td3", Box(-1, 1, (2,)), OFF_POLICY, [223]),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_algorithms_train_to_the_same_bits(
-    algorithm, actions, kwargs, tmp_path, monkeypatch, threads
+    algorithm, actions, kwargs, num_replays, tmp_path, monkeypatch, threads
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-    rows = []
+    rows, updates = [], []
+
+    def keep(update, device):
+        updates.append(capture.capture(update, device))
+        return updates[-1]
+
+    monkeypatch.setattr(f"spinup.algos.{algorithm}.capture", keep)
     for name in ("captured", "plain"):
         if name == "plain":
-            monkeypatch.setattr(f"spinup.algos.{algorithm}.capture", lambda update, device: update)
+            monkeypatch.setattr(capture.fast, "_IS_ON", False)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # none says that it wasn't captured
             ac = getattr(spinup, algorithm)(
@@ -352,16 +539,19 @@ def test_algorithms_train_to_the_same_bits(
         rows[-1].append([p.tolist() for p in ac.parameters()])
     assert rows[0] == rows[1]
     assert len(rows[0]) == 5
+    captured, plain = updates[: len(updates) // 2], updates[len(updates) // 2 :]
+    assert [u.num_replays for u in captured] == num_replays
+    assert all(u.is_captured for u in captured) and not any(u.is_captured for u in plain)
 
 
 def test_replays_use_the_compiled_functions(threads, monkeypatch):
     if threads == 2 or kernels._kernels is None:
         pytest.skip("PyTorch does the work")
     learner = Learner()
-    step = replayed(learner.update)
+    step = Captured(learner.update)
     with gradients_in_place():
-        for _ in range(4):
+        for _ in range(26):
             step()
     monkeypatch.setattr(torch.nn.Module, "__call__", None)  # no network is called any more
     step()
-    assert len(learner.losses) == 5
+    assert len(learner.losses) == 27

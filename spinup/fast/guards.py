@@ -1,0 +1,565 @@
+"""What a captured update reads from Python, and whether that has changed.
+
+A replay doesn't run the update's Python code, so everything that this code reads must be as it was
+at the recording: numbers and flags by value, tensors and modules by identity and place. `Guards`
+finds it by walking the code of the update and of all functions that it can reach, through closures,
+globals, attributes and containers, and compares it within microseconds. Code whose behavior depends
+on something that can't be compared (a random number, the time, an iterator) is refused by name.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import enum
+import functools
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from operator import attrgetter, getitem, is_
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+# Modules whose functions depend on their arguments alone, or on tensors, which a recording sees
+_TRUSTED = {"torch", "numpy", "math", "cmath", "operator", "functools", "itertools", "collections"}
+_TRUSTED |= {"contextlib", "copy", "dataclasses", "enum", "typing", "types", "abc", "numbers"}
+_TRUSTED |= {"_operator", "_functools", "_collections", "_collections_abc", "builtins"}
+# Functions of the library that give the same at each call
+_TRUSTED_FUNCTIONS = {
+    f"spinup.utils.mpi_tools.{name}" for name in ("num_procs", "proc_id", "rank_share")
+} | {"spinup.runs.watchdog.still_alive"}
+# Parts of them that look beyond their arguments, or compute past PyTorch's dispatcher
+_DISTRUSTED = ("numpy.random", "torch.utils.data", "torch._dynamo", "torch.compiler")
+_DISTRUSTED_BUILTINS = {print, input, open, eval, exec, compile, __import__, globals, locals, id}
+_DISTRUSTED_NAMES = {"manual_seed", "set_rng_state", "get_rng_state", "set_state", "get_state"}
+_DISTRUSTED_NAMES |= {"fork_rng", "initial_seed", "set_default_dtype", "set_num_threads"}
+_DISTRUSTED_NAMES |= {"data_ptr", "untyped_storage", "set_flush_denormal", "from_dlpack"}
+# With one of these, code can read an attribute that it doesn't name
+_REFLECTION = {"getattr", "setattr", "hasattr", "delattr", "vars", "attrgetter", "__dict__"}
+
+_ATOMS: tuple[type, ...] = (
+    *(int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented)),
+    *(range, slice, np.generic, np.dtype, enum.Enum, torch.dtype, torch.device, torch.Size),
+    *(torch.layout, torch.memory_format, torch.Generator),
+)
+_BUILTINS: tuple[type, ...] = (
+    *(types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType),
+    *(types.MethodWrapperType, types.ClassMethodDescriptorType, np.ufunc),
+)
+_ARRAY_FORM = {"shape", "dtype", "ndim", "size", "strides", "itemsize", "nbytes"}
+_MODULE_PARTS = (
+    *("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"),
+    *("_backward_hooks", "_backward_pre_hooks"),
+)
+# Special methods that no operation of an update calls
+_NOT_CALLED = {"__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__"}
+_NOT_CALLED |= {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__class_getitem__"}
+
+_LARGEST_ARRAY = 64  # elements that are compared at each call
+_MOST_READS = 3000
+_HEAP_TYPE = 1 << 9
+_MISSING, _UNKNOWN = object(), object()  # the latter: made by a call of the update alone
+
+_content = attrgetter("cell_contents")
+_form = attrgetter("shape", "dtype", "requires_grad")
+_grad = attrgetter("grad")
+_pointer = Tensor.data_ptr
+
+
+class Guards:
+    """What an update reads from Python, as it is when this is made.
+
+    Args:
+        update: the update.
+        skip: code of functions that every replay calls again, which need no guard.
+
+    Attributes:
+        obstacle: why it can't be compared with certainty, or None.
+    """
+
+    def __init__(self, update: Callable[..., Any], skip: set[types.CodeType]):
+        self.obstacle: str | None = None
+        walk = _Walk(skip)
+        try:
+            walk.run(update)
+            self._tensors = [x for x, _ in walk.tensors.values()]
+            self._sized = [x for x, _ in walk.sized.values()]
+            self._sets = [x for x, _ in walk.sets.values()]
+            self._arrays = [x for x, _ in walk.arrays.values()]
+            self._named = [
+                [label for _, label in kind.values()]
+                for kind in (walk.sized, walk.tensors, walk.tensors, walk.arrays, walk.sets)
+            ]
+            self._reads = [
+                _Reads(_content, [(cell,) for cell, _ in walk.cells.values()], walk.cells),
+                _Reads(getitem, [place for place, _ in walk.items.values()], walk.items),
+                _Reads(getattr, [place for place, _ in walk.slots.values()], walk.slots),
+                _Reads(_grad, [(x,) for x in self._tensors], walk.tensors),
+            ]
+            self._states = self._read_states()
+        except _Uncertain as error:
+            self.obstacle = str(error)
+        except Exception as error:  # noqa: BLE001 (of an object with a behavior of its own)
+            self.obstacle = f"its code can't be analyzed ({type(error).__name__}: {error})"
+
+    def hold(self) -> bool:
+        """Returns True if everything is as it was."""
+        try:
+            return all(reads.hold() for reads in self._reads) and (
+                self._read_states() == self._states
+            )
+        except (LookupError, ValueError, AttributeError, RuntimeError):
+            return False
+
+    def change(self) -> str | None:
+        """Returns the name of a value that has changed, or None where all are equal."""
+        for reads in self._reads:
+            label = reads.change()
+            if label is not None:
+                return label
+        now = self._read_states()
+        for before, after, labels in zip(self._states, now, self._named):
+            for x, y, label in zip(before, after, labels, strict=True):
+                if x != y:
+                    return label
+        return None if now == self._states else "a global setting of PyTorch"
+
+    def _read_states(self):
+        return (
+            list(map(len, self._sized)),
+            list(map(_pointer, self._tensors)),
+            list(map(_form, self._tensors)),
+            list(map(_array_state, self._arrays)),
+            list(map(frozenset, self._sets)),
+            _settings(),
+        )
+
+
+class _Reads:
+    """Values that are read in one way: at each call they must be the same objects."""
+
+    def __init__(self, read, places, labeled):
+        self.read, self.places = read, places
+        self.columns = list(zip(*places))
+        self.labels = [label for _, label in labeled.values()]
+        self.values = [read(*place) for place in places]
+
+    def hold(self):
+        return all(map(is_, map(self.read, *self.columns), self.values)) if self.columns else True
+
+    def change(self):
+        """Returns the first one's name whose value differs; equal numbers aren't a change."""
+        for i, (place, before) in enumerate(zip(self.places, self.values)):
+            try:
+                now = self.read(*place)
+            except (LookupError, ValueError, AttributeError):
+                return self.labels[i]
+            if now is not before:
+                if type(now) is not type(before) or not _is_equal(now, before):
+                    return self.labels[i]
+                self.values[i] = now
+        return None
+
+
+def _is_equal(x, y):
+    """Returns True for equal numbers, strings and tuples of them."""
+    if isinstance(x, tuple):
+        return len(x) == len(y) and all(
+            type(a) is type(b) and _is_equal(a, b) for a, b in zip(x, y)
+        )
+    return isinstance(x, _ATOMS) and not isinstance(x, torch.Generator) and repr(x) == repr(y)
+
+
+def _array_state(x):
+    return x.ctypes.data, x.shape, x.dtype, x.tobytes()
+
+
+def _settings():
+    return (
+        getattr(sys.modules.get("spinup.fast.nodes"), "_adds_in_place", None),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_anomaly_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.is_autocast_enabled("cpu"),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+    )
+
+
+class _Uncertain(Exception):
+    """Why it can't be known what code depends on."""
+
+
+class _Walk:
+    """Finds all that code can read. Each kind is a dict from an identity to (object, name)."""
+
+    def __init__(self, skip):
+        self.skip = skip
+        self.names: set[str] = set()  # of attributes of objects that aren't known from the code
+        self.reflects = False
+        self.reset()
+
+    def reset(self):
+        self.cells: dict[Any, Any] = {}
+        self.items: dict[Any, Any] = {}
+        self.slots: dict[Any, Any] = {}
+        self.sized: dict[Any, Any] = {}
+        self.sets: dict[Any, Any] = {}
+        self.arrays: dict[Any, Any] = {}
+        self.tensors: dict[Any, Any] = {}
+        self.seen: dict[Any, Any] = {}
+        self.first_labels: dict[int, str] = {}
+        self.kept: list[Any] = []  # so that no identity is used twice
+
+    def run(self, update):
+        known = None
+        while known != (len(self.names), self.reflects):  # what is found late may concern the first
+            known = len(self.names), self.reflects
+            self.reset()
+            self.see(update, getattr(update, "__qualname__", "the update"))
+
+    def is_new(self, *key):
+        """Returns True at the first visit of something, and keeps it alive."""
+        self.kept.append(key)
+        if len(self.seen) > 10 * _MOST_READS or len(self.items) > _MOST_READS:
+            raise _Uncertain("it depends on too many values to compare them at each call")
+        key = tuple(map(id, key))
+        return key not in self.seen and self.seen.setdefault(key, True)
+
+    # --- Objects ---
+
+    def see(self, x, label):
+        """Visits an object that the code may use in any way."""
+        if isinstance(x, _ATOMS) or x is _UNKNOWN or not self.is_new(x):
+            return
+        kind, label = type(x), self.label(x, label)
+        if hasattr(x, "_torchdynamo_orig_callable") and not isinstance(x, type):
+            raise _Uncertain(f"{label} is compiled by torch.compile")
+        if isinstance(x, Tensor):
+            if x.layout is not torch.strided or x.device.type != "cpu":
+                raise _Uncertain(f"{label} is a tensor of another layout or device")
+            self.tensors[id(x)] = x, label
+        elif kind in (list, deque) or isinstance(x, tuple):
+            self.see_items(x, enumerate(x), label)
+        elif kind in (dict, OrderedDict):
+            self.see_items(x, x.items(), label)
+        elif kind in (set, frozenset) and all(isinstance(y, _ATOMS) for y in x):
+            self.sets[id(x)] = x, label
+        elif kind is np.ndarray:
+            if x.size > _LARGEST_ARRAY or x.dtype.hasobject:
+                raise _Uncertain(f"it reads {label}, an array too large to compare at each call")
+            self.arrays[id(x)] = x, label
+        elif isinstance(x, types.FunctionType):
+            self.see_function(x, label)
+        elif isinstance(x, types.MethodType):
+            self.see_function(x.__func__, label, x.__self__)
+        elif isinstance(x, (*_BUILTINS, type(np.sum))):
+            self.see_builtin(x, label)
+        elif isinstance(x, functools.partial):
+            self.see((x.func, x.args, x.keywords), label)
+        elif isinstance(x, (staticmethod, classmethod)):
+            self.see(x.__func__, label)
+        elif isinstance(x, type):
+            self.see_class(x, label)
+        elif isinstance(x, types.ModuleType):
+            self.see_attributes(x, () if _is_trusted(x.__name__) else self.names, label)
+        elif isinstance(x, torch.jit.ScriptModule):
+            raise _Uncertain(f"{label} is a module of TorchScript")
+        elif isinstance(x, nn.Module):
+            self.see_module(x, label)
+        elif isinstance(x, torch.optim.Optimizer):
+            self.see_items(x.param_groups, enumerate(x.param_groups), f"{label}.param_groups")
+            for i, state in enumerate(x.state.values()):
+                self.see(state, f"{label}.state[{i}]")
+            self.sized[id(x.state)] = x.state, f"{label}.state"
+        else:
+            self.see_instance(x, label)
+
+    def label(self, x, label):
+        """Returns the first name that an object had: better than `self`."""
+        if isinstance(x, _ATOMS):
+            return label
+        self.kept.append(x)
+        return self.first_labels.setdefault(id(x), label)
+
+    def see_items(self, x, items, label):
+        self.sized[id(x)] = x, label
+        for key, value in list(items):
+            name = f"{label}[{key!r}]" if isinstance(key, (int, str)) else f"an item of {label}"
+            if not isinstance(x, tuple):
+                self.items[id(x), key if isinstance(key, (int, str)) else id(key)] = (x, key), name
+            self.see(value, name)
+
+    def see_module(self, x, label):
+        for part in _MODULE_PARTS:
+            self.see(vars(x)[part], f"{label}.{part}")
+        self.attribute(x, "training", label)
+        if _is_trusted(type(x).__module__):
+            names = [k for k in vars(x) if not k.startswith("_")]
+            self.see_attributes(x, names, label)
+        else:
+            self.see_attributes(x, {"forward", *self.names}, label)
+            self.see_special_methods(x, label)
+
+    def see_instance(self, x, label):
+        base = next(b for b in type(x).__mro__ if not b.__flags__ & _HEAP_TYPE)
+        values = [v for k in type(x).__mro__ if k is not object for v in vars(k).values()]
+        in_python = not any(isinstance(v, _BUILTINS) for v in values)
+        is_known = isinstance(x, (Distribution, types.SimpleNamespace))
+        if isinstance(x, Distribution) and _is_trusted(type(x).__module__):
+            self.see_attributes(x, list(vars(x)), label)
+            return
+        if isinstance(x, (torch.no_grad, torch.enable_grad)):
+            return
+        is_foreign = _root(type(x).__module__) in _TRUSTED | set(sys.stdlib_module_names)
+        if not is_known and (base is not object or not in_python or is_foreign):
+            raise _Uncertain(f"it uses {label}, a {type(x).__module__}.{type(x).__qualname__}")
+        self.see_attributes(x, self.names, label)
+        self.see_special_methods(x, label)
+
+    def see_special_methods(self, x, label):
+        for owner in type(x).__mro__:
+            if _is_trusted(owner.__module__):
+                continue
+            for name, function in vars(owner).items():
+                is_special = name.startswith("__") and name not in _NOT_CALLED
+                if is_special and isinstance(function, types.FunctionType):
+                    self.see_function(function, f"{label}.{name}", x)
+
+    def see_class(self, x, label):
+        """Visits a class, whose methods see instances that aren't known."""
+        for owner in x.__mro__:
+            if _is_trusted(owner.__module__):
+                continue
+            if _root(owner.__module__) in sys.stdlib_module_names:
+                raise _Uncertain(f"it uses {owner.__module__}.{owner.__qualname__}")
+            for name, value in list(vars(owner).items()):
+                if isinstance(value, property):
+                    value = value.fget
+                is_method = isinstance(value, (types.FunctionType, staticmethod, classmethod))
+                if is_method and (name in self.names or name.startswith("__")):
+                    self.see(value, f"{label}.{name}")
+                elif name in self.names:
+                    self.see(self.item(vars(owner), name, f"{label}.{name}"), f"{label}.{name}")
+                elif name in ("forward", "backward"):
+                    self.see(value, f"{label}.{name}")
+
+    def see_builtin(self, x, label):
+        owner = getattr(x, "__self__", None)
+        if x in _DISTRUSTED_BUILTINS:
+            raise _Uncertain(f"it calls {x.__name__}()")
+        if owner is not None and not isinstance(owner, (types.ModuleType, type)):
+            self.see(owner, label)
+            return
+        where = x.__module__ if getattr(x, "__module__", None) else None
+        if where is None:
+            where = (
+                getattr(owner or getattr(x, "__objclass__", None), "__module__", None) or "builtins"
+            )
+        if not _is_trusted(where):
+            raise _Uncertain(f"it calls {where}.{x.__name__}()")
+
+    # --- Attributes ---
+
+    def see_attributes(self, x, names, label):
+        if names is self.names and self.reflects and hasattr(x, "__dict__"):
+            names = {*names, *vars(x)}
+        for name in sorted(names if isinstance(x, types.ModuleType) else set(names) - _NOT_CALLED):
+            value = self.attribute(x, name, label)
+            if value is not _UNKNOWN:
+                self.see(value, f"{label}.{name}")
+
+    def attribute(self, x, name, label):
+        """Guards where an attribute is read, and returns its value or `_UNKNOWN`."""
+        label = f"{label}.{name}"
+        if isinstance(x, types.ModuleType):
+            if _is_trusted(x.__name__):
+                return getattr(x, name, _UNKNOWN)
+            return self.item(vars(x), name, label)
+        if isinstance(x, enum.EnumMeta):
+            return getattr(x, name, _UNKNOWN)
+        if isinstance(x, type):
+            owner = next((k for k in x.__mro__ if name in vars(k)), None)
+            if owner is None:
+                return _UNKNOWN
+            if _is_trusted(owner.__module__):
+                return _UNKNOWN
+            return self.item(vars(owner), name, label)
+        owner = next((k for k in type(x).__mro__ if name in vars(k)), None)
+        on_class = _MISSING if owner is None else vars(owner)[name]
+        if isinstance(on_class, (property, functools.cached_property)):
+            is_cached = not isinstance(on_class, property)
+            for f in (on_class.func,) if is_cached else (on_class.fget, on_class.fset):
+                self.see_function(f, label, x)
+            if not is_cached or name not in vars(x):
+                return _UNKNOWN
+        if isinstance(on_class, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+            if name == "__dict__":
+                self.see_attributes(x, list(vars(x)), label)
+                return _UNKNOWN
+            self.slots[id(x), name] = (x, name), label
+            self.kept.append(x)
+            return getattr(x, name, _UNKNOWN)
+        homes = [getattr(x, "__dict__", {})]
+        if isinstance(x, nn.Module):
+            homes += [x._parameters, x._buffers, x._modules]
+        for home in homes:
+            if name in home:
+                return self.item(home, name, label)
+        if on_class is _MISSING:
+            if hasattr(type(x), "__getattr__"):
+                self.see(x, label.rpartition(".")[0])
+            return _UNKNOWN
+        if isinstance(on_class, types.FunctionType):
+            return types.MethodType(on_class, x)
+        if isinstance(on_class, classmethod):
+            return types.MethodType(on_class.__func__, type(x))
+        if isinstance(on_class, staticmethod):
+            return on_class.__func__
+        if _is_trusted(owner.__module__):
+            return _UNKNOWN
+        if hasattr(type(on_class), "__get__"):
+            self.see((on_class, x), label)
+            return _UNKNOWN
+        self.sized[id(homes[0])] = homes[0], label  # where it would be hidden
+        self.kept.append(homes[0])
+        return self.item(vars(owner), name, label)
+
+    def item(self, holder, key, label):
+        if key not in holder:
+            return _UNKNOWN
+        value = holder[key]
+        self.kept.append(holder)
+        name = id(holder) if isinstance(holder, dict) else label
+        is_librarys = label == key and str(holder.get("__name__", "")).startswith("spinup.utils")
+        if not isinstance(value, types.ModuleType) and not (is_librarys and callable(value)):
+            self.items[name, key] = (holder, key), label
+        return value
+
+    # --- Code ---
+
+    def see_function(self, f, label, bound=_UNKNOWN):
+        if not isinstance(f, types.FunctionType):
+            self.see(f, label)
+            self.see(bound, label.rpartition(".")[0])
+            return
+        if (
+            f"{f.__module__}.{f.__qualname__}" in _TRUSTED_FUNCTIONS
+            or f.__code__ in self.skip
+            or hasattr(f, "_is_capturable")
+        ):
+            return
+        if not self.is_new(f, bound):
+            return
+        module = f.__globals__.get("__name__", "")
+        cells = dict(zip(f.__code__.co_freevars, f.__closure__ or ()))
+        if _is_trusted(module):
+            for cell in cells.values():  # the function that a decorator holds
+                inner = getattr(cell, "cell_contents", None)
+                if isinstance(inner, types.FunctionType):
+                    self.see_function(inner, label, bound)
+                elif callable(inner) and not isinstance(inner, type):
+                    self.see(inner, label)
+            return
+        if _root(module) in sys.stdlib_module_names:
+            raise _Uncertain(f"it calls {module}.{f.__qualname__}()")
+        fast = {}
+        if bound is not _UNKNOWN and f.__code__.co_argcount:
+            fast[f.__code__.co_varnames[0]] = bound
+        if vars(f):
+            self.see_attributes(f, self.names, label)
+        for default in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
+            self.see(default, f"a default of {f.__qualname__}")
+        self.see_code(f.__code__, cells, f.__globals__, fast)
+
+    def see_code(self, code, cells, variables, fast):
+        self.reflects |= not _REFLECTION.isdisjoint(code.co_names)
+        bad = _DISTRUSTED_NAMES & set(code.co_names)
+        if bad:
+            raise _Uncertain(f"it uses {min(bad)}")
+        value, label = _UNKNOWN, ""
+        steps = list(dis.get_instructions(code))
+        for name in fast.keys() & {
+            x.argval for x in steps if "STORE" in x.opname and x.argval in fast
+        }:
+            self.see(fast.pop(name), name)  # another object takes its name
+        for step in steps:
+            name = step.argval
+            if step.opname in _OF_UNKNOWN or (step.opname in _BY_ATTRIBUTE and value is _UNKNOWN):
+                self.names.add(name)
+            elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                if type(value) is np.ndarray and name in _ARRAY_FORM:
+                    value = _UNKNOWN
+                elif isinstance(value, _PLAIN):
+                    self.see(value, label)
+                    value = _UNKNOWN
+                else:
+                    value, label = self.attribute(value, name, label), f"{label}.{name}"
+                continue
+            elif step.opname in ("STORE_ATTR", "DELETE_ATTR") and not isinstance(value, _PLAIN):
+                found = self.attribute(value, name, label)
+                if found is _UNKNOWN and hasattr(value, "__dict__"):
+                    self.sized[id(vars(value))] = vars(value), f"{label}.{name}"
+                value = _UNKNOWN
+                continue
+            if step.opname in ("CACHE", "PUSH_NULL"):
+                continue
+            if value is not _UNKNOWN:
+                self.see(value, label)
+                value = _UNKNOWN
+            if step.opname == "LOAD_CONST" or not isinstance(name, (str, tuple)):
+                continue
+            if step.opname in _BY_ATTRIBUTE | _OF_UNKNOWN:
+                continue
+            if "LOAD" in step.opname or step.opname == "IMPORT_NAME":
+                *firsts, last = name if isinstance(name, tuple) else (name,)
+                for first in firsts:
+                    self.see(self.load(step.opname, first, cells, variables, fast), str(first))
+                value = self.load(step.opname, last, cells, variables, fast)
+                label = self.label(value, str(last))
+        for const in code.co_consts:
+            if isinstance(const, types.CodeType) and const not in self.skip:
+                inner = {k: v for k, v in fast.items() if k in const.co_freevars}
+                self.see_code(const, cells, variables, inner)
+
+    def load(self, how, name, cells, variables, fast):
+        """Returns what an instruction loads, `_UNKNOWN` if only a call of the update makes it."""
+        if how.startswith("IMPORT_NAME"):
+            return sys.modules.get(name, _UNKNOWN)
+        if name in fast:
+            return fast[name]
+        if name in cells:
+            cell = cells[name]
+            try:
+                value = cell.cell_contents
+            except ValueError:  # not assigned yet
+                return _UNKNOWN
+            self.cells[id(cell)] = cell, name
+            return value
+        if how in ("LOAD_GLOBAL", "LOAD_NAME"):
+            if name in variables:
+                return self.item(variables, name, name)
+            return getattr(builtins, name, _UNKNOWN)
+        return _UNKNOWN
+
+
+_BY_ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR"}
+_OF_UNKNOWN = {"LOAD_SUPER_ATTR", "IMPORT_FROM"}
+_PLAIN = (*_ATOMS, Tensor, list, tuple, dict, set, frozenset, deque, np.ndarray)
+
+
+def _root(module):
+    return module.split(".")[0]
+
+
+def _is_trusted(module):
+    if module.startswith("spinup.fast"):
+        return True
+    return _root(module) in _TRUSTED and not module.startswith(_DISTRUSTED)

@@ -1,0 +1,440 @@
+# ruff: noqa: E501 (tables of updates)
+"""Updates that depend on more than tensors, captured against run as written: the same bits."""
+
+import collections
+import contextlib
+import dataclasses
+import enum
+import functools
+import itertools
+import random
+import re
+import time
+import types
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spinup
+from spinup.fast.capture import Captured
+from spinup.fast.nodes import gradients_in_place
+
+
+def compare(make, calls=300):
+    """Runs an update both ways, and compares all numbers after each call.
+
+    Args:
+        make: returns the update, and a function of the call's number that is called before each
+            call and returns what is to be compared after it.
+
+    Returns:
+        The captured update and its warnings.
+    """
+    histories, messages = [], []
+    for wrap in (lambda f: Captured(f, False), Captured):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        update, before = make()
+        step, history = wrap(update), []
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for i in range(calls):
+                results = before(i)
+                step()
+                history.append([torch.as_tensor(x).clone() for x in results])
+        histories.append(history)
+        messages = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    for i, (plain, captured) in enumerate(zip(*histories, strict=True)):
+        for x, y in zip(plain, captured, strict=True):
+            assert torch.equal(x.nan_to_num(), y.nan_to_num()), f"call {i}: {x} became {y}"
+    return step, messages
+
+
+class Agent:
+    """What updates of the following tests belong to."""
+
+    def __init__(self):
+        self.clip, self.n, self.scale = 0.5, 0, 1.0
+        self.x, self.total = torch.zeros(3), torch.zeros(3)
+        self.targets = torch.zeros(3)
+        self.net = nn.Linear(3, 3)
+        self.old = collections.deque([torch.ones(3)], maxlen=3)
+        self.options = {"clip": 0.5, "n": 0}
+        self.list = [0]
+
+    @property
+    def limit(self):
+        return self.clip * 2
+
+    def results(self):
+        return [self.total, self.targets]
+
+    def add(self, x):
+        self.total.add_(x)
+
+
+CLIP = 0.5
+COUNT = 0
+
+
+def by(agent_update, between=lambda agent, i: None):
+    """Returns a maker of an agent's update, and of what happens between its calls."""
+
+    def make():
+        agent = Agent()
+        agent.x.copy_(torch.arange(3.0) - 1)
+
+        def before(i):
+            agent.x.mul_(-1.01 if i % 2 else -0.99)
+            between(agent, i)
+            return agent.results()
+
+        return functools.partial(agent_update, agent), before
+
+    return make
+
+
+def anneals_global(agent, i):
+    global CLIP
+    CLIP = 0.5 - 0.05 * (i // 10 % 5)
+
+
+def rebinds_mean(agent, i):
+    if i % 50 == 49:
+        agent.targets = agent.targets * 0.5 + 1
+
+
+def swaps_net(agent, i):
+    if i == 60:
+        torch.manual_seed(5)
+        agent.net = nn.Linear(3, 3)
+
+
+def resizes(agent, i):
+    if i % 60 == 59:
+        agent.x = torch.ones(3)
+    if i % 100 == 99:
+        agent.old.append(torch.full((3,), float(i)))
+
+
+class Mode(enum.Enum):
+    FAST, SLOW = 1.0, 2.0
+
+
+def sets(name, value):
+    def set_attribute(agent, i):
+        if i % 10 == 0:
+            setattr(agent, name, value(i))
+
+    return set_attribute
+
+
+def tries(agent):
+    try:
+        scale = agent.options["scale"]
+    except KeyError:
+        scale = 3.0
+    agent.add(agent.x * scale)
+
+
+def adds_option(agent, i):
+    if i == 150:
+        agent.options["scale"] = 2.0
+
+
+# --- Changes from outside that are recorded again -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "update, between",
+    [
+        (lambda a: a.add(a.x.clamp(-a.clip, a.clip)), sets("clip", lambda i: 0.5 - i // 10 * 0.01)),
+        (lambda a: a.add(a.x.clamp(-CLIP, CLIP)), anneals_global),
+        (lambda a: a.add(a.x.clamp(max=a.limit)), sets("clip", lambda i: 0.5 - i // 60 * 0.01)),
+        (lambda a: a.add(a.x.clamp(max=a.options["clip"])),
+         lambda a, i: a.options.update(clip=0.5 - i // 40 * 0.1)),
+        (lambda a: a.add(a.x - a.targets), rebinds_mean),
+        (lambda a: a.add(a.net(a.x).detach()), swaps_net),
+        (lambda a: a.add(torch.stack([*a.old, a.x]).sum(0)), resizes),
+        (lambda a: a.add(torch.where(a.x > 0, a.scale, -1.0)),
+         sets("scale", lambda i: 1.0 + i // 50)),
+        (tries, adds_option),
+        (lambda a: a.add(a.x * getattr(a, "sca" + "le")), sets("scale", lambda i: 1.0 + i // 50)),
+        (lambda a: a.add(a.x * a.scale(2)), sets("scale", lambda i: functools.partial(pow, 1 + i // 20))),
+        (lambda a: a.add(nn.functional.dropout(a.net(a.x), 0.5, a.net.training).detach()),
+         lambda a, i: a.net.train(i // 50 % 2 == 0)),
+        (lambda a: a.add(a.x * a.scale.value), sets("scale", lambda i: list(Mode)[i // 50 % 2])),
+        (lambda a: a.add(a.x * a.scale.rate),
+         sets("scale", lambda i: types.SimpleNamespace(rate=1.0 + i // 50))),
+        (lambda a: a.add(a.net(a.x).sum() * (2 if a.net.weight.requires_grad else 1)),
+         lambda a, i: a.net.requires_grad_(False)),
+        (lambda a: a.add(a.x * float(a.scale[0])),
+         sets("scale", lambda i: np.array([1.0 + i // 50]))),
+    ],
+    ids=["attribute", "global", "property", "dict", "rebound-tensor", "module", "deque", "where", "try",
+         "getattr", "partial", "training", "enum", "namespace", "requires-grad", "array"],
+)  # fmt: skip
+def test_a_change_is_recorded_again(update, between):
+    step, messages = compare(by(update, between))
+    assert messages == [] and step.is_captured
+    assert step.num_replays > 150
+
+
+def test_a_closures_number_is_recorded_again():
+    def make():
+        clip, x, total = 0.5, torch.linspace(-1, 1, 5), torch.zeros(5)
+
+        def update():
+            total.add_(x.clamp(-clip, clip))
+
+        def before(i):
+            nonlocal clip
+            clip = 0.5 - 0.01 * (i // 10)
+            return [total]
+
+        return update, before
+
+    step, messages = compare(make, calls=500)
+    assert messages == [] and step.num_replays > 300
+
+
+def test_a_change_in_place_outside_needs_no_recording():
+    def make():
+        clip, x, total = torch.tensor(0.5), torch.linspace(-1, 1, 5), torch.zeros(5)
+
+        def update():
+            total.add_(x.minimum(clip))
+
+        return update, lambda i: [clip.mul_(0.99), total]
+
+    step, messages = compare(make)
+    assert messages == [] and step.num_replays == 300 - 25 - 3
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        torch.set_grad_enabled,
+        lambda on: torch.set_default_dtype([torch.float64, torch.float32][on]),
+    ],
+    ids=["grad", "dtype"],
+)
+def test_pytorchs_settings_are_guarded(switch):
+    def make():
+        switch(True)
+        x, total = torch.ones(3, requires_grad=True), torch.zeros(3)
+
+        def update():
+            y = x * torch.ones(3)
+            with torch.no_grad():
+                total.add_(y * (2 if y.requires_grad else 1) * (1 if y.dtype.itemsize == 4 else 3))
+
+        def before(i):
+            switch(i < 50)
+            return [total]
+
+        return update, before
+
+    try:
+        step, messages = compare(make, calls=80)
+    finally:
+        switch(True)
+    assert messages == [] and step.num_replays > 40
+
+
+# --- What runs as written -------------------------------------------------------------------------
+
+
+def counts(agent):
+    agent.n += 1
+    if agent.n % 7 == 0:
+        agent.targets.lerp_(agent.x, 0.5)
+
+
+def counts_in_dict(agent):
+    agent.options["n"] += 1
+    if agent.options["n"] % 7 == 0:
+        agent.targets.lerp_(agent.x, 0.5)
+
+
+def counts_in_list(agent):
+    agent.list[0] += 1
+    if agent.list[0] % 7 == 0:
+        agent.targets.lerp_(agent.x, 0.5)
+
+
+def counts_globally(agent):
+    global COUNT
+    COUNT += 1
+    if COUNT % 7 == 0:
+        agent.targets.lerp_(agent.x, 0.5)
+
+
+def returns_early(agent):
+    agent.list.append(1)
+    if len(agent.list) % 5:
+        return
+    agent.add(agent.x)
+
+
+def rebinds(agent):
+    agent.x = agent.x + 1
+    agent.add(agent.x)
+
+
+def normalizes(agent):
+    agent.targets = agent.targets * 0.9 + 0.1 * agent.x
+    agent.add(agent.x - agent.targets)
+
+
+def queues(agent):
+    agent.old.append(agent.x.clone())
+    agent.add(torch.stack(list(agent.old)).sum(0))
+
+
+class Schedule:
+    def __init__(self):
+        self.n = 0
+
+    def __call__(self):
+        self.n += 1
+        return 1.0 / self.n
+
+
+SCHEDULE, COUNTER, RNG = Schedule(), itertools.count(), np.random.default_rng(0)
+
+
+@contextlib.contextmanager
+def scaled(agent):
+    agent.scale *= 1.01
+    yield agent.scale
+
+
+def in_context(agent):
+    with scaled(agent) as scale:
+        agent.add(agent.x * scale)
+
+
+@dataclasses.dataclass
+class Config:
+    steps: int = 0
+
+    def next(self):
+        self.steps += 1
+        return self.steps
+
+
+CONFIG = Config()
+CACHED = functools.lru_cache(lambda x: x)
+
+
+def imports(agent):
+    from random import random as draw
+
+    agent.add(agent.x * draw())
+
+
+@pytest.mark.parametrize(
+    "update, reason",
+    [
+        (counts, "it changes .*n"),
+        (counts_in_dict, "it changes .*n"),
+        (counts_in_list, "it changes .*list"),
+        (counts_globally, "it changes COUNT"),
+        (returns_early, "it changes .*list"),
+        (rebinds, "it changes .*x"),
+        (normalizes, "it changes .*targets"),
+        (queues, "it changes .*old"),
+        (in_context, "it changes .*scale"),
+        (imports, "random"),
+        (lambda a: a.add(a.x * SCHEDULE()), "it changes SCHEDULE.n"),
+        (lambda a: a.add(a.x * CONFIG.next()), "it changes CONFIG.steps"),
+        (lambda a: a.add(a.x * next(COUNTER)), "COUNTER, a itertools.count"),
+        (lambda a: a.add(a.x * random.random()), "random"),
+        (lambda a: a.add(a.x * np.random.normal()), "random"),
+        (lambda a: a.add(a.x * RNG.normal()), "RNG.normal"),
+        (lambda a: a.add(a.x * (time.monotonic() > 0)), "time"),
+        (lambda a: a.add(a.x * CACHED(2)), "CACHED, a functools"),
+        (lambda a: print(end="") or a.add(a.x), "it calls print"),
+        (lambda a: torch.manual_seed(3) and a.add(torch.randn(3)), "manual_seed"),
+        (lambda a: a.x.sum(), "it returns a value"),
+    ],
+)
+def test_what_changes_in_python_runs_as_written(update, reason):
+    def make():
+        global COUNTER, RNG, COUNT
+        COUNTER, RNG, COUNT = itertools.count(), np.random.default_rng(0), 0
+        SCHEDULE.n = CONFIG.steps = 0
+        return by(update)()
+
+    step, messages = compare(make, calls=120)
+    assert len(messages) == 1 and not step.is_captured, messages
+    assert re.search(reason, messages[0]), messages
+
+
+def test_a_number_that_changes_at_each_call_runs_as_written():
+    update = lambda a: a.add(a.x.clamp(-a.clip, a.clip))  # noqa: E731
+    step, messages = compare(by(update, lambda a, i: setattr(a, "clip", 0.5 - i * 1e-3)))
+    assert len(messages) == 1 and "clip changes so often" in messages[0]
+    assert step.num_replays == 0
+
+
+def test_a_nonlocal_counter_runs_as_written():
+    def make():
+        n, x, targets = 0, torch.ones(3), torch.zeros(3)
+
+        def update():
+            nonlocal n
+            n += 1
+            x.add_(1)
+            if n % 7 == 0:
+                targets.lerp_(x, 0.5)
+
+        return update, lambda i: [x, targets]
+
+    _, messages = compare(make, calls=200)
+    assert len(messages) == 1 and "it changes n" in messages[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [lambda n: n, np.float64, lambda n: np.array([n, 2.0])],
+    ids=["int", "float64", "array"],
+)
+def test_stored_numbers_are_each_calls_own(value, tmp_path):
+    logger = spinup.EpochLogger(output_dir=tmp_path)
+    n = 0
+    step = Captured(lambda: logger.store(N=value(n)))
+    with pytest.warns(UserWarning, match="n changes so often"):
+        for i in range(120):
+            n = i
+            step()
+    stored = np.concatenate([np.ravel(value(i)) for i in range(120)])
+    np.testing.assert_array_equal(logger.epoch_dict["N"].values(), stored)
+    logger.close()
+
+
+def test_gradients_in_place_are_guarded():
+    x, seen = torch.ones(3), []
+
+    def update():
+        x.add_(1)
+
+    step = Captured(update)
+    for _ in range(30):
+        step()
+    before = step.num_replays
+    with gradients_in_place():
+        step()  # is recorded again
+        seen.append(step.num_replays)
+        step()
+        step()
+    assert (
+        seen == [before]
+        and step.num_replays == before + 1
+        and torch.equal(x, torch.full((3,), 34.0))
+    )
