@@ -234,7 +234,8 @@ def _checked(key, value):
         return known, State(value) if known else value
     if key in (*_NUMBERS, "updated"):
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        is_sane = is_number and -1e18 < value < 1e18 and (key == "return" or value >= 0)
+        least = {"return": -1e18, "steps_per_second": 1e-9}.get(key, 0)
+        is_sane = is_number and (value == 0 or least <= value <= 1e18)
         return is_sane or (value is None and key != "updated"), value
     return key not in ("error", "slurm_job") or value is None or isinstance(value, str), value
 
@@ -409,6 +410,7 @@ class RunFolder:
         self._began = time.time()
         self._temporary: Path | None = None
         self._config_before: dict[str, Any] = {}
+        self.path = _path_of_rank_0(path)
         if proc_id() == 0 and path is not None:
             if not (overwrite or resume):
                 _refuse_results(path)
@@ -416,7 +418,6 @@ class RunFolder:
                 raise _in_use(path)
             if self.resumes and Path(path, CHECKPOINT).is_dir():
                 self._config_before = read_config(path)
-        self.path = _path_of_rank_0(path)
 
     @property
     def is_launched(self) -> bool:
@@ -638,7 +639,8 @@ class Stage:
         """
         log = self.folder / LOG
         if self.path.exists():  # the run hasn't begun, or is a function without a Logger
-            if has_finished or not holds_results(self.folder):
+            is_taken = holds_results(self.folder) or is_locked(self.folder)
+            if has_finished or not is_taken:
                 for name in (SPEC, LOG, STATUS):
                     if (self.path / name).exists():
                         os.replace(self.path / name, self.folder / name)

@@ -19,7 +19,6 @@ import torch
 from gymnasium.spaces import Box
 
 from spinup import sac
-from spinup.runs import interrupts
 from spinup.runs.folder import read_status
 from spinup.utils import checkpoint
 from spinup.utils.buffers import ReplayBuffer
@@ -496,33 +495,6 @@ def test_a_hostile_folder_runs_nothing_and_reaches_nothing_outside(tmp_path, mon
         train("sac", tmp_path / "run", epochs=3)
     assert before == {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
     assert not (tmp_path / "PWNED").exists()
-
-
-def test_signals_are_as_before_after_a_run(tmp_path):
-    before = [signal.getsignal(number) for number in interrupts._SIGNALS]
-    train("ppo", tmp_path, epochs=1)
-    assert [signal.getsignal(number) for number in interrupts._SIGNALS] == before
-
-
-def test_a_second_ctrl_c_ends_at_once():
-    stop = interrupts.StopRequest()
-    with stop.listening():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.signal == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-
-
-def test_what_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        stop = interrupts.StopRequest()
-        with stop.listening():
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.signal == 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_users_networks_with_buffers_come_back(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import spinup
-from spinup.runs.loading import (
+from spinup.cli.policies import (
     MAKE_WRAPPED,
     CannotRebuildEnv,
     has_display,
