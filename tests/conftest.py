@@ -1,4 +1,4 @@
-"""Fixtures for Python in new processes, ranks, one thread and both engines; the `cuda` mark."""
+"""Fixtures for new processes, ranks, one thread and both engines, and the `cuda` mark."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _one_thread():
 
 @pytest.fixture(params=["compiled", "torch"])
 def engine(request, monkeypatch):
-    """Runs a test twice: networks and Adam by the compiled functions, if any, and by PyTorch."""
+    """Runs a test twice: with compiled networks and Adam, if available, and with PyTorch's."""
     if request.param == "torch":
         monkeypatch.setattr(kernels, "_kernels", None)
     elif kernels._kernels is None:
@@ -81,7 +81,7 @@ def run_on_ranks(tmp_path):
 
 @pytest.fixture
 def light(tmp_path):
-    """An environment in which `spinup` leaves PyTorch out, so that processes start at once."""
+    """Environment variables with which `import spinup` doesn't import PyTorch, for a fast start."""
     package = tmp_path / "light" / "spinup"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(f"__path__ = [{str(ROOT / 'spinup')!r}]\n")

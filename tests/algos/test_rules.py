@@ -268,11 +268,11 @@ def test_actions_of_several_axes_work(tmp_path, algorithm):
     assert made.env.actions[-1].shape == (2, 3)
 
 
-# --- Acting with what was learned -----------------------------------------------------------------
+# --- Acting with the learned weights --------------------------------------------------------------
 
 
 def _acting_on(weights_of, actions):
-    """Makes acting policies of what a function makes of the actor-critic, and keeps their acts."""
+    """Replaces `acting_policy`: acts with the module ``weights_of(ac)`` and records the actions."""
 
     def make(ac, rng):
         weights = weights_of(ac)
@@ -292,7 +292,7 @@ def _acting_on(weights_of, actions):
 
 
 def _actions(algorithm, folder, monkeypatch, weights_of=copy.deepcopy, epochs=3, resume=False):
-    """Returns what a run's policy does; with weights of its own, as for networks on a GPU."""
+    """Returns the actions of a run's policy, by default with a copy of the weights, as on a GPU."""
     actions: list[np.ndarray] = []
     maker = _acting_on(weights_of, actions)
     monkeypatch.setattr(f"spinup.algos.{algorithm}.acting_policy", maker)
@@ -313,7 +313,7 @@ def test_a_resumed_run_acts_with_the_restored_weights(tmp_path, monkeypatch, alg
     whole = _actions(algorithm, tmp_path / "whole", monkeypatch)
     _actions(algorithm, tmp_path / "parts", monkeypatch, epochs=2)
     resumed = _actions(algorithm, tmp_path / "parts", monkeypatch, resume=True)
-    # The third epoch's steps, and its test episode's.
+    # The steps of the third epoch and of its test episode.
     assert len(resumed) == (20 if algorithm == "ppo" else 30)
     assert np.array_equal(resumed, whole[-len(resumed) :])
 
