@@ -14,15 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from spinup.fast import capture
-from spinup.runs.folder import (
-    POLICY,
-    PROGRESS,
-    RunFolder,
-    State,
-    as_os_error,
-    describe_error,
-    may_pass,
-)
+from spinup.runs.files import as_os_error, may_pass
+from spinup.runs.folder import POLICY, PROGRESS, RunFolder, State, describe_error
 from spinup.runs.underway import current_run
 from spinup.runs.versions import versions
 from spinup.utils.mpi_tools import barrier, mpi_statistics_scalar, mpi_sum, num_procs, proc_id

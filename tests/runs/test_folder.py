@@ -19,7 +19,8 @@ from spinup.cli.status import state_of
 from spinup.launch.experiment import call_experiment
 from spinup.launch.processes import Experiment, Run
 from spinup.runs import folder as run_folder
-from spinup.runs.folder import RunFolder, Stage, State, check_exp_name, read_status
+from spinup.runs.folder import RunFolder, State, check_exp_name, read_status
+from spinup.runs.stage import Stage
 from tests.algos.plain import OnPolicy
 from tests.thunks import fake
 
@@ -203,7 +204,7 @@ def test_two_runs_started_at_once_have_a_log_each(here, monkeypatch):
 
 def test_a_launcher_that_was_killed_leaves_nothing_for_ever(here):
     code = (
-        "import os, signal; from spinup.runs.folder import Stage; "
+        "import os, signal; from spinup.runs.stage import Stage; "
         "Stage('x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)
