@@ -13,15 +13,17 @@ class Algorithm(NamedTuple):
         title: its name in full.
         actions: the kinds of action space that it handles: ``"Discrete"``, ``"Box"`` (of
             floating-point numbers), or ``"bounded Box"`` (its bounds finite, too).
+        example: id of an environment that it can learn.
     """
 
     title: str
     actions: tuple[str, ...]
+    example: str
 
 
 # The function `NAME` lies in the module `spinup.algos.NAME`.
 ALGORITHMS = {
-    "ppo": Algorithm("Proximal Policy Optimization", ("Box", "Discrete")),
-    "sac": Algorithm("Soft Actor-Critic", ("bounded Box",)),
-    "td3": Algorithm("Twin Delayed DDPG", ("bounded Box",)),
+    "ppo": Algorithm("Proximal Policy Optimization", ("Box", "Discrete"), "CartPole-v1"),
+    "sac": Algorithm("Soft Actor-Critic", ("bounded Box",), "Pendulum-v1"),
+    "td3": Algorithm("Twin Delayed DDPG", ("bounded Box",), "Pendulum-v1"),
 }

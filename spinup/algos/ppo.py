@@ -38,7 +38,7 @@ from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.nets import MLPActorCritic, count_vars
-from spinup.utils.training import check_hyperparameters, training_run
+from spinup.utils.training import training_run
 
 
 def policy_loss(
@@ -134,7 +134,6 @@ def ppo(
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.ppo", **locals())
-    check_hyperparameters(config)
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 

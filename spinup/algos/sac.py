@@ -26,7 +26,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,14 +36,14 @@ from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.devices import capture, choose_device
-from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
+from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_envs, seed_everything
 from spinup.utils.evaluation import run_test_episodes
 from spinup.utils.flat import Adam, flatten, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import SquashedGaussianActorCritic, count_vars, space_dim, twin_critic
-from spinup.utils.training import check_hyperparameters, training_run
+from spinup.utils.training import training_run
 
 
 def soft_backup(
@@ -97,7 +97,7 @@ def sac(
     gamma: float = 0.99,
     polyak: float = 0.995,
     lr: float = 1e-3,
-    alpha: float | str = 0.2,
+    alpha: float | Literal["auto"] = 0.2,
     batch_size: int = 100,
     start_steps: int = 10000,
     update_after: int = 1000,
@@ -155,7 +155,6 @@ def sac(
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.sac", **locals())
-    check_hyperparameters(config)
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
@@ -174,7 +173,7 @@ def sac(
     rng = seed_everything(seed)
 
     # Environments
-    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed + 5000)
+    env, test_env = make_envs(env_fn, seed, seed + 5000)
     check_action_space(env.action_space, "sac", ALGORITHMS)
     logger.save_config(describe_env(env))
 

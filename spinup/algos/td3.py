@@ -40,7 +40,7 @@ from spinup.utils.envs import (
     box_bounds,
     check_action_space,
     describe_env,
-    make_env,
+    make_envs,
     seed_everything,
 )
 from spinup.utils.evaluation import run_test_episodes
@@ -49,7 +49,7 @@ from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import DeterministicActorCritic, count_vars, twin_critic
-from spinup.utils.training import check_hyperparameters, training_run
+from spinup.utils.training import training_run
 
 
 def clipped_double_backup(rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma: float) -> Tensor:
@@ -156,7 +156,6 @@ def td3(
         FloatingPointError: an observation, reward or loss is NaN or infinite.
     """
     config = dict(algo="spinup.td3", **locals())
-    check_hyperparameters(config)
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
@@ -175,7 +174,7 @@ def td3(
     rng = seed_everything(seed)
 
     # Environments
-    env, test_env = make_env(env_fn, seed), make_env(env_fn, seed + 5000)
+    env, test_env = make_envs(env_fn, seed, seed + 5000)
     check_action_space(env.action_space, "td3", ALGORITHMS)
     logger.save_config(describe_env(env))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spinup.cli.hints import nearest
-from spinup.runs.json_values import import_callable, torch_nn_class
+from spinup.runs.json_values import activation_names, find_activation, import_callable
 from spinup.runs.wording import one_line
 
 # Short names for common long flags, in the order in which Spinning Up put them into names.
@@ -289,7 +289,7 @@ def read_value(name: str, text: str, kinds: Sequence[str]) -> Any:
     if text[:1] in ("[", "(", "{") and text[-1] not in "])}":
         hint = "; write it without spaces, or in quotes"
     elif "type" in kinds:
-        meant = nearest(text.rpartition(".")[2], _activations())
+        meant = nearest(text.rpartition(".")[2], activation_names())
         hint = f"; did you mean {meant}?" if meant else ""
     raise UsageError(f"--{name} expects {_expected(kinds)}, not {text!r}{hint}")
 
@@ -307,7 +307,7 @@ def read_literal(text: str) -> Any:
 def _read_anything(text, literal):
     if text in ("true", "false"):
         return text == "true"
-    found = _find_activation(text) if text.startswith(("torch.nn.", "nn.")) else None
+    found = find_activation(text) if text.startswith(("torch.nn.", "nn.")) else None
     return literal if found is None else found
 
 
@@ -345,7 +345,7 @@ def _as_sizes(text, literal):
 
 
 def _as_class(text, literal):
-    found = _find_activation(text)
+    found = find_activation(text)
     return found is not None, found
 
 
@@ -366,28 +366,6 @@ def import_own(flag: str, name: str) -> Any:
         return import_callable(name)
     except Exception as error:  # somebody's module may fail in any way
         raise UsageError(f"--{flag} {name}: {one_line(error)}") from error
-
-
-def _find_activation(text):
-    """Returns the class of torch.nn that ``tanh``, ``nn.Tanh`` or ``torch.nn.Tanh`` stands for."""
-    from torch import nn
-
-    prefix, _, name = text.rpartition(".")
-    same = [known for known in dir(nn) if known.lower() == name.lower()]
-    if prefix not in ("", "nn", "torch.nn") or not same:
-        return None
-    try:
-        found = torch_nn_class(name if name in same else same[0])
-        found()  # Linear and the like need arguments: networks can't use them as activations
-    except (ValueError, TypeError):
-        return None
-    return found
-
-
-def _activations():
-    from torch.nn.modules import activation
-
-    return [name.lower() for name in activation.__all__ if name != "MultiheadAttention"]
 
 
 # What a parameter may be: in words for messages, and the function that reads it.

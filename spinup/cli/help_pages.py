@@ -6,8 +6,9 @@ import inspect
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+from spinup.algos import ALGORITHMS
 from spinup.cli.flags import RUN_FLAGS, SUBSTITUTIONS, parameters_of, read_docstring
 
 # For networks whose own documentation doesn't repeat what all of them have in common.
@@ -44,14 +45,10 @@ Several values after a flag make a grid: every combination runs. --flag[x] calls
 """
 
 
-def usage(algorithms: Iterable[str]) -> str:
-    """Returns what ``help`` prints.
-
-    Args:
-        algorithms: name and paper's title of each.
-    """
+def usage() -> str:
+    """Returns what ``help`` prints."""
     return USAGE.format(
-        algorithms="\n".join(f"  {line}" for line in algorithms),
+        algorithms="\n".join(f"  {name:<19} {entry.title}" for name, entry in ALGORITHMS.items()),
         substitutions="\n".join(f"  --{short:<5} --{key}" for short, key in SUBSTITUTIONS.items()),
     )
 
@@ -63,25 +60,26 @@ def algorithm_page(name: str, algorithm: Callable) -> str:
         name: its name on the command line.
         algorithm: its function.
     """
-    summary, meanings = read_docstring(algorithm)
+    summary, _ = read_docstring(algorithm)
     parameters = parameters_of(algorithm)
     parameters.pop("ac_kwargs", None)
-    actions = meanings.get("env_fn", "").partition(". ")[2]
-    example = "CartPole-v1" if "Discrete" in actions else "Pendulum-v1"
+    networks = [p for p in parameters.values() if p.key.startswith(("actor_critic", "ac_kwargs:"))]
+    entry = ALGORITHMS[name]
+    actions = f"its action space is a {' or '.join(entry.actions)}"
     environment = [
-        ("env", "", f"id of a Gymnasium environment, or module:id. {actions} (env_name)"),
+        ("env", "", f"id of a Gymnasium environment, or module:id; {actions} (env_name)"),
         ("env_kwargs:NAME", "", "keyword argument NAME of the environment"),
     ]
     sections = {
         "Environment": environment,
-        "Hyperparameters": _rows(p for p in parameters.values() if ":" not in p.key),
-        "Networks": _rows(p for p in parameters.values() if ":" in p.key),
+        "Hyperparameters": _rows(p for p in parameters.values() if p not in networks),
+        "Networks": _rows(networks),
         "Running": _rows(RUN_FLAGS.values()),
     }
     return "\n\n".join(
         [
             f"{name}: {summary}",
-            f"  python -m spinup.run {name} --env {example} [--flag value ...]",
+            f"  python -m spinup.run {name} --env {entry.example} [--flag value ...]",
             *(_section(title, rows) for title, rows in sections.items()),
             "Several values after a flag make a grid: every combination runs.",
         ]
@@ -96,7 +94,8 @@ def _rows(parameters):
         key = parameter.key
         meaning = parameter.meaning or NETWORK_MEANINGS.get(key, "")
         meaning += f" ({key})" if key in short else ""
-        rows.append((short.get(key, key), _show(parameter.default), meaning))
+        default = "" if "network" in parameter.kinds else _show(parameter.default)
+        rows.append((short.get(key, key), default, meaning))
     return rows
 
 

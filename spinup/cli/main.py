@@ -109,7 +109,7 @@ def _show_usage():
     from spinup.cli.help_pages import usage
 
     if proc_id() == 0:
-        print(usage(f"{name:<19} {known.title}" for name, known in ALGORITHMS.items()), end="")
+        print(usage(), end="")
     return 0
 
 
@@ -202,7 +202,7 @@ def _read_grid(command, algorithm, words):
         grid = ExperimentGrid(options.pop("exp_name"))
         for key, values, shorthand in chosen:
             grid.add(key, values, shorthand)
-        _check_values(grid.variants(), options.get("num_cpu", 1))
+        _check_values(algorithm, grid.variants(), options.get("num_cpu", 1))
     except ValueError as error:
         raise UsageError(str(error)) from error
     return grid, options, may_oversubscribe
@@ -231,7 +231,7 @@ def _one_value(flag):
     return values[0]
 
 
-def _check_values(variants, num_cpu):
+def _check_values(algorithm, variants, num_cpu):
     from spinup.launch.experiment import count_ranks
     from spinup.utils.training import check_hyperparameters
 
@@ -239,7 +239,7 @@ def _check_values(variants, num_cpu):
     if "env_name" not in variants[0]:
         raise UsageError("no environment is given: add one, such as --env CartPole-v1")
     for variant in variants:
-        check_hyperparameters(variant, ranks)
+        check_hyperparameters(algorithm, variant, ranks)
 
 
 def _check_here(variants, options, algorithm, may_oversubscribe):

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from spinup.cli.flags import UsageError
-from spinup.launch.display import clock, console, count, epochs, score, time_left
+from spinup.launch.display import console
+from spinup.launch.progress import epochs, time_left
 from spinup.launch.slurm import queued_jobs
 from spinup.runs.folder import (
     State,
@@ -22,6 +23,7 @@ from spinup.runs.folder import (
     holds_checkpoint,
     is_locked,
 )
+from spinup.runs.wording import clock, short_return, with_commas
 
 STYLES = {  # else red
     State.FINISHED: "green",
@@ -67,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
             Text(name),
             Text(state, STYLES.get(state, "red")),
             epochs(status),
-            count(status.get("steps")),
-            score(status.get("return")),
+            with_commas(status.get("steps")),
+            short_return(status.get("return")),
             f"{rate:,.0f}" if rate else "",
             clock(time_left(status)) if state == State.RUNNING else "",
         )

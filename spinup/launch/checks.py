@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Sequence
 
 from spinup.launch.cores import usable_cores
-from spinup.launch.display import short_path
 from spinup.launch.entrypoint import with_env_fn
 from spinup.launch.mpiexec import launch_command
 from spinup.launch.processes import ENTRYPOINT, Experiment
@@ -23,7 +22,7 @@ from spinup.runs.folder import (
     read_status,
 )
 from spinup.runs.json_values import convert_json, qualified_name
-from spinup.runs.wording import plural
+from spinup.runs.wording import plural, short_path
 from spinup.utils.mpi_tools import barrier, num_procs
 
 

@@ -21,16 +21,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from spinup.launch.processes import GRACE_SECONDS, Experiment, Outcome, Run
-from spinup.launch.record import Record
+from spinup.launch.processes import GRACE_SECONDS, Experiment, Outcome, Run, Watcher
+from spinup.launch.progress import epochs, progress
 from spinup.runs.folder import State
-from spinup.runs.wording import plural
+from spinup.runs.wording import clock, plural, short_path, short_return, with_commas
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0  # between two lines of one variant where lines stay
 BAR_WIDTH = 16
 
-# Columns of `facts` that a narrow terminal does without.
+# Columns of `progress` that a narrow terminal does without.
 STEPS_COLUMN, SPEED_COLUMN = 1, 3
 
 STATE_STYLES = {State.FINISHED: "green", State.INTERRUPTED: "yellow", State.FAILED: "red"}
@@ -41,62 +41,6 @@ def console() -> Console:
     terminal = sys.stdout.isatty()
     width = None if terminal else max(160, shutil.get_terminal_size().columns)
     return Console(file=sys.stdout, force_jupyter=False, highlight=False, width=width)
-
-
-# --- Numbers and paths in words -------------------------------------------------------------------
-
-
-def clock(seconds: float | None) -> str:
-    """Returns a duration as ``m:ss`` or ``h:mm:ss``.
-
-    Example:
-        >>> clock(59.6), clock(3725)
-        ('1:00', '1:02:05')
-    """
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def count(number: float | None) -> str:
-    """Returns a whole number with commas; nothing for None."""
-    return "" if number is None else f"{number:,.0f}"
-
-
-def score(value: float | None) -> str:
-    """Returns a return to a tenth; nothing for None."""
-    return "" if value is None else f"{value:,.1f}"
-
-
-def short_path(path: str | Path) -> str:
-    """Returns a path relative to the current directory if it lies below, else in full."""
-    full = os.path.abspath(path)
-    relative = os.path.relpath(full)
-    return full if relative.startswith(os.pardir) else relative
-
-
-def epochs(status: dict) -> str:
-    """Returns ``"3/50"``, the epochs that are over, or as much of that as the status tells."""
-    epoch, total = status.get("epoch"), status.get("epochs")
-    if epoch is None:
-        return ""
-    steps, total_steps = status.get("steps"), status.get("total_steps")
-    if not (total and total_steps and steps is not None):
-        return str(epoch)
-    # By the steps: some algorithms number their epochs from 0, others from 1.
-    return f"{steps * total // total_steps}/{total}"
-
-
-def time_left(status: dict) -> float | None:
-    """Returns the seconds that a run still needs at its speed so far, if it can be told."""
-    steps, total, speed = (status.get(k) for k in ("steps", "total_steps", "steps_per_second"))
-    if not (steps and total and speed):
-        return None
-    # The status is as old as the last epoch.
-    age = max(0.0, time.time() - status.get("updated", time.time()))
-    return max(0.0, (total - steps) / speed - age)
 
 
 # --- Before ---------------------------------------------------------------------------------------
@@ -173,16 +117,15 @@ def count_down(seconds: float) -> None:
 # --- While it runs --------------------------------------------------------------------------------
 
 
-class Display:
+class Display(Watcher):
     """Follows a grid as it runs.
 
     Args:
         total: how many variants there are.
-        record: also told, if there is one.
     """
 
-    def __init__(self, total: int, record: Record | None = None):
-        self.total, self.record = total, record
+    def __init__(self, total: int):
+        self.total = total
         self.began = time.monotonic()
         self.ends = dict.fromkeys(STATE_STYLES, 0)
         self.console = console()
@@ -193,40 +136,28 @@ class Display:
     def __exit__(self, *_):
         pass
 
-    def started(self, experiment: Experiment) -> None:
-        """Says that a variant has started."""
-        if self.record:
-            self.record.started(experiment)
-
-    def refresh(self, running: Sequence[Run], waiting: int) -> None:
-        """Brings the lines of the running variants up to date."""
-
     def ended(self, outcome: Outcome) -> None:
-        """Says how a variant ended."""
+        """Prints how a variant ended."""
         self.ends[outcome.state] += 1
-        if self.record:
-            self.record.ended(outcome)
         label, style = escape(outcome.experiment.label), STATE_STYLES[outcome.state]
         text = f"{label} [{style}]{outcome.state}[/] after {clock(outcome.seconds)}"
         if outcome.state != State.FINISHED:
             log = short_path(outcome.log)
             text += escape(f": {outcome.reason} (log: {log})")
         elif outcome.status.get("return") is not None:
-            text += f", last return {score(outcome.status['return'])}"
+            text += f", last return {short_return(outcome.status['return'])}"
         self.say(text)
 
     def stopping(self, running: Sequence[Run]) -> None:
-        """Says that variants have been asked to save their state and end."""
+        """Prints that variants have been asked to save their state and end."""
         if running:
             labels = ", ".join(run.experiment.label for run in running)
             limit = f"for {GRACE_SECONDS:.0f} s at most (Ctrl-C again ends it at once)"
             self.say(escape(f"Stopping {labels}: waiting until the state is saved, {limit}"))
 
     def stopped(self, outcomes: Sequence[Outcome], waiting: int) -> None:
-        """Says what an interruption has ended, and how."""
+        """Prints what an interruption has ended, and how."""
         for outcome in outcomes:
-            if self.record:
-                self.record.ended(outcome)
             style = STATE_STYLES[outcome.state]
             reason = f": {outcome.reason}" if outcome.reason else ""
             self.say(
@@ -244,12 +175,11 @@ class Display:
 class PlainDisplay(Display):
     """Prints lines that stay, for what is not a terminal."""
 
-    def __init__(self, total: int, record: Record | None = None):
-        super().__init__(total, record)
+    def __init__(self, total: int):
+        super().__init__(total)
         self._shown: dict[Path, tuple[float, int]] = {}  # when, and at which epoch, by folder
 
     def started(self, experiment):
-        super().started(experiment)
         self._shown[experiment.folder] = (-PLAIN_SECONDS, -1)
         number = len(self._shown)
         where = escape(short_path(experiment.log))
@@ -265,8 +195,8 @@ class PlainDisplay(Display):
             if status.get("epoch") is None or status["epoch"] <= shown_epoch:
                 continue
             self._shown[run.experiment.folder] = (now, status["epoch"])
-            progress = ", ".join(filter(None, facts(status)))
-            self.say(escape(f"{run.experiment.label} {progress}"))
+            phrases = ", ".join(filter(None, progress(status)))
+            self.say(escape(f"{run.experiment.label} {phrases}"))
 
     def say(self, text):
         super().say(f"{escape(f'[{clock(time.monotonic() - self.began)}]')} {text}")
@@ -276,8 +206,8 @@ class PlainDisplay(Display):
 class LiveDisplay(Display):
     """Keeps one line per running variant up to date, for a terminal."""
 
-    def __init__(self, total: int, record: Record | None = None):
-        super().__init__(total, record)
+    def __init__(self, total: int):
+        super().__init__(total)
         self._refreshed = -REFRESH_SECONDS
         # No thread refreshes it: a thread that has started processes mustn't end before they do.
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
@@ -311,26 +241,14 @@ class LiveDisplay(Display):
         return Text(f"{', '.join(parts)}, {clock(time.monotonic() - self.began)} so far", "dim")
 
 
-def facts(status: dict) -> list[str]:
-    """Returns the phrases that tell how far a run is; empty where its status doesn't."""
-    phrases = [
-        ("epoch {}", epochs(status)),
-        ("{} steps", count(status.get("steps"))),
-        ("return {}", score(status.get("return"))),
-        ("{} steps/s", count(status.get("steps_per_second"))),
-        ("{} left", clock(time_left(status))),
-    ]
-    return [phrase.format(value) if value else "" for phrase, value in phrases]
-
-
 def run_line(run: Run) -> tuple[str, float | None, list[str]]:
-    """Returns a running variant's label, the fraction done (None before an epoch is) and facts."""
+    """Returns a running variant's label, the fraction done or None, and its `progress`."""
     status = run.status()
     label = run.experiment.label
     if status.get("epoch") is None:
         return label, None, [str(State.STARTING), "", "", "", clock(run.seconds)]
     steps, total = status.get("steps") or 0, status.get("total_steps")
-    return label, min(1.0, steps / total) if total else None, facts(status)
+    return label, min(1.0, steps / total) if total else None, progress(status)
 
 
 def live_table(lines: Sequence[tuple[str, float | None, list[str]]], width: int) -> Table:
@@ -341,7 +259,7 @@ def live_table(lines: Sequence[tuple[str, float | None, list[str]]], width: int)
         width: of the terminal. Where it is narrow, the bar, the steps and the speed give way, in
             this order; then labels lose their middle, because seeds are at their end.
     """
-    columns = list(zip(*(facts for _, _, facts in lines)))
+    columns = list(zip(*(phrases for _, _, phrases in lines)))
     kept, bar = list(range(len(columns))), True
 
     def room():
@@ -359,9 +277,9 @@ def live_table(lines: Sequence[tuple[str, float | None, list[str]]], width: int)
         table.add_column(no_wrap=True)
     for _ in kept:
         table.add_column(no_wrap=True, justify="right")
-    for label, fraction, its_facts in lines:
+    for label, fraction, phrases in lines:
         bars = [ProgressBar(1.0, fraction or 0.0, width=BAR_WIDTH)] if bar else []
-        cells = [Text(its_facts[i]) for i in kept]
+        cells = [Text(phrases[i]) for i in kept]
         table.add_row(Text(shortened(label, max(8, room())), "cyan"), *bars, *cells)
     return table
 
@@ -379,9 +297,9 @@ def shortened(text: str, width: int) -> str:
     return text[: width - 1 - end] + "…" + text[len(text) - end :]
 
 
-def make_display(total: int, record: Record | None = None) -> Display:
+def make_display(total: int) -> Display:
     """Returns the display that suits where ``sys.stdout`` goes."""
-    return (LiveDisplay if sys.stdout.isatty() else PlainDisplay)(total, record)
+    return (LiveDisplay if sys.stdout.isatty() else PlainDisplay)(total)
 
 
 # --- After ----------------------------------------------------------------------------------------
@@ -408,8 +326,8 @@ def print_outcomes(outcomes: Sequence[Outcome], root: str) -> None:
             Text(os.path.relpath(outcome.experiment.folder, root)),
             Text(outcome.state, STATE_STYLES[outcome.state]),
             epochs(status),
-            count(status.get("steps")),
-            score(status.get("return")),
+            with_commas(status.get("steps")),
+            short_return(status.get("return")),
             clock(outcome.seconds),
         )
     out.print()
@@ -445,7 +363,8 @@ def print_commands(plot: str | None, watch: str | None) -> None:
     """Prints the commands that plot results and show the trained agent.
 
     Args:
-        plot: what to plot, a folder or the beginning of the names of several.
+        plot: what to plot: a folder that ends in a separator, or what the names of several begin
+            with.
         watch: the run folder whose agent to watch.
     """
     out = console()
@@ -464,5 +383,6 @@ def _python():
 
 
 def quoted(path: str) -> str:
-    """Returns a path as a shell takes it."""
-    return shlex.quote(short_path(path))
+    """Returns a path as a shell takes it; a separator at its end stays."""
+    end = os.sep if path.endswith(os.sep) else ""
+    return shlex.quote(short_path(path) + end)

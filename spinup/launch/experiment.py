@@ -24,6 +24,7 @@ from spinup.launch.processes import Experiment, run_one
 from spinup.runs.folder import State, check_exp_name
 from spinup.runs.json_values import convert_json
 from spinup.runs.stage import note_start
+from spinup.runs.wording import short_path
 from spinup.utils.logx import colorize
 from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
 
@@ -184,10 +185,11 @@ def call_experiment(
         if outcome.state != State.FINISHED:
             raise ExperimentFailed(
                 f"Experiment {experiment.label} failed: {outcome.reason} "
-                f"(log: {display.short_path(outcome.log)})"
+                f"(log: {short_path(outcome.log)})"
             )
     if proc_id() == 0:
-        display.print_commands(str(experiment.folder), str(experiment.folder))
+        # With the separator it isn't also what the names of other folders begin with
+        display.print_commands(f"{experiment.folder}{os.sep}", str(experiment.folder))
     return str(experiment.folder)
 
 

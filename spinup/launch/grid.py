@@ -31,7 +31,7 @@ from spinup.launch.experiment import (
 from spinup.launch.processes import Experiment, Outcome, run_all
 from spinup.runs.folder import State, check_exp_name, holds_results
 from spinup.runs.json_values import convert_json
-from spinup.runs.wording import plural
+from spinup.runs.wording import plural, short_path
 from spinup.utils.mpi_tools import barrier, num_procs, proc_id
 
 # --- Names ----------------------------------------------------------------------------------------
@@ -414,8 +414,8 @@ def _submit(plan, name):
 def _run_in_processes(plan):
     """Runs the variants, each in processes of its own, and prints the closing table."""
     record = grid_record.Record(plan.record, plan.folders)
-    with grid_display.make_display(len(plan.experiments), record) as display:
-        outcomes = run_all(plan.experiments, plan.jobs, display, plan.timeout)
+    with grid_display.make_display(len(plan.experiments)) as display:
+        outcomes = run_all(plan.experiments, plan.jobs, [display, record], plan.timeout)
     grid_display.print_outcomes(outcomes, plan.root)
     finished = [outcome for outcome in outcomes if outcome.state == State.FINISHED]
     if finished:
@@ -432,16 +432,21 @@ def _last_return(outcome: Outcome) -> float:
 def _print_commands(plan, best):
     common = _common_top(plan)
     if common is None:  # a variant that names a folder of its own
-        grid_display.print_commands(str(best.folder), str(best.folder))
+        grid_display.print_commands(f"{best.folder}{os.sep}", str(best.folder))
     else:
         grid_display.print_commands(os.path.join(plan.root, common), str(best.folder))
 
 
 def _common_top(plan):
-    """Returns what the names of the variants' folders begin with; None if one lies elsewhere."""
-    tops = {os.path.relpath(e.folder, plan.root).split(os.sep)[0] for e in plan.experiments}
+    """Returns what the names of the variants' folders begin with; None if one lies elsewhere.
+
+    If all lie in one folder it ends in a separator, so that no other folder's name begins so.
+    """
+    tops = {os.path.relpath(folder, plan.root).split(os.sep)[0] for folder in plan.folders}
     if os.pardir in tops:
         return None
+    if len(tops) == 1:
+        return tops.pop() + os.sep
     common = os.path.commonprefix(sorted(tops))  # noqa: RUF071 (letters are meant)
     return common if common in tops else common.rpartition("_")[0] or common
 
@@ -452,6 +457,6 @@ def _describe_failures(outcomes):
     text = (
         f"{len(failed)} of {plural(len(outcomes), 'experiment')} failed: "
         f"{first.experiment.label}: {first.reason} "
-        f"(log: {grid_display.short_path(first.log)})"
+        f"(log: {short_path(first.log)})"
     )
     return text + (f", and {others} more" if others else "")

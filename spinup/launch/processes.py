@@ -157,7 +157,7 @@ class Run:
             return None
         self._end_group(KILL)  # what it has left behind, such as environments' workers
         self._forget_private()
-        outcome = judge(self.experiment, self._stage, exit_status, self.seconds)
+        outcome = outcome_of(self.experiment, self._stage, exit_status, self.seconds)
         if self._late and outcome.state != State.FINISHED:
             said = outcome.state
             saved = said == State.INTERRUPTED
@@ -218,7 +218,7 @@ def _spawn(num_cpu, spec, log, holds_sigterm, gpus, more_env):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of too few cores: the plan has said so
         argv, env = launch_command(num_cpu, [*ENTRYPOINT, str(spec)])
-    env["PYTHONPATH"] = os.pathsep.join(_own_module_folders())
+    env["PYTHONPATH"] = os.pathsep.join(module_folders())
     env["PYTHONUNBUFFERED"] = "1"
     env.update(more_env)
     if gpus:
@@ -231,9 +231,12 @@ def _spawn(num_cpu, spec, log, holds_sigterm, gpus, more_env):
     )
 
 
-def _own_module_folders():
-    """Lists where this process finds modules, so that an experiment finds the same: the folder of a
-    script, for one. Python's own folders are left out, which another version must not be given."""
+def module_folders() -> list[str]:
+    """Lists where this process finds modules, so that an experiment finds the same.
+
+    The folder of a script and the current one are among them. Python's own folders aren't, which
+    another version must not be given.
+    """
     paths = sysconfig.get_paths()
     of_python = Path(paths["stdlib"]).parent, Path(paths["purelib"]), Path(paths["platlib"])
     folders = [Path(os.path.abspath(entry)) for entry in sys.path]
@@ -243,8 +246,8 @@ def _own_module_folders():
 # --- How it ended ---------------------------------------------------------------------------------
 
 
-def judge(experiment: Experiment, stage: Stage, exit_status: int, seconds: float) -> Outcome:
-    """Says how an experiment whose processes have ended did.
+def outcome_of(experiment: Experiment, stage: Stage, exit_status: int, seconds: float) -> Outcome:
+    """Returns how an experiment ended whose processes have ended.
 
     It has finished if its exit status is 0 and its ``status.json`` says so: a rank that calls
     ``os._exit(0)`` ends the others with exit status 0, too.
@@ -270,7 +273,7 @@ def judge(experiment: Experiment, stage: Stage, exit_status: int, seconds: float
 
 
 def explain_exit(exit_status: int, log: str) -> str:
-    """Says in one line why processes ended that have not said so themselves.
+    """Returns in one line why processes ended that have not said so themselves.
 
     Args:
         exit_status: negative for a signal.
@@ -359,15 +362,37 @@ def run_one(experiment: Experiment) -> Outcome:
         follower.close()
 
 
+class Watcher:
+    """Is told how the experiments of `run_all` are doing. This one ignores it."""
+
+    def started(self, experiment: Experiment) -> None:
+        """An experiment has started."""
+
+    def refresh(self, running: Sequence[Run], waiting: int) -> None:
+        """A moment has passed: some experiments are running, so many are waiting."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """An experiment has ended."""
+
+    def stopping(self, running: Sequence[Run]) -> None:
+        """All that are running have been asked to save their state and end."""
+
+    def stopped(self, outcomes: Sequence[Outcome], waiting: int) -> None:
+        """These have ended because they were asked to, and so many had not started."""
+
+
 def run_all(
-    experiments: Iterable[Experiment], jobs: int, display, timeout: float | None = None
+    experiments: Iterable[Experiment],
+    jobs: int,
+    watchers: Sequence[Watcher] = (),
+    timeout: float | None = None,
 ) -> list[Outcome]:
     """Runs experiments, some at once; none that fails keeps another from running.
 
     Args:
         experiments: the experiments, in the order in which to start them.
         jobs: how many ranks may run at once; a variant of more runs alone.
-        display: told what happens, see `spinup.launch.display`.
+        watchers: told what happens: what shows it, and what keeps it.
         timeout: seconds after which an experiment is asked to end, and fails.
 
     Returns:
@@ -382,7 +407,7 @@ def run_all(
     try:
         while waiting or running:
             while waiting and _fits(waiting[0], running, jobs):
-                _start(waiting.popleft(), running, outcomes, display)
+                _start(waiting.popleft(), running, outcomes, watchers)
             for run in list(running):
                 if timeout is not None and run.seconds > timeout:
                     run.end_for_time(timeout)
@@ -390,14 +415,14 @@ def run_all(
                 if outcome is not None:
                     running.remove(run)
                     outcomes[id(run.experiment)] = outcome
-                    display.ended(outcome)
-            display.refresh(running, len(waiting))
+                    _tell(watchers, "ended", outcome)
+            _tell(watchers, "refresh", running, len(waiting))
             time.sleep(POLL_SECONDS)
     except BaseException:
-        display.stopping(running)
+        _tell(watchers, "stopping", running)
         stop(running)
         ends = [outcome for run in running if (outcome := run.outcome())]
-        display.stopped(ends, len(waiting))
+        _tell(watchers, "stopped", ends, len(waiting))
         raise
     return [outcomes[id(experiment)] for experiment in experiments]
 
@@ -429,15 +454,20 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def _start(experiment, running, outcomes, display):
+def _tell(watchers, event, *facts):
+    for watcher in watchers:
+        getattr(watcher, event)(*facts)
+
+
+def _start(experiment, running, outcomes, watchers):
     try:
         running.append(Run(experiment, gpus=_free_gpus(experiment, running)))
     except Exception as error:  # noqa: BLE001 (pickling an argument may raise anything)
         outcome = Outcome(experiment, State.FAILED, f"it could not be started: {error}")
         outcomes[id(experiment)] = outcome
-        display.ended(outcome)
+        _tell(watchers, "ended", outcome)
     else:
-        display.started(experiment)
+        _tell(watchers, "started", experiment)
 
 
 def stop(runs: Sequence[Run], grace: float = GRACE_SECONDS) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spinup.launch.processes import Experiment, Outcome
+from spinup.launch.processes import Experiment, Outcome, Watcher
 from spinup.runs.files import write_json
 from spinup.runs.folder import State, read_status
 
@@ -27,7 +27,7 @@ def path(root: str, name: str, now: time.struct_time | None = None) -> Path:
     return Path(root, f"{stamp}{name}.grid.json")
 
 
-class Record:
+class Record(Watcher):
     """Keeps the file up to date.
 
     It holds the grid's variants in their order, each with its folder (from the file's), ``state``
@@ -71,10 +71,15 @@ class Record:
         )
         self._write()
 
-    def _set(self, folder, state, status=None, **facts):
+    def stopped(self, outcomes: Sequence[Outcome], waiting: int) -> None:
+        """Notes how the variants have ended that were under way."""
+        for outcome in outcomes:
+            self.ended(outcome)
+
+    def _set(self, folder, state, status=None, **more):
         name = os.path.relpath(folder, self._file.parent)
         known = {key: (status or {}).get(key) for key in ("epoch", "steps", "return")}
-        self._variants[name] = {"folder": name, "state": state, "reason": None, **known, **facts}
+        self._variants[name] = {"folder": name, "state": state, "reason": None, **known, **more}
 
     def _write(self):
         # Others may be at work on a grid of the same name

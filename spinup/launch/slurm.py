@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from spinup.launch import tether
-from spinup.launch.processes import POLL_SECONDS, Experiment, Run
+from spinup.launch.processes import POLL_SECONDS, Experiment, Run, module_folders
 from spinup.runs.folder import State, holds_checkpoint, read_own_status, slurm_job
 from spinup.runs.stage import note_queued
 
@@ -162,7 +162,7 @@ def submit(
             job_name=name,
             cpus_per_task=experiments[0].num_cpu,
             stderr_to_stdout=True,
-            setup=[f"export SUBMITIT_PREEMPT_SIGNAL={WARNING_SIGNAL}"],
+            setup=setup_lines(),
             **parameters,
         )
         jobs = executor.submit_array([Variant(e) for e in experiments])
@@ -173,6 +173,16 @@ def submit(
     for experiment, job in zip(experiments, jobs):
         note_queued(experiment.folder, job.job_id, experiment.resumes)
     return [job.job_id for job in jobs]
+
+
+def setup_lines() -> list[str]:
+    """Returns what a job's shell does before Python starts.
+
+    Jobs find the modules that this process finds: those of a script's folder, wrappers and networks
+    of the current one.
+    """
+    folders = shlex.quote(os.pathsep.join(module_folders()))
+    return [f"export SUBMITIT_PREEMPT_SIGNAL={WARNING_SIGNAL}", f"export PYTHONPATH={folders}"]
 
 
 class Variant:

@@ -25,6 +25,7 @@ import numpy as np
 from spinup.runs.files import StrPath, open_own, read_object, write_json
 from spinup.runs.interrupts import Interrupted
 from spinup.runs.json_values import convert_json
+from spinup.runs.wording import describe_error
 from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
 
 CONFIG = "config.json"  # all that is needed to run it again
@@ -116,15 +117,6 @@ def slurm_job() -> str | None:
     """Returns the id of the Slurm job that this process belongs to, ``array_task`` in an array."""
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
     return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else job
-
-
-def describe_error(error: BaseException) -> str:
-    """Returns an exception in one line, ``"ValueError: its message"``."""
-    name, text = type(error).__name__, " ".join(str(error).split())
-    if isinstance(error, Interrupted):
-        return text
-    notes = "".join(f"; {' '.join(note.split())}" for note in getattr(error, "__notes__", []))
-    return (f"{name}: {text}" if text else name) + notes
 
 
 # --- Status ---------------------------------------------------------------------------------------

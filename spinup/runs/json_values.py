@@ -213,3 +213,30 @@ def torch_nn_class(name: str) -> type:
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise ValueError(f"{name!r} is not the name of a class in torch.nn, such as 'Tanh'.")
     return found
+
+
+def find_activation(text: str) -> type | None:
+    """Returns the class of torch.nn that ``tanh``, ``nn.Tanh`` or ``torch.nn.Tanh`` stands for.
+
+    Returns:
+        The class; None if there is none of that name that is built without arguments.
+    """
+    from torch import nn
+
+    prefix, _, name = text.rpartition(".")
+    same = [known for known in dir(nn) if known.lower() == name.lower()]
+    if prefix not in ("", "nn", "torch.nn") or not same:
+        return None
+    try:
+        found = torch_nn_class(name if name in same else same[0])
+        found()  # Linear and the like need arguments: networks can't use them as activations
+    except (ValueError, TypeError):
+        return None
+    return found
+
+
+def activation_names() -> list[str]:
+    """Returns the names of the activations of torch.nn, in lower case."""
+    from torch.nn.modules import activation
+
+    return [name.lower() for name in activation.__all__ if find_activation(name)]

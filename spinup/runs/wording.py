@@ -1,6 +1,11 @@
-"""Errors in words, for messages of one line."""
+"""Errors, numbers and paths in words, for messages of one line."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spinup.runs.interrupts import Interrupted
 
 
 def one_line(error: BaseException | str) -> str:
@@ -8,6 +13,59 @@ def one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def describe_error(error: BaseException) -> str:
+    """Returns an exception in one line with its type and notes, ``"ValueError: its message"``."""
+    text = " ".join(str(error).split())
+    if isinstance(error, Interrupted):
+        return text
+    name = type(error).__name__
+    notes = "".join(f"; {one_line(note)}" for note in getattr(error, "__notes__", []))
+    return (f"{name}: {text}" if text else name) + notes
+
+
 def plural(number: int, noun: str) -> str:
     """Returns ``"1 rank"``, ``"2 ranks"``."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def with_commas(number: float | None) -> str:
+    """Returns a whole number with commas; nothing for None.
+
+    Example:
+        >>> with_commas(12000.0)
+        '12,000'
+    """
+    return "" if number is None else f"{number:,.0f}"
+
+
+def short_return(value: float | None) -> str:
+    """Returns a return to a tenth, or to three digits where it is below one; nothing for None.
+
+    Example:
+        >>> short_return(-1234.56), short_return(0.0952)
+        ('-1,234.6', '0.0952')
+    """
+    if value is None:
+        return ""
+    return f"{value:,.1f}" if value == 0 or abs(value) >= 1 else f"{value:.3g}"
+
+
+def clock(seconds: float | None) -> str:
+    """Returns a duration as ``m:ss`` or ``h:mm:ss``.
+
+    Example:
+        >>> clock(59.6), clock(3725)
+        ('1:00', '1:02:05')
+    """
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def short_path(path: str | Path) -> str:
+    """Returns a path relative to the current directory if it lies below, else in full."""
+    full = os.path.abspath(path)
+    relative = os.path.relpath(full)
+    return full if relative.startswith(os.pardir) else relative

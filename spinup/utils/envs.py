@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
+import functools
 import importlib
 import inspect
 import math
@@ -16,33 +18,48 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box, Dict, Discrete, Space, Tuple
 
 from spinup.runs.watchdog import still_alive, watchdog
+from spinup.runs.wording import one_line
+from spinup.utils.mpi_tools import proc_id
 
 EnvFn = Callable[[], gym.Env] | str
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class AdaptedEnv(gym.Wrapper):
     """An environment as the algorithms see it.
 
     Actions are arrays of shape ``(act_dim,)``, clipped to the Box and given its shape and dtype,
-    or the index of a Discrete action. What the environment returns is checked: NaN or infinity
-    ends the run.
+    or the index of a Discrete action. Each observation and reward is checked for NaN and infinity,
+    which end the run; at the first reset and the first step everything that the environment
+    returns is checked against its spaces and Gymnasium's interface.
 
     Args:
         env: environment whose observations are a one-dimensional Box.
         seed: of its generator, at the first reset, and of its action space.
+
+    Attributes:
+        given: the environment as its user made it, before it was flattened.
+        name: its id, or its class.
+        steps: environment steps so far.
     """
 
     def __init__(self, env: gym.Env, seed: int | None = None):
         super().__init__(env)
-        self.name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        self.given = env.env if type(env) is gym.wrappers.FlattenObservation else env
+        self.name = _name(env)
         self.steps = 0
         self._seed = self._first_seed = seed
         self._obs_shape = env.observation_space.shape
         self._is_watched = watchdog.is_on
+        self._reset_env = functools.partial(self._call_first, "reset")
+        self._step_env = functools.partial(self._call_first, "step")
+        # A copy, as several environments may share theirs: test episodes leave its generator alone
         self.action_space.seed(seed)
+        self.action_space = copy.deepcopy(self.action_space)
         # The episode under way: how it began, its actions, and what came of the last
         self._origin: dict[str, Any] | None = None
         self._actions: list[Any] = []
@@ -64,7 +81,7 @@ class AdaptedEnv(gym.Wrapper):
         if self._is_watched:
             still_alive(self._where)
         try:
-            obs, info = self.env.reset(seed=seed, **kwargs)
+            obs, info = self._reset_env(seed=seed, **kwargs)
         except Exception as error:
             self._explain(error)
             raise
@@ -90,7 +107,7 @@ class AdaptedEnv(gym.Wrapper):
         if self._is_watched:
             still_alive(self._where)
         try:
-            obs, rew, terminated, truncated, info = self.env.step(action)
+            obs, rew, terminated, truncated, info = self._step_env(action)
         except Exception as error:
             self._explain(error)
             raise
@@ -181,10 +198,15 @@ class AdaptedEnv(gym.Wrapper):
 
     def _check(self, quantity, value):
         # One sum is cheaper than a test of each number; it may overflow where none is infinite.
-        if not math.isfinite(value.sum()) and not np.isfinite(value).all():
+        if -FLOAT32_MAX <= value.sum() <= FLOAT32_MAX:
+            return
+        where = f"in the {quantity} at step {self.steps}: {value} ({self._circumstances()})"
+        if not np.isfinite(value).all():
+            raise FloatingPointError(f"{self.name} returned NaN or infinity {where}")
+        if np.abs(value).max() > FLOAT32_MAX:
             raise FloatingPointError(
-                f"{self.name} returned NaN or infinity in the {quantity} at step {self.steps}: "
-                f"{value} ({self._circumstances()})"
+                f"{self.name} returned a number beyond the range of 32-bit floats, which networks "
+                f"compute with, {where}; scale it with a wrapper"
             )
 
     def _check_shape(self, obs):
@@ -195,8 +217,45 @@ class AdaptedEnv(gym.Wrapper):
                 f"{self.observation_space} ({self._circumstances()})"
             )
 
+    def _call_first(self, method, *args, **kwargs):
+        """Calls ``reset`` or ``step`` for the first time, and checks all that is returned.
+
+        Each layer's result is checked, since a wrapper may stumble over what the layer below it
+        returns. A wrapper may also put that right: a fault is an error only if an exception
+        follows, or if it reaches the outermost layer.
+        """
+        faults = []  # of the innermost layer first
+
+        def check(layer, result):
+            fault = _FAULTS[method](result, getattr(layer, "observation_space", None))
+            if fault:
+                faults.append((layer, fault))
+
+        try:
+            with _observed(self.given, method, check):
+                result = getattr(self.env, method)(*args, **kwargs)
+        except Exception as error:
+            if faults:
+                raise self._fault(method, faults) from error
+            raise
+        if faults and faults[-1][0] is self.given:
+            raise self._fault(method, faults)
+        setattr(self, f"_{method}_env", getattr(self.env, method))
+        return result
+
+    def _fault(self, method, faults):
+        what, remedy = fault = faults[-1][1]
+        layer = next(layer for layer, same in faults if same == fault)  # others passed it on
+        by = f" wrapped in {type(layer).__name__}" if isinstance(layer, gym.Wrapper) else ""
+        step = self.steps + (method == "step")
+        return ValueError(
+            f"{self.name}{by} returned {what} at step {step}{remedy} ({self._circumstances()})"
+        )
+
     def _explain(self, error):
         """Adds to an environment's exception, which stays what it is, how to bring it about."""
+        if self._circumstances() in str(error):
+            return
         note = f"raised by {self._where()}"
         error.__notes__ = [*getattr(error, "__notes__", []), note]  # as add_note of Python 3.11
 
@@ -230,33 +289,258 @@ def make_env(env_fn: EnvFn, seed: int | None = None) -> AdaptedEnv:
         The environment; observations that aren't one-dimensional Boxes are flattened.
 
     Raises:
-        ValueError: its spaces can't be handled.
+        ValueError: it can't be made, or its spaces can't be handled.
         TypeError: `env_fn` is neither, or returns no Gymnasium environment.
     """
+    return make_envs(env_fn, seed)[0]
+
+
+def make_envs(env_fn: EnvFn, *seeds: int | None) -> list[AdaptedEnv]:
+    """Makes as many environments as there are seeds; see `make_env`.
+
+    Raises:
+        ValueError: as `make_env`; or two of them are the same one.
+    """
+    envs = [AdaptedEnv(_adapt(_make(env_fn)), seed) for seed in seeds]
+    if len({id(env.unwrapped) for env in envs}) < len(envs):
+        raise ValueError(
+            f"env_fn returned one {envs[0].name} twice, and test episodes would end those of "
+            "training: it must make a new environment at each call, as in lambda: MyEnv()"
+        )
+    if proc_id() == 0:
+        for line in _doubts(envs[0]):
+            warnings.warn(line, stacklevel=2)
+    return envs
+
+
+def _make(env_fn):
     if isinstance(env_fn, gym.Env) or not (isinstance(env_fn, str) or callable(env_fn)):
         raise TypeError(
             f"env_fn must be an environment's id, or a function that returns a new environment, "
             f"not {env_fn!r}; such as lambda: gym.make('CartPole-v1')"
         )
     env = _make_by_id(env_fn, {}) if isinstance(env_fn, str) else env_fn()
-    if not isinstance(env, gym.Env):
-        raise TypeError(
-            f"env_fn returned a {type(env).__module__}.{type(env).__name__}, which is not a "
-            "gymnasium.Env; an environment of the old gym works through the package shimmy"
+    if isinstance(env, gym.Env):
+        return env
+    remedy = "return an instance of a subclass of it"
+    if hasattr(env, "num_envs"):
+        remedy = (
+            "a rank steps one environment: return a single one, and start several ranks "
+            "(--cpu N, num_cpu=N) to step several at once"
         )
-    if not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
-        space = env.observation_space
+    elif any(cls.__module__.partition(".")[0] == "gym" for cls in type(env).__mro__):
+        remedy = "an environment of the old gym works through the package shimmy"
+    raise TypeError(f"env_fn returned {_describe(env)}, which is not a gymnasium.Env; {remedy}")
+
+
+def _adapt(env):
+    """Returns an environment whose observations are a one-dimensional Box."""
+    for name in ("observation_space", "action_space"):
+        space = getattr(env, name, None)
+        if not isinstance(space, Space):
+            has = f"no {name}" if space is None else f"{space!r} as its {name}"
+            raise ValueError(
+                f"{_name(env)} has {has}: set it in __init__ to a space of gymnasium.spaces, such "
+                "as Box(-1.0, 1.0, (3,))"
+            )
+    for layer in _layers(env):
+        if not _takes_seed(layer.reset):
+            raise ValueError(
+                f"{type(layer).__name__}.reset takes no seed: define it as "
+                "reset(self, *, seed=None, options=None), and call super().reset(seed=seed) in it"
+            )
+    space = env.observation_space
+    if not (isinstance(space, Box) and len(space.shape) == 1):
         if not _has_flat_form(space):
             raise ValueError(f"Observations of {space} can't be flattened to a vector of numbers")
         env = gym.wrappers.FlattenObservation(env)
-    return AdaptedEnv(env, seed)
+    for name in ("observation_space", "action_space"):
+        if 0 in (getattr(env, name).shape or ()):
+            space = getattr(env.unwrapped, name)
+            raise ValueError(f"the {name} of {_name(env)} is empty: {space} holds no numbers")
+    return env
 
 
 def _has_flat_form(space):
     try:
         return isinstance(gym.spaces.utils.flatten_space(space), Box)
-    except NotImplementedError:  # a space of the environment's own
+    except (NotImplementedError, ValueError):  # a space of the environment's own; an empty Dict
         return False
+
+
+def _takes_seed(reset):
+    try:
+        parameters = inspect.signature(reset).parameters.values()
+    except (TypeError, ValueError):  # it doesn't tell
+        return True
+    return any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _name(env):
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def _layers(env):
+    """Yields an environment's wrappers from the outermost, then the environment itself."""
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+def _doubts(env):
+    """Yields a line for each trait that lets a run work, but hardly as its user expects."""
+    for layer in _layers(env):
+        # Gymnasium's RunningMeanStd, or one of another library or the user's own
+        kinds = {type(value).__name__ for value in getattr(layer, "__dict__", {}).values()}
+        if "RunningMeanStd" in kinds and getattr(layer, "update_running_mean", True):
+            yield (
+                f"{type(layer).__name__} of {env.name} keeps running statistics, which aren't "
+                "saved with the policy: test episodes, other ranks and a policy that is loaded "
+                "have statistics of their own, and their returns differ from training's. Scale by "
+                "fixed numbers instead: with gymnasium.wrappers.RescaleObservation, "
+                "TransformObservation or, for rewards, TransformReward"
+            )
+    for image in _images(env.given.observation_space):
+        yield (
+            f"{env.name} returns images of shape {image.shape}: they are flattened to "
+            f"{math.prod(image.shape):,} unscaled inputs, and the library has no networks for "
+            "images. Make them smaller with gymnasium.wrappers.GrayscaleObservation and "
+            "ResizeObservation, scale them with DtypeObservation(env, np.float32) and "
+            "RescaleObservation(env, 0.0, 1.0), or give a convolutional actor_critic of your own"
+        )
+
+
+def _images(space):
+    """Returns the images that a space holds: arrays of bytes from 0 to 255, with several axes."""
+    if isinstance(space, (Dict, Tuple)):
+        parts = space.values() if isinstance(space, Dict) else space
+        return [image for part in parts for image in _images(part)]
+    is_bytes = isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) > 1
+    return [space] if is_bytes and space.high.max() == 255 else []
+
+
+# --- The first reset and step ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _observed(env, method, see):
+    """Shows the results of a method to ``see(layer, result)``, of each layer of an environment."""
+
+    def call(layer, original, *args, **kwargs):
+        result = original(*args, **kwargs)
+        see(layer, result)
+        return result
+
+    replaced = []
+    for layer in _layers(env):
+        own = getattr(layer, "__dict__", None)  # an environment may have slots only
+        if own is not None:
+            watched = functools.partial(call, layer, getattr(layer, method))
+            replaced.append((own, own.get(method), watched))
+            own[method] = watched
+    try:
+        yield
+    finally:
+        for own, before, watched in replaced:
+            if own.get(method) is watched:
+                del own[method]
+                own.update({} if before is None else {method: before})
+
+
+def _fault_of_reset(result, space):
+    """Returns what is wrong with the result of a reset, and what to do about it; None if nothing.
+
+    Args:
+        result: what ``reset`` returned.
+        space: the observation space.
+    """
+    is_pair = isinstance(result, (tuple, list)) and len(result) == 2
+    if not (is_pair and isinstance(result[1], Mapping)):
+        return _describe(result), (
+            ", not (observation, info): return obs, {}; the package shimmy wraps environments of "
+            "the old gym"
+        )
+    return _fault_of_obs(result[0], space)
+
+
+def _fault_of_step(result, space):
+    """Returns what is wrong with the result of a step; see `_fault_of_reset`."""
+    if not (isinstance(result, (tuple, list)) and len(result) == 5):
+        return _describe(result), (
+            ", not (observation, reward, terminated, truncated, info): tell an end of the task, "
+            "terminated, from a time limit, truncated; the package shimmy wraps environments of "
+            "the old gym"
+        )
+    obs, rew, terminated, truncated, _ = result
+    if not _is_scalar(rew, "fiub"):
+        return f"{_describe(rew)} as the reward", ", not a number: return float(reward)"
+    for name, value in (("terminated", terminated), ("truncated", truncated)):
+        if not _is_scalar(value, "b"):
+            return f"{_describe(value)} as {name}", ", not True or False: return bool(...)"
+    return _fault_of_obs(obs, space)
+
+
+_FAULTS = {"reset": _fault_of_reset, "step": _fault_of_step}
+
+
+def _fault_of_obs(obs, space):
+    fault = _mismatch(obs, space)
+    return fault and (
+        f"an observation that {fault}",
+        f", which is not of its observation_space, {space}",
+    )
+
+
+def _mismatch(obs, space):
+    """Says in what an observation isn't of its space as far as networks are concerned.
+
+    Bounds of a Box and the precision of numbers are no concern of theirs.
+    """
+    if isinstance(space, Dict):
+        if not isinstance(obs, Mapping):
+            return f"is {_describe(obs)}"
+        lacks = [key for key in space if key not in obs]
+        parts = {key: _mismatch(obs[key], space[key]) for key in space if key not in lacks}
+        wrong = [f"has a {key!r} that {fault}" for key, fault in parts.items() if fault]
+        return next(iter([f"lacks the key {key!r}" for key in lacks] + wrong), None)
+    if isinstance(space, Tuple):
+        if not isinstance(obs, (tuple, list)) or len(obs) != len(space):
+            return f"is {_describe(obs)}"
+        parts = dict(enumerate(map(_mismatch, obs, space)))
+        wrong = [f"has a part {i} that {fault}" for i, fault in parts.items() if fault]
+        return next(iter(wrong), None)
+    if isinstance(space, Box):
+        array = _as_array(obs)
+        is_of_it = array is not None and array.shape == space.shape and array.dtype.kind in "fiub"
+        shown = (
+            _describe(obs) if array is None else f"of shape {array.shape} and dtype {array.dtype}"
+        )
+        return None if is_of_it else f"is {shown}"
+    return None if space is None or space.contains(obs) else f"is {_describe(obs)}"
+
+
+def _as_array(value):
+    try:
+        return np.asarray(value)
+    except Exception:  # noqa: BLE001 (a ragged list, a tensor of a GPU, ...)
+        return None
+
+
+def _is_scalar(value, kinds):
+    array = _as_array(value)
+    return array is not None and array.shape == () and array.dtype.kind in kinds
+
+
+def _describe(value):
+    """Returns a short description of any value."""
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return repr(value)
+    return f"an object of {type(value).__module__}.{type(value).__qualname__}"
 
 
 # --- Environments by id ---------------------------------------------------------------------------
@@ -293,13 +577,10 @@ def check_env(
     with contextlib.closing(env):
         if algorithms and algorithm in algorithms:
             check_action_space(env.action_space, algorithm, algorithms)
-    # Gymnasium's own warnings, whatever their category, and those for users
-    lines = [(w.category, " ".join(str(w.message).split())) for w in caught]
-    return [
-        re.sub(r"\x1b\[\d*m|WARN: ", "", line)
-        for category, line in lines
-        if issubclass(category, UserWarning) or "WARN: " in line
-    ]
+    # Those about the id and from this file; of the precision of bounds, say, the log tells
+    sources = (gym.envs.registration.__file__, __file__)
+    lines = [" ".join(str(w.message).split()) for w in caught if w.filename in sources]
+    return [re.sub(r"\x1b\[\d*m|WARN: ", "", line) for line in lines]
 
 
 def _make_by_id(env_id, kwargs):
@@ -311,7 +592,7 @@ def _make_by_id(env_id, kwargs):
         if module:
             importlib.import_module(module)
     except Exception as error:  # somebody's module may fail in any way
-        raise ValueError(f"{env_id}: can't import {module!r} ({_one_line(error)})") from error
+        raise ValueError(f"{env_id}: can't import {module!r} ({one_line(error)})") from error
     try:
         return gym.make(name, **kwargs)
     except Exception as error:  # as may somebody's environment
@@ -339,7 +620,7 @@ def _why_not_made(name, kwargs, error):
         )
     if extra and isinstance(error, (ImportError, gym.error.DependencyNotInstalled)):
         return (
-            f"{name} needs packages that aren't installed ({_one_line(error).partition(',')[0]}): "
+            f"{name} needs packages that aren't installed ({one_line(error).partition(',')[0]}): "
             f'in the checkout of spinup, run pip install ".[{extra}]"'
         )
     if isinstance(error, TypeError) and argument and argument[1] in kwargs:
@@ -347,7 +628,7 @@ def _why_not_made(name, kwargs, error):
         known = f": it takes {', '.join(accepted)}" if accepted else ""
         return f"{name} takes no argument {argument[1]!r} (env_kwargs){known}"
     given = f" with env_kwargs {dict(kwargs)}" if kwargs else ""
-    return f"{name!r} can't be made{given}: {type(error).__name__}: {_one_line(error)}"
+    return f"{name!r} can't be made{given}: {type(error).__name__}: {one_line(error)}"
 
 
 def _newest_version(name):
@@ -365,10 +646,6 @@ def _arguments_of(spec):
     make = gym.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [name for name, p in inspect.signature(make).parameters.items() if p.kind in kinds]
-
-
-def _one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # --- Spaces ---------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 
 from spinup.fast import capture
 from spinup.runs.files import as_os_error, may_pass
-from spinup.runs.folder import POLICY, PROGRESS, RunFolder, State, describe_error
+from spinup.runs.folder import POLICY, PROGRESS, RunFolder, State
 from spinup.runs.underway import current_run
 from spinup.runs.versions import versions
+from spinup.runs.wording import describe_error
 from spinup.utils.mpi_tools import barrier, mpi_statistics_scalar, mpi_sum, num_procs, proc_id
 from spinup.utils.writers import WRITERS, Progress, Terminal, Writer, say
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
+import typing
 from collections.abc import Callable
-from numbers import Real
-from typing import Any, ParamSpec, TypeVar
+from numbers import Integral, Real
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import numpy as np
+from torch import nn
 
 from spinup.runs.interrupts import Interrupted, is_interactive
+from spinup.runs.json_values import activation_names, find_activation, import_callable
 from spinup.runs.underway import run_under_way
 from spinup.runs.watchdog import watchdog
 from spinup.utils.mpi_pytorch import one_thread_per_rank
@@ -24,15 +30,14 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
     """Decorates an algorithm's function.
 
     While it runs, each rank computes on one thread (the caller's threads are put back after). When
-    it returns, or raises, the run folder's ``status.json`` says so. In a notebook a run that was
-    stopped raises KeyboardInterrupt. Whole numbers may be of other types than int:
-    ``replay_size=1e6``, or a NumPy seed.
+    it returns, or raises, the run folder's ``status.json`` says so. Before it starts, its
+    hyperparameters are checked. In a notebook a run that was stopped raises KeyboardInterrupt.
     """
 
     @functools.wraps(algorithm)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         call = inspect.signature(algorithm).bind(*args, **kwargs)
-        call.arguments.update({k: _as_int(k, v) for k, v in call.arguments.items()})
+        call.arguments.update(check_hyperparameters(algorithm, call.arguments))
         with run_under_way() as under_way:
             try:
                 with under_way.stop.listening(), one_thread_per_rank(), gradients_in_place():
@@ -51,55 +56,167 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-# What each hyperparameter must be: whether a whole number, and its least and greatest value.
-_VALID: dict[str, tuple[bool, float, float]] = {
-    **dict.fromkeys(["seed"], (True, 0, 2**32 - 1)),
-    **dict.fromkeys(["epochs", "max_ep_len", "update_every"], (True, 1, math.inf)),
-    **dict.fromkeys(["policy_delay", "save_freq"], (True, 1, math.inf)),
-    **dict.fromkeys(["train_pi_iters", "train_v_iters"], (True, 0, math.inf)),
-    **dict.fromkeys(["start_steps", "update_after", "num_test_episodes"], (True, 0, math.inf)),
-    **dict.fromkeys(["gamma", "lam", "polyak"], (False, 0, 1)),
-    **dict.fromkeys(["lr", "pi_lr", "vf_lr", "q_lr", "clip_ratio"], (False, 0, math.inf)),
-    **dict.fromkeys(["act_noise", "target_noise", "noise_clip", "alpha"], (False, 0, math.inf)),
-    **dict.fromkeys(["target_kl", "checkpoint_every"], (False, 0, math.inf)),
-}
+# --- Hyperparameters ------------------------------------------------------------------------------
 
-# Those that may be a word instead.
-_WORDS = {"alpha": "auto"}
+# Least and greatest value of hyperparameters; of any other number at least 0.
+_LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(["gamma", "lam", "polyak"], (0, 1)),
+    **dict.fromkeys(["epochs", "max_ep_len", "update_every"], (1, math.inf)),
+    **dict.fromkeys(["policy_delay", "save_freq"], (1, math.inf)),
+    "seed": (0, 2**32 - 1),
+}
 
 # Split over ranks, so that each rank needs one at least.
 _SPLIT = ("steps_per_epoch", "batch_size", "replay_size")
 
 
-def _as_int(name, value):
-    """Returns the value of a hyperparameter, an int where it must be a whole number and is one."""
-    must_be = name in _SPLIT or _VALID.get(name, (False,))[0]
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    return int(value) if must_be and is_number and value % 1 == 0 else value
+def check_hyperparameters(
+    algorithm: Callable, values: dict[str, Any], num_ranks: int | None = None
+) -> dict[str, Any]:
+    """Refuses hyperparameters that an algorithm can't use, before anything runs.
 
-
-def check_hyperparameters(config: dict[str, Any], num_ranks: int | None = None) -> None:
-    """Refuses hyperparameters that can't be meant, before anything runs.
+    The algorithm's annotations tell what must be a whole number, a number, or True or False.
 
     Args:
-        config: values by name; names that it doesn't know are left alone.
+        algorithm: its function.
+        values: hyperparameters by name; the others have their defaults. Names that aren't the
+            algorithm's are ignored.
         num_ranks: ranks that will share the work; those that there are now if None.
 
+    Returns:
+        The values that are the algorithm's: whole numbers as int, networks and activations that
+        are given by name as classes.
+
     Raises:
-        ValueError: one is out of its range, naming it, its value and the range.
+        ValueError: one can't be used, naming it, its value and what was expected.
     """
     num_ranks = num_ranks or num_procs()
-    limits = _VALID | dict.fromkeys(_SPLIT, (True, num_ranks, math.inf))
-    for name in config.keys() & limits.keys():
-        whole, least, greatest = limits[name]
-        value = config[name]
-        word = _WORDS.get(name)
-        if word is not None and value == word:
-            continue
-        is_number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
-        if not (is_number and least <= value <= greatest):
-            kind = "a whole number" if whole else "a number"
-            bounds = f"of at least {least}" if greatest == math.inf else f"in [{least}, {greatest}]"
-            ranks = f" (one a rank, of {num_ranks} ranks)" if name in _SPLIT else ""
-            or_word = f' or "{word}"' if word else ""
-            raise ValueError(f"{name} must be {kind} {bounds}{ranks}{or_word}, not {value!r}")
+    hints = typing.get_type_hints(algorithm)
+    checked = {}
+    for name, parameter in inspect.signature(algorithm).parameters.items():
+        value = values.get(name, parameter.default)
+        if name in hints and value is not inspect.Parameter.empty:
+            value = _check(name, value, hints[name], num_ranks)
+        if name in values:
+            checked[name] = value
+    if "ac_kwargs" in hints:
+        default = inspect.signature(algorithm).parameters["actor_critic"].default
+        build = values.get("actor_critic", default)
+        build = import_callable(build) if isinstance(build, str) else build
+        kwargs = check_ac_kwargs(build, values.get("ac_kwargs"), build is default)
+        networks = dict(actor_critic=build, ac_kwargs=kwargs)
+        checked |= {name: value for name, value in networks.items() if name in values}
+    return checked
+
+
+def _check(name, value, hint, num_ranks):
+    """Returns a value as the parameter that is annotated by `hint` takes it."""
+    options = typing.get_args(hint) or (hint,)
+    words = [
+        w for option in options if typing.get_origin(option) is Literal for w in option.__args__
+    ]
+    if value in words and isinstance(value, str):
+        return value
+    if bool in options and not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
+    if not {int, float} & {*options}:
+        return value
+    is_whole = float not in options
+    least, greatest = _LIMITS.get(name, (0, math.inf))
+    least = num_ranks if name in _SPLIT else least
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if is_number and is_whole and math.isfinite(value) and value == int(value):
+        value = int(value)  # such as replay_size=1e6, or a NumPy seed
+    if is_number and least <= value <= greatest and (isinstance(value, int) or not is_whole):
+        return value
+    kind = "a whole number" if is_whole else "a number"
+    bounds = f"of at least {least}" if greatest == math.inf else f"in [{least}, {greatest}]"
+    ranks = f" (one a rank, of {num_ranks} ranks)" if name in _SPLIT else ""
+    other = "".join(f', or "{word}"' for word in words)
+    raise ValueError(f"{name} must be {kind} {bounds}{ranks}{other}, not {value!r}")
+
+
+# --- Keyword arguments of networks ----------------------------------------------------------------
+
+
+def check_ac_kwargs(
+    actor_critic: Callable, ac_kwargs: dict[str, Any] | None, is_ours: bool
+) -> dict[str, Any]:
+    """Refuses keyword arguments that an actor-critic can't be built with.
+
+    Args:
+        actor_critic: builds the networks from ``(observation_space, action_space, **ac_kwargs)``.
+        ac_kwargs: its keyword arguments.
+        is_ours: whether it is the library's own, so that what the arguments mean is known; those of
+            any other only have to be arguments that it takes.
+
+    Returns:
+        The arguments; of an activation that is given by name the class.
+
+    Raises:
+        ValueError: one is unknown, missing or can't be used.
+    """
+    if ac_kwargs is None:
+        ac_kwargs = {}
+    if not isinstance(ac_kwargs, dict):
+        raise ValueError(
+            f"ac_kwargs must be a dict such as {{'hidden_sizes': (64, 64)}}, not {ac_kwargs!r}"
+        )
+    if not callable(actor_critic):
+        raise ValueError(f"actor_critic must be a class or a function, not {actor_critic!r}")
+    name = getattr(actor_critic, "__name__", repr(actor_critic))
+    try:
+        signature = inspect.signature(actor_critic)
+    except (TypeError, ValueError):  # it doesn't tell
+        return ac_kwargs
+    try:
+        signature.bind("observation_space", "action_space", **ac_kwargs)
+    except TypeError as error:
+        takes = [*signature.parameters][2:]
+        wrong = next((key for key in ac_kwargs if key not in takes), "")
+        near = difflib.get_close_matches(wrong, takes, 1)
+        hint = f"; did you mean {near[0]}?" if near else f" (it takes {', '.join(takes) or 'none'})"
+        raise ValueError(
+            f"{name} can't be built with ac_kwargs {ac_kwargs}: {error}{hint}"
+        ) from None
+    if not is_ours:
+        return ac_kwargs
+    checks = {"hidden_sizes": _check_sizes, "activation": _check_activation}
+    return {key: checks[key](value) if key in checks else value for key, value in ac_kwargs.items()}
+
+
+def _check_sizes(sizes):
+    """Returns the sizes of hidden layers as a list or tuple of int."""
+    as_list = list(sizes) if isinstance(sizes, (list, tuple, np.ndarray)) else [None]
+    if all(isinstance(n, Integral) and not isinstance(n, bool) and n > 0 for n in as_list):
+        return (
+            type(sizes)(map(int, as_list))
+            if isinstance(sizes, tuple)
+            else [int(n) for n in as_list]
+        )
+    raise ValueError(
+        "hidden_sizes (of ac_kwargs) must be a list of whole numbers of at least 1, such as "
+        f"(64, 64), not {sizes!r}"
+    )
+
+
+def _check_activation(activation):
+    """Returns the class of an activation, or the function that makes one."""
+    found = find_activation(activation) if isinstance(activation, str) else activation
+    if isinstance(found, nn.Module):
+        raise ValueError(
+            f"activation (of ac_kwargs) must be a class, not {found!r}, an instance of it: give "
+            f"nn.{type(found).__name__}, or with arguments functools.partial(nn."
+            f"{type(found).__name__}, ...)"
+        )
+    try:
+        if isinstance(found(), nn.Module):
+            return found
+    except Exception:  # noqa: BLE001 (Linear and the like need arguments; None can't be called)
+        pass
+    near = difflib.get_close_matches(str(activation).lower(), activation_names(), 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(
+        "activation (of ac_kwargs) must be an activation of torch.nn such as nn.Tanh, or its name, "
+        f"not {activation!r}{hint}"
+    )

@@ -21,7 +21,7 @@ from gymnasium.spaces import Box, Discrete
 from spinup.fast import capture
 from spinup.utils.buffers import ReplayBuffer, TrajectoryBuffer
 from spinup.utils.mpi_tools import num_procs, proc_id
-from tests.algos.envs import Clock
+from tests.algos.envs import Made
 from tests.algos.runs import train
 
 OBS_DIM = 2
@@ -95,16 +95,16 @@ class Noise:
 def train_on_fixed_data(name: str, size: int, folder: Path, **kwargs) -> torch.nn.Module:
     """Trains with an algorithm of `SIZES` on fixed data of the given size."""
     algorithm, _, discrete = name.partition("-")
-    env = Clock(action_space=Discrete(3) if discrete else BOX)
+    env_fn = Made(action_space=Discrete(3) if discrete else BOX)
     kwargs = KWARGS[algorithm] | dict(logger_kwargs=dict(output_dir=folder)) | kwargs
     with pytest.MonkeyPatch.context() as patch:
         if algorithm == "ppo":
             data = trajectories(size, bool(discrete))
             patch.setattr("spinup.algos.ppo.TrajectoryBuffer", _fixed_trajectories(data))
-            return train(algorithm, lambda: env, folder, steps_per_epoch=size, **kwargs)
+            return train(algorithm, env_fn, folder, steps_per_epoch=size, **kwargs)
         patch.setattr(f"spinup.algos.{algorithm}.ReplayBuffer", _fixed_replay(size))
         patch.setattr("torch.randn_like", Noise(size))
-        return train(algorithm, lambda: env, folder, batch_size=size, **OFF_POLICY_KWARGS, **kwargs)
+        return train(algorithm, env_fn, folder, batch_size=size, **OFF_POLICY_KWARGS, **kwargs)
 
 
 def _fixed_trajectories(data):

@@ -126,9 +126,10 @@ def test_version(capsys):
     assert run("--version", capsys) == (0, f"spinup {__version__}\n", "")
 
 
-@pytest.mark.parametrize("line", ["help", "plot data/demo --save x.png"])
+@pytest.mark.parametrize("line", ["help", "plot data/demo --save x.png", "status data"])
 def test_what_does_not_import_torch(line, run_python, here):
     (here / "data/demo").mkdir(parents=True)
+    (here / "data/demo/status.json").write_text('{"state": "finished"}')
     row = "Epoch\tAverageEpRet\tTotalEnvInteracts\n0\t1.0\t10\n"
     (here / "data/demo/progress.txt").write_text(row)
     code = "import sys, spinup.run; assert spinup.run.main(sys.argv[1:]) == 0, 'failed'; "
@@ -176,12 +177,13 @@ MISTAKES = [
     ("sac --env Pendulum-v1 CartPole-v1 --seed 0 1", "not Discrete(2); use ppo"),
     (
         "sac --env Pendulum-v1 --alpha foo",
-        "alpha must be a number of at least 0 or \"auto\", not 'foo'",
+        "alpha must be a number of at least 0, or \"auto\", not 'foo'",
     ),
-    ("sac --env Pendulum-v1 --alpha -1", 'alpha must be a number of at least 0 or "auto", not -1'),
+    ("sac --env Pendulum-v1 --alpha -1", 'alpha must be a number of at least 0, or "auto", not -1'),
     ("{} --env_kwargs:foo 1", "CartPole-v1 takes no argument 'foo'"),
     ("{} --n_envs 4", "unknown flag --n_envs: --n_envs is --cpu: each MPI rank steps one"),
     ("{} --verbose 1", "unknown flag --verbose. See: python -m spinup.run ppo --help"),
+    ("{} --exp_name " + 300 * "x", "has 300 characters, and a folder's name can have 200"),
     ("{} --wrapper nothing_here:f", "--wrapper nothing_here:f: Cannot import"),
     ("{} --wrapper os", "'os' is not the name of a function: write it as 'module:function'"),
     ("{} --wrapper", "--wrapper needs a value"),

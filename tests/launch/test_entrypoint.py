@@ -6,7 +6,8 @@ import pytest
 
 from spinup.launch.entrypoint import execute, with_env_fn
 from spinup.launch.spec import read_spec
-from spinup.runs.folder import describe_error, read_status
+from spinup.runs.folder import read_status
+from spinup.runs.wording import describe_error
 from tests.thunks import fake
 
 

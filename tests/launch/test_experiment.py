@@ -55,7 +55,7 @@ def test_call_experiment_relays_and_keeps_the_output(here, capsys):
     assert folder == here / "data" / "demo" / "demo_s3"
     assert "seed 3 on CartPole-v1\n" in log
     assert log in printed
-    assert "python -m spinup.run plot data/demo/demo_s3" in printed
+    assert "python -m spinup.run plot data/demo/demo_s3/\n" in printed
     assert "python -m spinup.run test_policy data/demo/demo_s3" in printed
     assert read_status(folder)["state"] == "finished"
     spec = folder / "experiment.json"

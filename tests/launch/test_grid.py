@@ -14,7 +14,12 @@ from spinup import user_config
 from spinup.cli.flags import RUN_FLAGS
 from spinup.examples import bench_ppo_cartpole
 from spinup.launch import processes as launch
-from spinup.launch.grid import ExperimentGrid, default_shorthand, valid_str
+from spinup.launch.grid import (
+    ExperimentGrid,
+    _print_commands,
+    default_shorthand,
+    valid_str,
+)
 from spinup.runs.folder import read_status
 from tests.launch.grids import grid_of
 from tests.thunks import fake, fragile, note
@@ -197,7 +202,7 @@ def test_a_variant_that_fails_does_not_stop_the_others(here, capsys):
         assert f"log: data/g_end{ending}/g_end{ending}_s5/log.txt" in rows
         status = read_status(f"data/g_end{ending}/g_end{ending}_s5")
         assert (status["state"], status["error"]) == ("failed", reason)
-    assert "python -m spinup.run plot data/g" in rows[-2]
+    assert rows[-2].endswith("python -m spinup.run plot data/g")
     assert rows[-1].endswith("python -m spinup.run test_policy data/g_endfinish/g_endfinish_s5")
 
 
@@ -265,6 +270,24 @@ def test_gpus_are_shared_evenly(here, monkeypatch):
 
     grid_of("h", seed=[0], device=["cpu"]).run(three)
     assert (here / "data/h/h_s0/gpus").read_text() == "4,GPU-5,6"
+
+
+@pytest.mark.parametrize(
+    ("names", "plotted"),
+    [
+        (["demo"], "data/demo/"),  # not demo2, which another command may have made
+        (["demo_a1", "demo_a10"], "data/demo_a1"),
+        (["demo_a1", "demo_b2"], "data/demo"),
+        (["demo", "demo_flag"], "data/demo"),
+    ],
+)
+def test_the_hint_plots_the_folders_of_the_grid(here, capsys, names, plotted):
+    grid = ExperimentGrid()
+    grid.add("note", names, "", in_name=True)
+    plan = grid.plan(fake)
+    plan.folders = [str(here / "data" / name / f"{name}_s0") for name in names]
+    _print_commands(plan, plan.experiments[0])
+    assert f"spinup.run plot {plotted}\n" in capsys.readouterr().out
 
 
 def test_a_grid_over_functions_and_overwriting(here, capsys):

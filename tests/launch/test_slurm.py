@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import shlex
+import subprocess
+import sys
+
 import pytest
 
 from spinup.cli.status import state_of
@@ -66,6 +71,29 @@ def test_a_missing_submitit_is_named(monkeypatch):
         ValueError, match=r"slurm needs submitit: in the checkout, pip install '\.\[slurm\]'"
     ):
         slurm.check_options({"time": 5})
+
+
+def test_jobs_find_the_modules_of_the_current_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "with a space"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend("")
+    (folder / "mine_of_slurm.py").write_text("print('found')")
+    lines = [*slurm.setup_lines(), f"cd / && {shlex.quote(sys.executable)} -m mine_of_slurm"]
+    words = ["sh", "-c", "\n".join(lines)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.stdout, result.stderr) == ("found\n", "")
+
+
+def test_a_job_with_wrappers_and_networks_of_a_users_own_travels():
+    kwargs = dict(
+        env_name="CartPole-v1",
+        wrappers=["tests.utils.test_wrapping:Double"],
+        actor_critic="spinup.utils.nets:MLPActorCritic",
+        logger_kwargs=dict(output_dir="x"),
+    )
+    variant = pickle.loads(pickle.dumps(slurm.Variant(Experiment("x", fake, kwargs))))
+    assert variant.experiment.kwargs["wrappers"] == kwargs["wrappers"]
 
 
 def test_a_restarted_job_goes_on_or_begins_anew(tmp_path):

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from spinup.runs.json_values import (
+    activation_names,
     convert_json,
     decode,
     encode,
+    find_activation,
     import_callable,
     importable_name,
 )
@@ -224,3 +226,28 @@ def test_import_callable():
 def test_import_callable_refuses(name, message):
     with pytest.raises(ValueError, match=message):
         import_callable(name)
+
+
+# --- Activations by name ---
+
+
+@pytest.mark.parametrize(
+    "name, found",
+    [
+        ("tanh", torch.nn.Tanh),
+        ("ReLU", torch.nn.ReLU),
+        ("nn.silu", torch.nn.SiLU),
+        ("torch.nn.ELU", torch.nn.ELU),
+        ("linear", None),  # which needs arguments
+        ("functional", None),
+        ("os.system", None),
+        ("", None),
+    ],
+)
+def test_finds_activations(name, found):
+    assert find_activation(name) is found
+
+
+def test_every_name_of_an_activation_finds_one():
+    assert {"relu", "tanh", "silu"} < {*activation_names()}
+    assert all(find_activation(name) for name in activation_names())

@@ -1,6 +1,7 @@
 import json
 import random
 import re
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -15,17 +16,19 @@ from gymnasium.spaces import (
     MultiDiscrete,
     Sequence,
     Space,
+    Text,
     Tuple,
 )
 
 from spinup.algos import ALGORITHMS, Algorithm
-from spinup.runs.folder import describe_error
+from spinup.runs.wording import describe_error
 from spinup.utils.envs import (
     check_action_space,
     check_env,
     describe_env,
     describe_space,
     make_env,
+    make_envs,
     restore_space,
     seed_everything,
 )
@@ -187,17 +190,153 @@ class Unheard(Space):
         Graph(Box(0, 1, (1,)), None),
         Dict(a=Sequence(Discrete(2))),
         Unheard((1,), np.float32),
+        Dict(),
     ],
-    ids=["Sequence", "Graph", "Dict of Sequence", "unknown"],
+    ids=["Sequence", "Graph", "Dict of Sequence", "unknown", "empty"],
 )
 def test_observations_that_have_no_vector_are_refused(space):
     with pytest.raises(ValueError, match=r"Observations of .* can't be flattened to a vector"):
         make_env(lambda: Recorder(observation_space=space))
 
 
-def test_what_is_no_environment_is_refused():
-    with pytest.raises(TypeError, match=r"env_fn returned a builtins.list.*shimmy"):
-        make_env(list)
+class OldGym:
+    __module__ = "gym.core"
+
+
+@pytest.mark.parametrize(
+    "env_fn, message",
+    [
+        (list, r"env_fn returned a list of 0, which is not a gymnasium.Env; return an instance of"),
+        (lambda: None, r"env_fn returned None, which is not a gymnasium.Env; return an instance"),
+        (lambda: Recorder, r"env_fn returned an object of abc.ABCMeta|builtins.type, .* instance"),
+        (type("Older", (OldGym,), {}), r"an object of .*Older, .*; .* through the package shimmy"),
+        (
+            lambda: gym.make_vec("Pendulum-v1", num_envs=2, vectorization_mode="sync"),
+            r"object of gymnasium.*SyncVectorEnv, .*; a rank steps one .*\(--cpu N, num_cpu=N\)",
+        ),
+    ],
+)
+def test_what_is_no_environment_is_refused(env_fn, message):
+    with pytest.raises(TypeError, match=message):
+        make_env(env_fn)
+
+
+# --- Several environments ---
+
+
+def test_each_call_makes_an_environment_for_each_seed():
+    first, second = make_envs("Pendulum-v1", 3, 4)
+    assert first.unwrapped is not second.unwrapped
+    assert np.array_equal(first.reset()[0], make_env("Pendulum-v1", 3).reset()[0])
+    assert np.array_equal(second.reset()[0], make_env("Pendulum-v1", 4).reset()[0])
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, lambda env: gym.wrappers.TimeLimit(env, 5)])
+def test_one_instance_for_training_and_tests_is_refused(wrap):
+    one = Recorder()
+    make_env(lambda: wrap(one))  # once, it may be used
+    with pytest.raises(ValueError, match=r"env_fn returned one Recorder twice, .* a new environm"):
+        make_envs(lambda: wrap(one), 0, 5000)
+
+
+def test_environments_that_share_a_space_draw_their_own_actions():
+    space = Box(-1, 1, (3,))  # as an attribute of a class is shared
+    first, second = make_envs(lambda: Recorder(space), 3, 4)
+    expected = Box(-1, 1, (3,), seed=3)
+    for _ in range(3):
+        second.random_action()
+        assert np.array_equal(first.random_action(), expected.sample())
+
+
+# --- Warnings at the start ---
+
+
+class Scaled(gym.ObservationWrapper):
+    """A wrapper with running statistics of another library's kind."""
+
+    class RunningMeanStd:
+        pass
+
+    def __init__(self, env, update_running_mean=True):
+        super().__init__(env)
+        self.update_running_mean, self.rms = update_running_mean, self.RunningMeanStd()
+
+    def observation(self, obs):
+        return obs
+
+
+def seen_warnings(env_fn, *seeds):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_envs(env_fn, *seeds)
+    return [str(w.message) for w in caught if "WARN: " not in str(w.message)]  # Gymnasium's
+
+
+@pytest.mark.parametrize(
+    "wrap, name",
+    [
+        (gym.wrappers.NormalizeObservation, "NormalizeObservation"),
+        (gym.wrappers.NormalizeReward, "NormalizeReward"),
+        (lambda env: gym.wrappers.TimeLimit(Scaled(env), 9), "Scaled"),
+    ],
+)
+def test_running_statistics_are_warned_of_once(wrap, name):
+    (line,) = seen_warnings(lambda: wrap(Recorder()), 0, 5000)
+    assert line.startswith(f"{name} of Recorder keeps running statistics, which aren't saved")
+    remedies = re.findall(r"\w+Observation|\w+Reward", line.partition("instead")[2])
+    assert remedies == ["RescaleObservation", "TransformObservation", "TransformReward"]
+    assert all(hasattr(gym.wrappers, remedy) for remedy in remedies)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda env: gym.wrappers.RescaleObservation(env, -1.0, 1.0),
+        lambda env: gym.wrappers.TransformObservation(env, lambda obs: obs / 2, VECTOR),
+        lambda env: gym.wrappers.TransformReward(env, lambda rew: rew / 10),
+        lambda env: Scaled(env, update_running_mean=False),  # fixed numbers
+    ],
+)
+def test_the_remedies_of_running_statistics_work_without_a_warning(wrap):
+    def made():
+        return wrap(Recorder(observation_space=Box(-9, 9, (2,))))
+
+    assert seen_warnings(made, 0, 5000) == []
+    env = make_env(made)
+    env.reset()
+    assert env.step(np.zeros(1))[0].shape == (2,)
+
+
+IMAGE = Box(0, 255, (8, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize("space", [IMAGE, Dict(a=Discrete(2), b=Tuple([IMAGE]))])
+def test_images_are_warned_of_once(space):
+    (line,) = seen_warnings(lambda: Recorder(observation_space=space), 0, 5000)
+    assert "Recorder returns images of shape (8, 6, 3): they are flattened to 144 unscaled" in line
+    remedies = re.findall(r"\w+Observation", line)
+    assert len(remedies) == 4 and all(hasattr(gym.wrappers, remedy) for remedy in remedies)
+
+
+def test_the_remedies_of_images_work_without_a_warning():
+    def made():
+        env = gym.wrappers.GrayscaleObservation(Recorder(observation_space=IMAGE))
+        return gym.wrappers.RescaleObservation(
+            gym.wrappers.DtypeObservation(env, np.float32), 0.0, 1.0
+        )
+
+    assert seen_warnings(made, 0, 5000) == []
+    obs, _ = make_env(made).reset()
+    assert obs.shape == (48,) and 0.5 < obs.max() <= 1
+
+
+@pytest.mark.parametrize(
+    "space",
+    [Box(0, 1, (8, 8, 12), np.uint8), Box(0, 255, (128,), np.uint8), Box(0, 255, (8, 8))],
+    ids=["a board", "bytes", "floats"],
+)
+def test_what_is_no_image_is_not_warned_of(space):
+    assert seen_warnings(lambda: Recorder(observation_space=space), 0) == []
 
 
 def test_an_id_and_a_function_make_the_same_environment():
@@ -264,7 +403,7 @@ def test_other_spaces_are_refused_by_name(space, algorithm, message):
 
 
 def test_an_algorithm_that_joins_the_table_is_named():
-    algorithms = ALGORITHMS | {"dqn": Algorithm("Deep Q-Network", ("Discrete",))}
+    algorithms = ALGORITHMS | {"dqn": Algorithm("Deep Q-Network", ("Discrete",), "")}
     with pytest.raises(ValueError, match=r"not Discrete\(2\); use ppo or dqn$"):
         check_action_space(Discrete(2), "td3", algorithms)
     with pytest.raises(ValueError, match=r"^dqn handles actions of a Discrete, not Box.*; use ppo"):
@@ -327,13 +466,33 @@ def test_a_bad_first_observation_stops_the_run():
 
 
 @pytest.mark.parametrize(
-    "obs", [np.array([1.7e308, 1.7e308]), np.zeros(2, np.float64), np.array([255, 3], np.uint8)]
+    "obs",
+    [
+        np.array([3.4e38, 3.4e38]),
+        np.array([3.4e38, 3.4e38], np.float32),  # its sum isn't finite
+        np.zeros(2, np.float64),
+        np.array([255, 3], np.uint8),
+        np.array([2**62, 2**62]),
+    ],
 )
 def test_large_but_finite_numbers_pass(obs):
     _, env = recorder(observation_space=Box(0, 1, (2,), obs.dtype), outcomes=[(obs, 1e300)])
     env.reset()
     with np.errstate(over="ignore"):
         assert np.array_equal(env.step(np.zeros(1))[0], obs)
+
+
+@pytest.mark.parametrize("number", [1e39, -1e300])
+def test_numbers_beyond_single_precision_stop_the_run(number):
+    obs = np.array([0, number])
+    _, env = recorder(observation_space=Box(0, 1, (2,), np.float64), outcomes=[(obs, 0.0)])
+    env.reset()
+    message = (
+        r"Recorder returned a number beyond the range of 32-bit floats, .* in the observation at "
+        r"step 1: \[.*\] \(seed 0, last action \[0.\]\); scale it with a wrapper"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        env.step(np.zeros(1))
 
 
 def test_steps_are_counted_over_episodes():
@@ -427,7 +586,7 @@ def test_an_environment_is_tried_before_anything_runs(register, tmp_path, monkey
         (
             "CartPole-v1",
             {"gravity": 1},
-            r"CartPole-v1 takes no argument .gravity. \(env_kwargs\): it takes sutton_barto_rewa",
+            r"takes no argument 'gravity' \(env_kwargs\): it takes sutton_barto_reward, render",
         ),
         (
             "CartPole-v1",
@@ -464,9 +623,15 @@ def test_missing_extras_are_named_by_the_checkout(extra, register):
         make_env("Needs-v0")
 
 
-def test_an_old_version_that_works_is_a_remark():
+def test_warnings_about_an_environment_are_returned(register):
     (remark,) = check_env("CartPole-v0", None, "ppo", ALGORITHMS)
     assert remark.startswith("The environment CartPole-v0 is out of date")
+
+    register("Seen-v0", lambda: gym.wrappers.NormalizeReward(Recorder(observation_space=IMAGE)))
+    with warnings.catch_warnings(record=True) as caught:
+        first, second = check_env("Seen-v0")
+    assert not caught
+    assert "running statistics" in first and "returns images" in second
 
 
 # --- Descriptions ---
@@ -592,3 +757,243 @@ def test_what_an_environment_does_wrong_is_told_with_the_circumstances(fault, ki
     if fault is _raise:  # the exception is the environment's own, with a note
         said = describe_error(raised.value)
         assert re.search(rf"by test.; raised by Faulty at step {step} \(seed 7, {action}\)$", said)
+
+
+# --- What doesn't keep to Gymnasium's interface ---
+
+
+def test_an_environment_without_a_space_is_refused():
+    class Spaceless(Recorder):
+        def __init__(self, **spaces):
+            vars(self).update(spaces)
+
+    box = dict(action_space=FLOATS, observation_space=VECTOR)
+    make_env(lambda: Spaceless(**box))
+    for name in box:
+        with pytest.raises(ValueError, match=rf"Spaceless has no {name}: set it in __init__ to"):
+            make_env(lambda name=name: Spaceless(**{k: v for k, v in box.items() if k != name}))
+        with pytest.raises(ValueError, match=rf"Spaceless has \(3,\) as its {name}: set it in"):
+            make_env(lambda name=name: Spaceless(**(box | {name: (3,)})))
+
+
+@pytest.mark.parametrize(
+    "spaces, name",
+    [
+        (dict(observation_space=Box(-1, 1, (0,))), "observation_space"),
+        (dict(observation_space=Box(-1, 1, (2, 0))), "observation_space"),
+        (dict(action_space=Box(-1, 1, (0,))), "action_space"),
+    ],
+)
+def test_an_empty_space_is_refused(spaces, name):
+    message = rf"the {name} of Recorder is empty: .* holds no numbers"
+    with pytest.raises(ValueError, match=message):
+        make_env(lambda: Recorder(**spaces))
+
+
+def test_a_reset_without_seed_is_refused_by_its_class():
+    class Unseeded(Recorder):
+        def reset(self, options=None):
+            return super().reset()
+
+    class Old(gym.Wrapper):
+        def reset(self):
+            return self.env.reset()
+
+    class Passing(gym.Wrapper):
+        def reset(self, **kwargs):
+            return self.env.reset(**kwargs)
+
+    make_env(lambda: Passing(Recorder())).reset()
+    message = r"{}.reset takes no seed: define it as reset\(self, \*, seed=None, options=None\)"
+    with pytest.raises(ValueError, match=message.format("Unseeded")):
+        make_env(lambda: gym.wrappers.TimeLimit(Passing(Unseeded()), 9))
+    with pytest.raises(ValueError, match=message.format("Old")):
+        make_env(lambda: Passing(Old(Recorder())))
+
+
+OBS = np.zeros(2, np.float32)
+MIXED = Dict(a=VECTOR, b=Tuple([Discrete(3, start=1), MultiBinary(2)]))
+GOOD_MIXED = dict(a=OBS, b=(3, np.int8([0, 1])))
+
+
+class Scripted(gym.Env):
+    """Returns what it is told to at a reset and at a step."""
+
+    action_space = Box(-1, 1, (1,))
+
+    def __init__(self, reset, step, observation_space):
+        self.outcomes, self.observation_space = (reset, step), observation_space
+
+    def reset(self, seed=None, options=None):
+        return self.outcomes[0]
+
+    def step(self, action):
+        return self.outcomes[1]
+
+
+def play(reset=None, step=None, obs=OBS, space=VECTOR, wrap=lambda env: env):
+    reset = (obs, {}) if reset is None else reset
+    step = (obs, 1.0, False, False, {}) if step is None else step
+    env = make_env(lambda: wrap(Scripted(reset, step, space)), 7)
+    env.reset()
+    for _ in range(2):
+        env.step(np.float32([0.25]))
+
+
+@pytest.mark.parametrize(
+    "obs, space",
+    [
+        (OBS, VECTOR),
+        ([0.0, 1], VECTOR),
+        (np.array([0, 1]), VECTOR),  # integers
+        (np.array([20.0, 1]), Box(-1, 1, (2,))),  # beyond its bounds
+        (np.array([True, False]), VECTOR),
+        (np.int64(2), Discrete(3)),
+        (np.array(2), Discrete(3)),
+        (GOOD_MIXED, MIXED),
+        (GOOD_MIXED | {"more": 1}, MIXED),
+        ("ab", Text(3)),
+    ],
+)
+def test_observations_that_networks_can_read_pass(obs, space):
+    play(obs=obs, space=space)
+
+
+@pytest.mark.parametrize("rew", [1, 1.5, True, np.float32(1), np.array(1.0), torch.tensor(1.0)])
+@pytest.mark.parametrize("end", [False, np.bool_(False), np.array(False), torch.tensor(False)])
+def test_rewards_and_ends_that_are_a_number_and_a_bool_pass(rew, end):
+    play(step=(OBS, rew, end, end, {}))
+
+
+@pytest.mark.parametrize(
+    "obs, space, message",
+    [
+        (np.zeros(3), VECTOR, r"that is of shape \(3,\) and dtype float64"),
+        (np.zeros((1, 2)), VECTOR, r"that is of shape \(1, 2\) and dtype float64"),
+        (np.zeros(2, complex), VECTOR, r"that is of shape \(2,\) and dtype complex128"),
+        ([1, [2, 3]], VECTOR, r"that is a list of 2"),
+        (None, VECTOR, r"that is of shape \(\) and dtype object"),
+        (3, Discrete(3), "that is 3"),
+        (-1, Discrete(3), "that is -1"),  # an index from the end, for NumPy
+        (0, Discrete(3, start=1), "that is 0"),
+        (1.0, Discrete(3), "that is 1.0"),
+        (np.int8([0, 2]), MultiBinary(2), r"that is an array of shape \(2,\) and dtype int8"),
+        (OBS, MIXED, r"that is an array of shape \(2,\)"),
+        ({"a": OBS}, MIXED, "that lacks the key 'b'"),
+        (GOOD_MIXED | {"a": 3}, MIXED, r"that has a 'a' that is of shape \(\) and dtype int64"),
+        (GOOD_MIXED | {"b": (1,)}, MIXED, "that has a 'b' that is a tuple of 1"),
+        (GOOD_MIXED | {"b": (4, OBS)}, MIXED, "that has a 'b' that has a part 0 that is 4"),
+    ],
+)
+@pytest.mark.parametrize("at", ["reset", "step"])
+def test_observations_that_are_not_of_their_space_are_told(obs, space, message, at):
+    good = GOOD_MIXED if space is MIXED else space.sample()
+    outcomes = dict(reset=(good, {}), step=(good, 1.0, False, False, {}))
+    outcomes[at] = (obs, *outcomes[at][1:])
+    where = "step 0" if at == "reset" else "step 1"
+    action = "at a reset" if at == "reset" else r"last action \[0.25\]"
+    with pytest.raises(ValueError) as raised:
+        play(**outcomes, space=space)
+    said = describe_error(raised.value)
+    assert re.fullmatch(
+        rf"ValueError: Scripted returned an observation {message}.* at {where}, which is not of "
+        rf"its observation_space, {re.escape(str(space))} \(seed 7, {action}\)",
+        said,
+    )
+
+
+@pytest.mark.parametrize(
+    "reset, message",
+    [
+        (
+            OBS,
+            r"returned an array of shape \(2,\) and dtype float32 at step 0, not \(observation, ",
+        ),
+        ((OBS, OBS), r"returned a tuple of 2 at step 0, not \(observation, info\): .* shimmy"),
+        ((OBS, {}, {}), "returned a tuple of 3 at step 0"),
+        ({}, "returned an object of builtins.dict at step 0"),
+    ],
+)
+def test_another_resets_result_is_told(reset, message):
+    with pytest.raises(ValueError, match=rf"Scripted {message}.*\(seed 7, at a reset\)$"):
+        play(reset=reset)
+
+
+@pytest.mark.parametrize(
+    "step, message",
+    [
+        ((OBS, 1.0, False, {}), r"a tuple of 4 at step 1, not \(observation, reward, .* truncated"),
+        (OBS, r"an array of shape \(2,\)"),
+        (
+            (OBS, np.ones(1), False, False, {}),
+            r"an array of shape \(1,\) .* as the reward at",
+        ),
+        ((OBS, [1.0], False, False, {}), r"a list of 1 as the reward .* return float\(reward\)"),
+        ((OBS, None, False, False, {}), "None as the reward at step 1, not a number"),
+        ((OBS, "1", False, False, {}), "'1' as the reward"),
+        ((OBS, 1j, False, False, {}), "an object of builtins.complex as the reward"),
+        ((OBS, 1.0, "no", False, {}), r"'no' as terminated at step 1, not True or False"),
+        ((OBS, 1.0, False, None, {}), r"None as truncated .* return bool\(...\)"),
+        ((OBS, 1.0, np.array([False]), False, {}), r"an array .* as terminated"),
+        ((OBS, 1.0, 0, False, {}), "0 as terminated"),
+    ],
+)
+@pytest.mark.parametrize(
+    "wrap", [lambda env: env, lambda env: gym.wrappers.TimeLimit(env, 9)], ids=["bare", "wrapped"]
+)
+def test_another_steps_result_is_told(step, message, wrap):
+    with pytest.raises(
+        ValueError, match=rf"Scripted returned {message}.*\(seed 7, last action \[0.25\]\)$"
+    ) as raised:
+        play(step=step, wrap=wrap)
+    assert not getattr(raised.value, "__notes__", [])
+
+
+def test_a_wrapper_that_is_to_blame_is_named():
+    class Four(gym.Wrapper):
+        def step(self, action):
+            return self.env.step(action)[:4]
+
+    with pytest.raises(ValueError, match=r"Scripted wrapped in Four returned a tuple of 4"):
+        play(wrap=lambda env: gym.wrappers.TimeLimit(Four(env), 9))
+
+
+def test_a_wrapper_may_put_right_what_it_wraps():
+    class New(gym.Wrapper):
+        def reset(self, *, seed=None, options=None):
+            return self.env.reset(), {}
+
+        def step(self, action):
+            obs, rew, done, info = self.env.step(action)
+            return obs, float(rew[0]), done, False, info
+
+    play(reset=OBS, step=(OBS, [1.0], False, {}), wrap=New)
+
+
+def test_an_error_of_the_environments_own_keeps_its_type_at_the_first_calls():
+    class Failing(gym.Wrapper):
+        def step(self, action):
+            self.env.step(action)
+            raise KeyError("by test")
+
+    with pytest.raises(KeyError, match="by test") as raised:
+        play(wrap=Failing)
+    assert "raised by Scripted at step 0 (seed 7, " in describe_error(raised.value)
+
+
+def test_only_the_first_reset_and_step_are_looked_at():
+    inner, env = recorder()
+    assert "step" not in vars(inner)
+    env.reset()
+    env.step(np.zeros(1))
+    assert not {"step", "reset"} & vars(inner).keys()
+    assert env._step_env == inner.step and env._reset_env == inner.reset
+
+
+def test_an_environments_own_methods_are_put_back():
+    inner = Recorder()
+    inner.step = own = lambda action: (OBS, 2.0, False, False, {})
+    env = make_env(lambda: inner)
+    env.reset()
+    assert env.step(np.zeros(1))[1] == 2.0
+    assert inner.step is own
