@@ -47,7 +47,7 @@ def engine(request, monkeypatch):
 def run_python(tmp_path):
     """Function that runs Python in a new process, in the test's folder: see `_run`."""
 
-    def run(args: Sequence[str], timeout: float = 60, **kwargs):
+    def run(args: Sequence[str], timeout: float = 120, **kwargs):
         command, env = launch_command(1, args)
         return _run(command, _clean_environment(env), timeout, **(dict(cwd=tmp_path) | kwargs))
 
@@ -64,7 +64,9 @@ def run_on_ranks(tmp_path):
     exit status fails the test, which then shows both streams.
     """
 
-    def run(n, script, args: Sequence[str] = (), timeout: float = 60, check: bool = True, **kwargs):
+    def run(
+        n, script, args: Sequence[str] = (), timeout: float = 120, check: bool = True, **kwargs
+    ):
         if not isinstance(script, Path):
             code = textwrap.dedent(script)
             script = tmp_path / f"on_ranks_{len(list(tmp_path.glob('on_ranks_*')))}.py"

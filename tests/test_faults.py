@@ -132,11 +132,11 @@ def kill_and_resume(algorithm, ranks, kills, rng, folder, undisturbed):
         if process.poll() is None:
             done.append(strike(process, ranks, rng))
         try:
-            process.wait(30)
+            process.wait(100)
         except subprocess.TimeoutExpired:
             end_all(process)
             raise
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not no_process_uses(folder):  # no rank survives
             assert time.monotonic() < deadline, "a process is left"
             time.sleep(0.05)
@@ -193,9 +193,9 @@ print("THE END", flush=True)
 @pytest.mark.parametrize(
     "how, told",
     [
-        ("sys.exit(0)", "Timeout (0:00:03)!"),
-        ("os.kill(os.getpid(), signal.SIGSTOP)", "Timeout (0:00:03)!"),
-        ("time.sleep(1000)", "Timeout (0:00:03)!"),
+        ("sys.exit(0)", "Timeout (0:00:10)!"),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", "Timeout (0:00:10)!"),
+        ("time.sleep(1000)", "Timeout (0:00:10)!"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "(signal 9)"),
         ("os._exit(3)", ""),
         ("raise ValueError('by test')", "Rank 1 of 2 failed:"),
@@ -205,18 +205,17 @@ print("THE END", flush=True)
 )
 def test_a_rank_that_leaves_takes_the_others_with_it(how, told, tmp_path, run_on_ranks):
     code = LEAVES.format(how=how, folder=str(tmp_path / "run"))
-    env = {"SPINUP_HANG_SECONDS": "3"}
-    began = time.monotonic()
-    result = run_on_ranks(2, code, env=env, timeout=60, check=False)
+    env = {"SPINUP_HANG_SECONDS": "10"}
+    result = run_on_ranks(2, code, env=env, check=False)
     assert result.returncode != 0
     assert "THE END" not in result.stdout
     assert told in result.stdout + result.stderr
     if told.startswith("Timeout"):
         assert "most recent call first" in result.stderr
-        assert time.monotonic() - began < 30
     assert read_status(tmp_path / "run").get("state") != "finished"
+    deadline = time.monotonic() + 60
     while not no_process_uses(tmp_path / "on_ranks_0.py"):
-        assert time.monotonic() - began < 40, "a process is left"
+        assert time.monotonic() < deadline, "a process is left"
         time.sleep(0.1)
 
 
@@ -241,13 +240,13 @@ gym.register("Hangs-v0", lambda: Hangs(gym.make("CartPole-v1").unwrapped))
 def test_an_environment_that_hangs(ranks, at, tmp_path, monkeypatch, capsys):
     (tmp_path / "hangs.py").write_text(HANGS.format(at=at))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("SPINUP_HANG_SECONDS", "3")
+    monkeypatch.setenv("SPINUP_HANG_SECONDS", "10")
     line = f"ppo --env hangs:Hangs-v0 --cpu {ranks} --data_dir {tmp_path} --exp_name x --hid [8]"
     assert spinup.cli.main.main(line.split()) == 1
     printed = capsys.readouterr().out
     who = "The run" if ranks == 1 else r"Rank \d"
     where = rf"{who} hangs in Hangs-v0 at step {at - 1} \(seed \d+, last action"
-    error = f"no progress for 0:00:03: {where}"
+    error = f"no progress for 0:00:10: {where}"
     assert re.search(error, printed)
     status = read_status(tmp_path / "x/x_s0")
     assert status["state"] == "failed"
@@ -258,6 +257,6 @@ def test_an_environment_that_hangs(ranks, at, tmp_path, monkeypatch, capsys):
 
 def test_an_exit_status_of_zero_is_not_success(tmp_path, run_on_ranks):
     code = LEAVES.format(how="os._exit(0)", folder=str(tmp_path / "run"))
-    result = run_on_ranks(2, code, env={"SPINUP_HANG_SECONDS": "3"}, timeout=60, check=False)
+    result = run_on_ranks(2, code, env={"SPINUP_HANG_SECONDS": "10"}, check=False)
     assert "THE END" not in result.stdout
     assert read_status(tmp_path / "run").get("state") != "finished"

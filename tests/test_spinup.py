@@ -36,7 +36,7 @@ def test_importing_starts_no_mpi_and_writes_nothing(tmp_path):
         "assert 'mpi4py.MPI' not in sys.modules\n"
         "assert not torch.cuda.is_initialized()\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,7 @@ import math
 import random
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -63,7 +63,7 @@ class AdaptedEnv(gym.Wrapper):
         # The episode under way: how it began, its actions, and what came of the last
         self._origin: dict[str, Any] | None = None
         self._actions: list[Any] = []
-        self._last_obs = np.empty(0)
+        self._last_obs = self._weights = np.empty(0)
         self._saved_episode: dict[str, Any] | None = None
         space = self.action_space
         self._is_box = isinstance(space, Box)
@@ -87,7 +87,9 @@ class AdaptedEnv(gym.Wrapper):
             raise
         obs = np.array(obs)  # a copy: some environments go on to change theirs in place
         self._check_shape(obs)
-        self._check("observation", obs)
+        self._weights = _weights_for_check(obs)
+        if not math.isfinite(obs.dot(self._weights)):
+            self._refuse("observation", obs)
         self._last_obs = obs
         return obs, info
 
@@ -114,9 +116,10 @@ class AdaptedEnv(gym.Wrapper):
         self.steps += 1
         self._last_obs = obs = np.array(obs)
         self._check_shape(obs)
-        self._check("observation", obs)
+        if not math.isfinite(obs.dot(self._weights)):
+            self._refuse("observation", obs)
         if not math.isfinite(rew):
-            self._check("reward", np.asarray(rew))
+            self._refuse("reward", np.asarray(rew))
         return obs, float(rew), bool(terminated), bool(truncated), info
 
     def random_action(self) -> np.ndarray:
@@ -157,16 +160,16 @@ class AdaptedEnv(gym.Wrapper):
         saved, self._saved_episode = self._saved_episode, None
         if saved is None or saved["origin"] is None:
             return self.reset()[0], 0.0, 0
-        steps, generator, global_state = self.steps, self._generator_state(), _global_state()
-        try:
-            obs, ep_ret = self._replay(saved)
-        except Exception as error:  # noqa: BLE001 (whatever an environment may raise)
-            obs, reason = None, f"{type(error).__name__}: {error}"
-        else:
-            reason = "the observation after it is another"
+        steps, generator = self.steps, self._generator_state()
+        with generators_kept():
+            try:
+                obs, ep_ret = self._replay(saved)
+            except Exception as error:  # noqa: BLE001 (whatever an environment may raise)
+                obs, reason = None, f"{type(error).__name__}: {error}"
+            else:
+                reason = "the observation after it is another"
         self.steps = steps
         self._set_generator(generator)
-        _set_global_state(global_state)
         if obs is not None and np.array_equal(obs, saved["obs"], equal_nan=True):
             return obs, ep_ret, len(saved["actions"])
         warnings.warn(
@@ -196,14 +199,12 @@ class AdaptedEnv(gym.Wrapper):
         if state is not None:
             self.unwrapped.np_random.bit_generator.state = state
 
-    def _check(self, quantity, value):
-        # One sum is cheaper than a test of each number; it may overflow where none is infinite.
-        if -FLOAT32_MAX <= value.sum() <= FLOAT32_MAX:
-            return
+    def _refuse(self, quantity, value):
+        """Raises if a number is NaN, infinite, or so in single precision."""
         where = f"in the {quantity} at step {self.steps}: {value} ({self._circumstances()})"
         if not np.isfinite(value).all():
             raise FloatingPointError(f"{self.name} returned NaN or infinity {where}")
-        if np.abs(value).max() > FLOAT32_MAX:
+        if quantity == "observation" and np.abs(value).max() > FLOAT32_MAX:
             raise FloatingPointError(
                 f"{self.name} returned a number beyond the range of 32-bit floats, which networks "
                 f"compute with, {where}; scale it with a wrapper"
@@ -268,14 +269,26 @@ class AdaptedEnv(gym.Wrapper):
         return f"seed {self._first_seed}{action}"
 
 
-def _global_state():
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _weights_for_check(obs):
+    """Returns weights of a sum that is finite only if every number is, also in single precision.
+
+    One weighted sum is cheaper than a test of each number. It may be infinite where no number is.
+    """
+    is_double = obs.dtype.kind == "f" and obs.dtype.itemsize > 4
+    weight = float(np.finfo(np.float64).max) / FLOAT32_MAX if is_double else 1.0
+    return np.full(obs.shape, weight, obs.dtype if obs.dtype.kind == "f" else np.float64)
 
 
-def _set_global_state(state):
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
+@contextlib.contextmanager
+def generators_kept() -> Iterator[None]:
+    """Sets the global generators of Python, NumPy and torch back to where the block began."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def make_env(env_fn: EnvFn, seed: int | None = None) -> AdaptedEnv:

@@ -125,6 +125,8 @@ class Adam:
         self.steps = state["steps"]
         self.exp_avg.copy_(torch.as_tensor(state["exp_avg"]))
         self.exp_avg_sq.copy_(torch.as_tensor(state["exp_avg_sq"]))
+        if self._torch is not None:
+            self._torch.state.clear()
         if self._torch is not None and self.steps:
             moments = dict(exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq)
             step = torch.tensor(float(self.steps), device=self.params.device)

@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import math
+import types
 import typing
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -105,21 +106,22 @@ def check_hyperparameters(
         build = import_callable(build) if isinstance(build, str) else build
         kwargs = check_ac_kwargs(build, values.get("ac_kwargs"), build is default)
         networks = dict(actor_critic=build, ac_kwargs=kwargs)
-        checked |= {name: value for name, value in networks.items() if name in values}
+        checked |= {k: v for k, v in networks.items() if values.get(k) is not None}
     return checked
 
 
 def _check(name, value, hint, num_ranks):
     """Returns a value as the parameter that is annotated by `hint` takes it."""
-    options = typing.get_args(hint) or (hint,)
-    words = [
-        w for option in options if typing.get_origin(option) is Literal for w in option.__args__
-    ]
-    if value in words and isinstance(value, str):
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if is_union else (hint,)
+    literals = [option for option in options if typing.get_origin(option) is Literal]
+    words = [word for literal in literals for word in typing.get_args(literal)]
+    kinds = tuple({bool, type(None)} & {*options})
+    if isinstance(value, kinds) or (isinstance(value, str) and value in words):
         return value
-    if bool in options and not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, not {value!r}")
     if not {int, float} & {*options}:
+        if bool in options:
+            raise ValueError(f"{name} must be True or False, not {value!r}")
         return value
     is_whole = float not in options
     least, greatest = _LIMITS.get(name, (0, math.inf))
@@ -164,11 +166,19 @@ def check_ac_kwargs(
         )
     if not callable(actor_critic):
         raise ValueError(f"actor_critic must be a class or a function, not {actor_critic!r}")
-    name = getattr(actor_critic, "__name__", repr(actor_critic))
+    _check_arguments(actor_critic, ac_kwargs)
+    if not is_ours:
+        return ac_kwargs
+    checks = {"hidden_sizes": _check_sizes, "activation": _check_activation}
+    return {key: checks[key](value) if key in checks else value for key, value in ac_kwargs.items()}
+
+
+def _check_arguments(actor_critic, ac_kwargs):
+    """Refuses keyword arguments that a function doesn't take, or lacks."""
     try:
         signature = inspect.signature(actor_critic)
     except (TypeError, ValueError):  # it doesn't tell
-        return ac_kwargs
+        return
     try:
         signature.bind("observation_space", "action_space", **ac_kwargs)
     except TypeError as error:
@@ -176,13 +186,10 @@ def check_ac_kwargs(
         wrong = next((key for key in ac_kwargs if key not in takes), "")
         near = difflib.get_close_matches(wrong, takes, 1)
         hint = f"; did you mean {near[0]}?" if near else f" (it takes {', '.join(takes) or 'none'})"
+        name = getattr(actor_critic, "__name__", repr(actor_critic))
         raise ValueError(
             f"{name} can't be built with ac_kwargs {ac_kwargs}: {error}{hint}"
         ) from None
-    if not is_ours:
-        return ac_kwargs
-    checks = {"hidden_sizes": _check_sizes, "activation": _check_activation}
-    return {key: checks[key](value) if key in checks else value for key, value in ac_kwargs.items()}
 
 
 def _check_sizes(sizes):

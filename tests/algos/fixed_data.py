@@ -5,7 +5,7 @@ same data, on any number of ranks. The noise of sampled actions is fixed and spl
 
 The program ``fixed_data.py FOLDER`` runs on any number of ranks. It trains with each algorithm on
 each data size, and writes the final parameters to ``FOLDER/<algorithm>-<size>.npz`` and the log to
-``FOLDER/<algorithm>-<size>``.
+``FOLDER/<algorithm>-<size>``, and the logs of PPO with each of `TARGET_KLS` to ``FOLDER/stops-*``.
 """
 
 from __future__ import annotations
@@ -44,6 +44,12 @@ OFF_POLICY_KWARGS = dict(
     update_every=5,
     num_test_episodes=0,
 )
+
+
+# Limits of the divergence at which PPO's policy steps stop sooner or later. With as few steps as
+# these the ranks' shares differ much.
+TARGET_KLS = np.geomspace(1e-3, 5e-2, 8)
+FEW_STEPS = 3
 
 
 def my_part(total: int) -> np.ndarray:
@@ -146,3 +152,7 @@ if __name__ == "__main__":
             ac = train_on_fixed_data(name, size, folder)
             if proc_id() == 0:
                 np.savez(f"{folder}.npz", **{k: v.numpy() for k, v in ac.state_dict().items()})
+    settings = dict(epochs=1, train_pi_iters=60, pi_lr=2e-4)
+    for number, target_kl in enumerate(TARGET_KLS):
+        folder = Path(sys.argv[1], f"stops-{number}")
+        train_on_fixed_data("ppo", FEW_STEPS, folder, target_kl=target_kl, **settings)

@@ -57,6 +57,16 @@ def test_ranks_log_what_one_does(trained, size, ranks):
         assert_allclose(progress[key], expected[key], atol=1e-5, err_msg=key)
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_stop_where_one_does(trained, ranks):
+    def stops(n):
+        folders = (trained(n) / f"stops-{i}" for i in range(len(fixed_data.TARGET_KLS)))
+        return [int(read_progress(folder)["StopIter"][0]) for folder in folders]
+
+    assert len(set(stops(1))) > 4
+    assert stops(ranks) == stops(1)
+
+
 # --- Two ranks ------------------------------------------------------------------------------------
 
 

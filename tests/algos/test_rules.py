@@ -210,6 +210,38 @@ def test_test_episodes_are_apart_from_training(tmp_path, algorithm):
     assert np.isnan(read_progress(tmp_path / "none")["AverageTestEpRet"]).all()
 
 
+@off_policy
+@pytest.mark.parametrize("acts_itself", [False, True])
+def test_test_episodes_leave_no_trace_in_training(tmp_path, algorithm, acts_itself):
+    class Noisy(Clock):
+        """Draws from NumPy's global generator; its action space is that of all of them."""
+
+        def __init__(self):
+            super().__init__(length=6)
+            self.action_space = SHARED
+
+        def _observe(self):
+            return super()._observe() + np.float32(np.random.normal())
+
+    class Explorer(plain.ACTOR_CRITICS[algorithm]):
+        """Draws from torch's, in tests too."""
+
+        def act(self, obs):
+            return super().act(obs) + 0.1 * torch.randn(1).numpy()
+
+    kwargs = dict(actor_critic=Explorer) if acts_itself else {}
+
+    def weights(num_test_episodes):
+        folder = tmp_path / str(num_test_episodes)
+        kwargs["num_test_episodes"] = num_test_episodes
+        return train(algorithm, Noisy, folder, epochs=3, **kwargs).state_dict()
+
+    assert_close(weights(0), weights(3), atol=0, rtol=0)
+
+
+SHARED = Box(-1, 1, (1,))
+
+
 # --- Actions --------------------------------------------------------------------------------------
 
 BOX = Box(np.array([-0.5, 2.0], np.float32), np.array([0.25, 30.0], np.float32))

@@ -376,7 +376,7 @@ def test_ctrl_c_gives_status_130(here):
     line = f"{sys.executable} -m spinup.run ppo --env CartPole-v1 --epochs 100000"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(line.split(), env=env, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not list(here.glob("data/*/*/progress.txt")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)

@@ -572,7 +572,7 @@ def test_without_a_display(folders):
     env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_DISPLAY],
-        env=env, capture_output=True, text=True, timeout=60,
+        env=env, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "no display to open a window on" in done.stdout and "saved plot.png" in done.stdout

@@ -210,7 +210,7 @@ def test_of_twenty_sixteen_finish_and_resume_runs_the_other_four(here, monkeypat
     monkeypatch.setattr(launch, "GRACE_SECONDS", 2)
     grid = grid_of("g", seed=list(range(20)))
     with pytest.raises(RuntimeError, match="4 of 20 experiments failed: g_s3: ValueError"):
-        grid.run(fragile, jobs=2, timeout=20)
+        grid.run(fragile, jobs=2, timeout=45)
     printed = capsys.readouterr().out
     table = printed[printed.index("16 of 20 runs finished") :]
     rows = [" ".join(line.split()) for line in table.splitlines()]
@@ -219,7 +219,7 @@ def test_of_twenty_sixteen_finish_and_resume_runs_the_other_four(here, monkeypat
         (3, "ValueError: the reward is NaN"),
         (7, "exit status 0 before the run had finished"),
         (11, "killed by signal 9 (SIGKILL)"),
-        (15, "it ran for longer than the timeout of 20 s"),
+        (15, "it ran for longer than the timeout of 45 s"),
     ]:
         assert any(row.startswith(f"g/g_s{seed} failed 1/2 100 ") for row in rows)
         assert f"g_s{seed}: {reason}" in rows
@@ -254,7 +254,7 @@ def test_gpus_are_shared_evenly(here, monkeypatch):
     def seen(seed, device, logger_kwargs):
         gpus = os.environ["CUDA_VISIBLE_DEVICES"]
         Path(logger_kwargs["output_dir"], "gpus").write_text(gpus)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         folders = Path(logger_kwargs["output_dir"]).parent
         while len(list(folders.glob("*/gpus"))) < 6 and time.monotonic() < deadline:
             time.sleep(0.05)  # all six are under way at once

@@ -78,7 +78,7 @@ def test_the_grace_of_one_that_will_not_end_is_limited(here):
     wait_until((here / "data/x/ready").exists)
     began = time.monotonic()
     stop([run], grace=0.5)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert run.process.returncode == -signal.SIGKILL
     status = read_status("data/x")
     assert status["state"] == "interrupted"
@@ -92,7 +92,7 @@ def test_what_a_run_leaves_behind_is_ended(here):
 
     assert run_one(experiment(parent)).state == "finished"
     child = int((here / "data/x/child").read_text())
-    wait_until(lambda: not is_alive(child), seconds=10)
+    wait_until(lambda: not is_alive(child))
 
 
 def is_alive(pid):
@@ -151,13 +151,10 @@ def launcher(here):
         script = here / "grid.py"
         script.write_text(LAUNCHER.format(num_cpu=num_cpu, data_dir=str(here / "data")))
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        process = subprocess.Popen(
-            [sys.executable, script],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with open(here / "printed.txt", "w") as printed:
+            process = subprocess.Popen(
+                [sys.executable, script], env=env, stdout=printed, stderr=subprocess.STDOUT
+            )
         started.append(process)
         wait_until(lambda: len(list(here.glob("data/g/*/progress.txt"))) == 2)
         assert len(processes_of(here)) >= 2 * num_cpu
@@ -167,16 +164,17 @@ def launcher(here):
     for process in started:
         process.kill()
         process.wait()
-        process.stdout.close()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_ctrl_c_leaves_no_process_behind(launcher, here):
     process = launcher(num_cpu=2)
     process.send_signal(signal.SIGINT)
-    time.sleep(2)
+    wait_until(lambda: "Stopping" in (here / "printed.txt").read_text())
+    time.sleep(1)
     process.send_signal(signal.SIGINT)  # they don't heed the first
-    printed = process.communicate(timeout=20)[0]
+    process.wait(100)
+    printed = (here / "printed.txt").read_text()
     assert "Stopping g_s0, g_s1: waiting until the state is saved, for 60 s at most" in printed
     assert "1 variant had not started" in printed
     assert process.returncode != 0
@@ -193,4 +191,4 @@ def test_a_launcher_that_is_killed_leaves_no_process_behind(launcher, here, num_
     process = launcher(num_cpu)
     process.kill()
     process.wait()
-    wait_until(lambda: processes_of(here) == [], seconds=5)
+    wait_until(lambda: processes_of(here) == [])

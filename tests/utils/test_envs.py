@@ -288,6 +288,11 @@ def test_running_statistics_are_warned_of_once(wrap, name):
     assert all(hasattr(gym.wrappers, remedy) for remedy in remedies)
 
 
+def test_only_the_first_rank_warns(monkeypatch):
+    monkeypatch.setattr("spinup.utils.envs.proc_id", lambda: 1)
+    assert seen_warnings(lambda: gym.wrappers.NormalizeReward(Recorder()), 0) == []
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -491,7 +496,7 @@ def test_numbers_beyond_single_precision_stop_the_run(number):
         r"Recorder returned a number beyond the range of 32-bit floats, .* in the observation at "
         r"step 1: \[.*\] \(seed 0, last action \[0.\]\); scale it with a wrapper"
     )
-    with pytest.raises(FloatingPointError, match=message):
+    with np.errstate(over="ignore"), pytest.raises(FloatingPointError, match=message):
         env.step(np.zeros(1))
 
 
@@ -574,9 +579,9 @@ def test_an_environment_is_tried_before_anything_runs(register, tmp_path, monkey
     module = (
         "import gymnasium\ngymnasium.register('OfMine-v3', 'gymnasium.envs.toy_text:TaxiEnv')\n"
     )
-    (tmp_path / "of_mine.py").write_text(module)
+    (tmp_path / "registers_own.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
-    assert check_env("of_mine:OfMine-v3", None, "ppo", ALGORITHMS) == []
+    assert check_env("registers_own:OfMine-v3", None, "ppo", ALGORITHMS) == []
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
+import random
+
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box
 
 from spinup.utils import mpi_tools
-from spinup.utils.envs import make_env
+from spinup.utils.envs import make_env, seed_everything
 from spinup.utils.evaluation import run_test_episodes
 
 
@@ -71,3 +74,35 @@ def test_episodes_are_split_over_ranks(rank, episodes, monkeypatch):
     monkeypatch.setattr(mpi_tools, "num_procs", lambda: 2)
     monkeypatch.setattr(mpi_tools, "proc_id", lambda: rank)
     assert len(evaluate(5, 10)) == episodes
+
+
+def test_episodes_leave_no_trace_in_the_global_generators():
+    drawn = []
+
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    def policy(obs, deterministic):
+        drawn.append(draw())
+        return np.zeros(1)
+
+    seed_everything(3)
+    expected = [draw() for _ in range(3)]
+    seed_everything(3)
+    first = draw()
+    evaluate(2, 10, policy)
+    assert [first, draw(), draw()] == expected
+    assert len({*drawn}) == 3  # episodes of 1 and 2 steps, each with draws of its own
+
+
+def test_the_generators_are_set_back_after_an_error():
+    def policy(obs, deterministic):
+        np.random.rand()
+        raise KeyError("by test")
+
+    seed_everything(3)
+    expected = np.random.rand()
+    seed_everything(3)
+    with pytest.raises(KeyError):
+        evaluate(1, 10, policy)
+    assert np.random.rand() == expected

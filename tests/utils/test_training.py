@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 import typing
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -140,9 +141,12 @@ def everything(
     normalize: bool = False,
     new_limit: float = 0.01,
     new_iters: int = 10,
+    new_width: int | None = None,
+    new_sizes: Sequence[int] = (1, 2),
+    new_names: dict[str, int] | None = None,
     device: str = "cpu",
 ):
-    """Has every hyperparameter there is, and two that no rule knows by name."""
+    """Has every hyperparameter there is, and others that no rule knows by name."""
 
 
 def test_hyperparameters_that_can_be_used_pass():
@@ -150,8 +154,9 @@ def test_hyperparameters_that_can_be_used_pass():
     assert check_hyperparameters(everything, {"unknown": "ignored", "alpha": "auto"}) == {
         "alpha": "auto"
     }
-    checked = check_hyperparameters(everything, dict(seed=2**32 - 1, gamma=1, device="any"))
-    assert checked == dict(seed=2**32 - 1, gamma=1, device="any")
+    values = dict(seed=2**32 - 1, gamma=1, normalize=True, new_width=None, device="any")
+    values |= dict(new_sizes=[3], new_names={"a": 1})  # whatever these are
+    assert check_hyperparameters(everything, values) == values
 
 
 SEED = r"a whole number in \[0, 4294967295\]"
@@ -207,6 +212,7 @@ SHARE = r"a whole number of at least 1 \(one a rank, of 1 ranks\)"
         ("new_limit", -0.1, POSITIVE),
         ("new_iters", 2.5, COUNT_OR_NONE),
         ("new_iters", -1, COUNT_OR_NONE),
+        ("new_width", "wide", COUNT_OR_NONE),
     ],
 )
 def test_hyperparameters_that_cannot_be_used_are_refused(name, value, expected):
@@ -376,4 +382,4 @@ def test_arguments_of_a_users_own_networks_are_theirs():
     assert checked_kwargs(kwargs, actor_critic=Own) == kwargs
     by_name = dict(actor_critic=f"{__name__}:Own", ac_kwargs=kwargs)
     assert check_hyperparameters(spinup.sac, by_name) == dict(actor_critic=Own, ac_kwargs=kwargs)
-    assert checked_kwargs(None) == {}
+    assert checked_kwargs(None) is None
