@@ -29,8 +29,8 @@ from torch import Tensor
 
 from spinup.algos import ALGORITHMS
 from spinup.utils.acting import acting_policy
-from spinup.utils.buffers import TrajectoryBuffer
 from spinup.utils.checkpoint import Checkpoint
+from spinup.utils.contract import check_actor_critic
 from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
 from spinup.utils.flat import Adam, flatten_each
@@ -39,6 +39,7 @@ from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.nets import MLPActorCritic, count_vars
 from spinup.utils.training import training_run
+from spinup.utils.trajectories import TrajectoryBuffer
 
 
 def policy_loss(
@@ -155,10 +156,10 @@ def ppo(
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks
-    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
+    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
+    ac = check_actor_critic(ac, env, torch_device, "v", "logp")
     pi_params, v_params = flatten_each(ac.pi, ac.v)
-    sync_params(pi_params)
-    sync_params(v_params)
+    sync_params(ac)
     policy = acting_policy(ac, rng)
     logger.setup_pytorch_saver(ac)
     logger.log(f"Number of parameters: pi {count_vars(ac.pi)}, v {count_vars(ac.v)}")

@@ -23,6 +23,7 @@ are scaled to each dimension's own bounds.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -35,6 +36,7 @@ from spinup.algos import ALGORITHMS
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
+from spinup.utils.contract import check_actor_critic, twin_critic
 from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_envs, seed_everything
 from spinup.utils.evaluation import run_test_episodes
@@ -42,7 +44,7 @@ from spinup.utils.flat import Adam, flatten, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
-from spinup.utils.nets import SquashedGaussianActorCritic, count_vars, space_dim, twin_critic
+from spinup.utils.nets import SquashedGaussianActorCritic, count_vars
 from spinup.utils.training import training_run
 
 
@@ -178,12 +180,12 @@ def sac(
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks
-    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
+    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
+    ac = check_actor_critic(ac, env, torch_device, "act", "logp", "q")
     q = twin_critic(ac)
     pi_params, q_params = flatten_each(ac.pi, q)
     q_frozen = frozen(q)
-    sync_params(pi_params)
-    sync_params(q_params)
+    sync_params(ac)
     policy = acting_policy(ac, rng)
     logger.setup_pytorch_saver(ac)
     logger.log(f"Number of parameters: pi {count_vars(ac.pi)}, q1 and q2 {count_vars(q)}")
@@ -205,7 +207,7 @@ def sac(
         log_alpha = torch.nn.Parameter(torch.zeros(1, device=torch_device))
         log_alpha.grad = torch.zeros_like(log_alpha)
         alpha_optimizer = Adam(log_alpha, lr, f"the temperature's loss in {env.name}")
-        target_entropy = -space_dim(env.action_space)
+        target_entropy = -math.prod(env.action_space.shape or ())
 
     def update():
         batch = buf.sample_batch(local_batch_size, torch_device)

@@ -34,6 +34,7 @@ from spinup.algos import ALGORITHMS
 from spinup.utils.acting import acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.checkpoint import Checkpoint
+from spinup.utils.contract import check_actor_critic, twin_critic
 from spinup.utils.devices import capture, choose_device
 from spinup.utils.envs import (
     EnvFn,
@@ -48,7 +49,7 @@ from spinup.utils.flat import Adam, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
-from spinup.utils.nets import DeterministicActorCritic, count_vars, twin_critic
+from spinup.utils.nets import DeterministicActorCritic, count_vars
 from spinup.utils.training import training_run
 
 
@@ -179,12 +180,12 @@ def td3(
     logger.save_config(describe_env(env))
 
     # Networks, equal on all ranks
-    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {})).to(torch_device)
+    ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
+    ac = check_actor_critic(ac, env, torch_device, "act", "q", "first")
     q = twin_critic(ac)
     pi_params, q_params = flatten_each(ac.pi, q)
     q_frozen = frozen(q)
-    sync_params(pi_params)
-    sync_params(q_params)
+    sync_params(ac)
     policy = acting_policy(ac, rng)
     logger.setup_pytorch_saver(ac)
     logger.log(f"Number of parameters: pi {count_vars(ac.pi)}, q1 and q2 {count_vars(q)}")

@@ -14,7 +14,7 @@ enum { IDENTITY, RELU, TANH }; /* activations, as numbered in kernels.py */
      FORWARD   out = f(s + other), other a vector along the columns: the bias
      BACKWARD  out = s * f'(.) from f's output, which is other, a matrix like out
      ADD       out += s
-   Where a list of rows is given, the i-th row goes to, or comes from, the row that the list says. */
+   With `out_rows`, row i goes to row out_rows[i]; with `other_rows`, it comes from other_rows[i]. */
 enum { FORWARD, FORWARD_RELU, FORWARD_TANH, BACKWARD, BACKWARD_RELU, BACKWARD_TANH, ADD };
 
 typedef struct {
@@ -24,16 +24,16 @@ typedef struct {
     const float *other;
     long other_row;
     const long *out_rows, *other_rows;
-} sink;
+} epilogue;
 
 enum {
-    CHUNK = 512, /* rows of a batch taken at a time: they stay in the cache */
-    DEEP = 128,  /* rows of a panel that do, where they are called upon in no order */
+    BATCH_ROWS = 512, /* rows of a batch taken at a time: they stay in the cache */
+    BLOCK_ROWS = 128, /* rows of a panel that do, where they are read in no order */
 };
 
 static float *panel_room; /* for one panel; the interpreter's lock guards it, as all rooms */
 
-static struct { /* of a matrix the numbers that aren't zero, and of its product the sums: see list() */
+static struct { /* a matrix without its zeros, and the sums of its product: see compress() */
     float *values, *sums, *flipped;
     int *places;
     long *starts;
@@ -41,10 +41,15 @@ static struct { /* of a matrix the numbers that aren't zero, and of its product 
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+/* Copies a block transposed. The probe stays zero as long as all numbers are finite: zero times any
+   other isn't zero. */
 static inline __attribute__((always_inline)) void transpose_8x8(const float *from, long from_row,
-                                                                float *to, long to_row) {
+                                                                float *to, long to_row,
+                                                                __m256 *probe) {
     __m256 r[8], s[8];
     for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(from + i * from_row);
+    __m256 sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+    *probe += sum * _mm256_setzero_ps();
     for (int i = 0; i < 8; i += 2) {
         s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
         s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
@@ -83,9 +88,9 @@ static int has_avx512;
 #define transpose(...) (has_avx512 ? transpose_avx512 : transpose_avx2)(__VA_ARGS__)
 #define dots(...) (has_avx512 ? dots_avx512 : dots_avx2)(__VA_ARGS__)
 #define add_rows(...) (has_avx512 ? add_rows_avx512 : add_rows_avx2)(__VA_ARGS__)
-#define through(...) (has_avx512 ? through_avx512 : through_avx2)(__VA_ARGS__)
+#define activation_grad(...) (has_avx512 ? activation_grad_avx512 : activation_grad_avx2)(__VA_ARGS__)
 
-static const long FEW = 4;     /* columns that are not worth a panel */
+static const long MAX_DOT_COLUMNS = 4; /* columns that are not worth a panel */
 
 /* --- Networks ------------------------------------------------------------------------------------ */
 
@@ -111,9 +116,9 @@ static void run_forward(const network *net, long s) {
     for (long i = 0; i < net->layers; i++) {
         long n_in = net->size[i], n_out = net->size[i + 1];
         const float *x = output(net, i, s), *w = net->params[2 * i] + s * n_out * n_in;
-        sink to = {.kind = FORWARD + (int)net->activation[i], .out = output(net, i + 1, s),
+        epilogue to = {.kind = FORWARD + (int)net->activation[i], .out = output(net, i + 1, s),
                    .out_row = n_out, .other = net->params[2 * i + 1] + s * n_out};
-        if (n_out <= FEW)
+        if (n_out <= MAX_DOT_COLUMNS)
             dots(net->rows, n_out, n_in, x, w, &to);
         else if (i && net->activation[i - 1] == RELU && is_sparse(net->rows, n_out, n_in, x, n_in))
             sparse_product(net->rows, n_out, n_in, x, n_in, w, n_in, 1, &to);
@@ -125,9 +130,9 @@ static void run_forward(const network *net, long s) {
 /* Adds the products of a batch's gradients and inputs to the gradients of a layer's parameters. */
 static void add_param_grads(long rows, long n_in, long n_out, int sparse_grad, const float *grad,
                             const float *x, float *weight_grad, float *bias_grad) {
-    sink to = {.kind = ADD, .out = weight_grad, .out_row = n_in};
-    for (long row = 0; row < rows; row += CHUNK) {
-        long n = rows - row < CHUNK ? rows - row : CHUNK;
+    epilogue to = {.kind = ADD, .out = weight_grad, .out_row = n_in};
+    for (long row = 0; row < rows; row += BATCH_ROWS) {
+        long n = rows - row < BATCH_ROWS ? rows - row : BATCH_ROWS;
         const float *g = grad + row * n_out;
         if (sparse_grad && is_sparse(n, n_in, n_out, g, n_out)) {
             transpose(n, n_out, g, sparse.flipped);
@@ -138,33 +143,34 @@ static void add_param_grads(long rows, long n_in, long n_out, int sparse_grad, c
     }
 }
 
-/* Copies the rows that aren't zero, and lists them. */
-static long gather(long rows, long cols, const float *from, float *to, long *list) {
+/* Copies the rows that aren't all zero; `places` gets their indices. Returns how many there are. */
+static long gather(long rows, long cols, const float *from, float *to, long *places) {
     long n = 0;
     for (long row = 0; row < rows; row++) {
         int zero = 1;
         for (long i = 0; i < cols; i++) zero &= from[row * cols + i] == 0;
         if (zero) continue;
         memmove(to + n * cols, from + row * cols, cols * sizeof(float));
-        list[n++] = row;
+        places[n++] = row;
     }
     return n;
 }
 
 /* Adds to the gradients of parameters, if given, and of some columns of the input, if any.
 
-   `rooms` are two of rows times the widest layer, and `list` has room for a number for each row. */
+   `rooms` are two of rows times the widest layer, and `places` has room for a number for each row. */
 static void run_backward(const network *net, const float *grad, float *const *param_grads,
                          long columns, const long *start, const long *width, float *const *input_grad,
-                         float *const *rooms, long *list) {
+                         float *const *rooms, long *places) {
     for (long s = 0; s < net->stack; s++) {
         long last = net->layers, rows = net->rows, n = rows * net->size[last];
         float *g = rooms[last % 2];
-        through(n, (int)net->activation[last - 1], output(net, last, s), grad + s * n, g);
-        const long *listed = NULL;
+        int activation = (int)net->activation[last - 1];
+        activation_grad(n, activation, output(net, last, s), grad + s * n, g);
+        const long *gathered = NULL;
         if (!param_grads) { /* rows without a gradient, as of the greater of two critics, are left out */
-            rows = gather(rows, net->size[last], g, g, list);
-            listed = list;
+            rows = gather(rows, net->size[last], g, g, places);
+            gathered = places;
         }
         for (long i = last - 1; i >= 0; i--) {
             long n_in = net->size[i], n_out = net->size[i + 1];
@@ -174,8 +180,8 @@ static void run_backward(const network *net, const float *grad, float *const *pa
                 add_param_grads(rows, n_in, n_out, of_relu, g, x, param_grads[2 * i] + s * n_out * n_in,
                                 param_grads[2 * i + 1] + s * n_out);
             if (i > 0) {
-                sink to = {.kind = BACKWARD + (int)net->activation[i - 1], .out = rooms[i % 2],
-                           .out_row = n_in, .other = x, .other_row = n_in, .other_rows = listed};
+                epilogue to = {.kind = BACKWARD + (int)net->activation[i - 1], .out = rooms[i % 2],
+                           .out_row = n_in, .other = x, .other_row = n_in, .other_rows = gathered};
                 if (of_relu && is_sparse(rows, n_in, n_out, g, n_out))
                     sparse_product(rows, n_in, n_out, g, n_out, w, n_in, 0, &to);
                 else
@@ -184,7 +190,7 @@ static void run_backward(const network *net, const float *grad, float *const *pa
             }
         }
         for (long j = 0; j < columns; j++) {
-            sink to = {.kind = ADD, .out = input_grad[j], .out_row = width[j], .out_rows = listed};
+            epilogue to = {.kind = ADD, .out = input_grad[j], .out_row = width[j], .out_rows = gathered};
             product(rows, width[j], net->size[1], g, net->size[1], 1,
                     net->params[0] + s * net->size[1] * net->size[0] + start[j], net->size[0], 0, &to);
         }
@@ -193,7 +199,10 @@ static void run_backward(const network *net, const float *grad, float *const *pa
 
 /* --- The squashed Gaussian policy ---------------------------------------------------------------- */
 
-static const float LOG_STD_MIN = -20, LOG_STD_MAX = 2;
+/* A bounded log(std): nets.py has the bounds, and the formulas of this section. NaN stays NaN. */
+static float bounded(float log_std, float least, float most) {
+    return log_std < least ? least : log_std > most ? most : log_std;
+}
 
 /* Samples actions mid + half_range * tanh(u), u = mu + std * eps, with their log-densities, from a
    network's output: a row holds mu, then log(std). Keeps tanh(u) and std * eps for the gradients.
@@ -201,13 +210,13 @@ static const float LOG_STD_MIN = -20, LOG_STD_MAX = 2;
    With z = exp(-2|u|) - 1 both are stable: tanh|u| = -z / (2 + z), and
    log(1 - tanh(u)^2) = 2 (log 2 - |u| - log(2 + z)), whose sum takes one logarithm of a product. */
 static void squash(long rows, long dim, const float *out, const float *eps, const float *mid,
-                   const float *half_range, float *act, float *logp, float *squashed, float *noise) {
+                   const float *half_range, float *act, float *logp, float *squashed, float *noise,
+                   float least, float most) {
     const double log_2 = 0.69314718055994531, half_log_2_pi = 0.91893853320467274;
     for (long row = 0; row < rows; row++, out += 2 * dim) {
         double sum = -dim * (half_log_2_pi + 2 * log_2), product = 1;
         for (long i = 0; i < dim; i++, act++, squashed++, noise++, eps++) {
-            float log_std = out[dim + i];
-            log_std = log_std < LOG_STD_MIN ? LOG_STD_MIN : log_std > LOG_STD_MAX ? LOG_STD_MAX : log_std;
+            float log_std = bounded(out[dim + i], least, most);
             *noise = expf(log_std) * *eps;
             float u = out[i] + *noise, z = expm1f(-2 * fabsf(u));
             *squashed = copysignf(-z / (2 + z), u);
@@ -226,12 +235,12 @@ static void squash(long rows, long dim, const float *out, const float *eps, cons
 /* The gradient by the network's output, from those by actions and log-densities. */
 static void squash_grad(long rows, long dim, const float *out, const float *half_range,
                         const float *squashed, const float *noise, const float *act_grad,
-                        const float *logp_grad, float *grad) {
+                        const float *logp_grad, float *grad, float least, float most) {
     for (long row = 0; row < rows; row++, out += 2 * dim, grad += 2 * dim)
         for (long i = 0; i < dim; i++, squashed++, noise++, act_grad++) {
             float t = *squashed, log_std = out[dim + i];
             grad[i] = *act_grad * half_range[i] * (1 - t * t) + 2 * logp_grad[row] * t;
-            int clamped = log_std < LOG_STD_MIN || log_std > LOG_STD_MAX;
+            int clamped = log_std < least || log_std > most;
             grad[dim + i] = clamped ? 0 : grad[i] * *noise - logp_grad[row];
         }
 }
@@ -248,12 +257,12 @@ static int make_room(void **room, size_t *has, size_t bytes) {
     return *room != NULL;
 }
 
-/* Makes room for a matrix of at most `tall` rows and columns: see list(). */
+/* Makes room for a matrix of at most `tall` rows and columns: see compress(). */
 static int make_sparse_room(long tall) {
     static void *room;
     static size_t has;
     size_t most = tall * tall + 16, before = has; /* whole vectors are written at the end */
-    size_t starts = tall * (tall / DEEP + 1) + 1, sums = tall * 64;
+    size_t starts = tall * (tall / BLOCK_ROWS + 1) + 1, sums = tall * 64;
     if (!make_room(&room, &has, (3 * most + sums) * sizeof(float) + starts * sizeof(long) + 64))
         return 0;
     if (has == before) return 1;
@@ -301,7 +310,7 @@ static int read_network(PyObject *const *args, Py_ssize_t given, Py_ssize_t want
     }
     long widest = 0;
     for (long i = 0; i < sizes; i++) widest = net->size[i] > widest ? net->size[i] : widest;
-    long tall = widest > CHUNK ? widest : CHUNK; /* of a panel, which is 64 floats wide at most */
+    long tall = widest > BATCH_ROWS ? widest : BATCH_ROWS; /* of a panel, which is 64 floats wide at most */
     if (!make_room((void **)&panel_room, &panel_has, tall * 64 * sizeof(float))) return 0;
     if (!make_sparse_room(tall)) return 0;
     net->kept = h != NULL;
@@ -355,48 +364,47 @@ static PyObject *mlp_backward(PyObject *self, PyObject *const *args, Py_ssize_t 
     long widest = 0;
     for (long i = 1; i <= net.layers; i++) widest = net.size[i] > widest ? net.size[i] : widest;
     if (!make_room(&room, &has, net.rows * (2 * widest * sizeof(float) + sizeof(long)))) return NULL;
-    long *list = room;
-    float *first = (float *)(list + net.rows), *rooms[2] = {first, first + net.rows * widest};
+    long *places = room;
+    float *first = (float *)(places + net.rows), *rooms[2] = {first, first + net.rows * widest};
     run_backward(&net, grad, params ? (float *const *)param_grads : NULL, columns, start, width,
-                 input_grad, rooms, list);
+                 input_grad, rooms, places);
     Py_RETURN_NONE;
 }
 
-/* Reads integers, or addresses, as they come. Returns 0 with an exception set if they aren't. */
-static int read_args(PyObject *const *args, Py_ssize_t given, Py_ssize_t wanted, long *values) {
-    if (given != wanted) {
-        PyErr_Format(PyExc_TypeError, "%zd arguments are needed, not %zd", wanted, given);
+/* Reads integers, or addresses, and then floats. Returns 0 with an exception set if they aren't. */
+static int read_args(PyObject *const *args, Py_ssize_t given, Py_ssize_t integers, long *values,
+                     Py_ssize_t floats, double *numbers) {
+    if (given != integers + floats) {
+        PyErr_Format(PyExc_TypeError, "%zd arguments are needed, not %zd", integers + floats, given);
         return 0;
     }
-    for (Py_ssize_t i = 0; i < wanted; i++) values[i] = PyLong_AsLong(args[i]);
+    for (Py_ssize_t i = 0; i < integers; i++) values[i] = PyLong_AsLong(args[i]);
+    for (Py_ssize_t i = 0; i < floats; i++) numbers[i] = PyFloat_AsDouble(args[integers + i]);
     return !PyErr_Occurred();
 }
 
 static PyObject *squashed_gaussian(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     long v[10];
-    if (!read_args(args, given, 10, v)) return NULL;
+    double bounds[2];
+    if (!read_args(args, given, 10, v, 2, bounds)) return NULL;
     squash(v[0], v[1], (float *)v[2], (float *)v[3], (float *)v[4], (float *)v[5], (float *)v[6],
-           (float *)v[7], (float *)v[8], (float *)v[9]);
+           (float *)v[7], (float *)v[8], (float *)v[9], (float)bounds[0], (float)bounds[1]);
     Py_RETURN_NONE;
 }
 
 static PyObject *squashed_gaussian_grad(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     long v[9];
-    if (!read_args(args, given, 9, v)) return NULL;
+    double bounds[2];
+    if (!read_args(args, given, 9, v, 2, bounds)) return NULL;
     squash_grad(v[0], v[1], (float *)v[2], (float *)v[3], (float *)v[4], (float *)v[5],
-                (float *)v[6], (float *)v[7], (float *)v[8]);
+                (float *)v[6], (float *)v[7], (float *)v[8], (float)bounds[0], (float)bounds[1]);
     Py_RETURN_NONE;
 }
 
 static PyObject *adam(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     long v[6];
     double f[4];
-    if (given != 10 || !read_args(args, 6, 6, v)) {
-        if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "10 arguments are needed, not %zd", given);
-        return NULL;
-    }
-    for (int i = 0; i < 4; i++) f[i] = PyFloat_AsDouble(args[6 + i]);
-    if (PyErr_Occurred()) return NULL;
+    if (!read_args(args, given, 6, v, 4, f)) return NULL;
     if (!(has_avx512 ? all_finite_avx512 : all_finite_avx2)(v[0], (float *)v[2])) Py_RETURN_FALSE;
     (has_avx512 ? adam_avx512 : adam_avx2)(v[0], (float *)v[1], (float *)v[2], (float *)v[3],
                                            (float *)v[4], f[0], f[1], f[2], f[3], v[5]);
@@ -416,11 +424,11 @@ static PyMethodDef methods[] = {
     METHOD(mlp_backward, "mlp_backward(stack, rows, sizes, activations, params, outputs, result, grad, "
                          "param_grads, input_grads)"),
     METHOD(squashed_gaussian, "squashed_gaussian(rows, dim, out, eps, mid, half_range, act, logp, "
-                              "squashed, noise)"),
+                              "squashed, noise, least, most)"),
     METHOD(squashed_gaussian_grad, "squashed_gaussian_grad(rows, dim, out, half_range, squashed, noise, "
-                                   "act_grad, logp_grad, grad)"),
+                                   "act_grad, logp_grad, grad, least, most)"),
     METHOD(adam, "adam(size, params, grads, m, v, step, lr, beta1, beta2, eps)"),
-    {"has_avx512", has_avx512_now, METH_NOARGS, "Says whether the longer vectors are in use."},
+    {"has_avx512", has_avx512_now, METH_NOARGS, "Returns whether the longer vectors are in use."},
     {"use_avx512", use_avx512, METH_O, "Chooses the longer vectors, if the CPU has them. Returns whether."},
     {NULL, NULL, 0, NULL}};
 

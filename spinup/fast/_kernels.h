@@ -9,14 +9,14 @@
    After a ReLU most numbers are soon zero, and so are the gradients through it: on HalfCheetah 55% of
    the first layer's and, after some thousand updates, 90% of the second's. Such a product is faster
    number by number, over those that aren't zero, and the same to the bit: what is left out would have
-   added zero. Each of them multiplies a row of a panel BROAD floats wide, by one load for each
-   multiply-add. */
+   added zero (where the other factor is finite: see sparse_product). Each of them multiplies a row of a
+   panel SPARSE_WIDTH floats wide, by one load for each multiply-add. */
 
 #define vec NAME(vec)
 #define unaligned NAME(unaligned)
 #define ints NAME(ints)
 #define WIDTH (2 * VL)
-#define BROAD 64
+#define SPARSE_WIDTH 64
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * VL)));
@@ -109,9 +109,9 @@ INLINE vec NAME(tanh)(vec x) {
     return (vec)(sign | (is_large & (ints)large) | (~is_large & (ints)small));
 }
 
-/* Makes results of a tile's sums: see `sink`. */
-INLINE void NAME(finish_as)(const int kind, const sink *to, const float *sums, long row, int rows,
-                            long col, int cols) {
+/* Makes results of a tile's sums: see `epilogue`. */
+INLINE void NAME(apply_epilogue_as)(const int kind, const epilogue *to, const float *sums, long row,
+                                    int rows, long col, int cols) {
     for (int i = 0; i < rows; i++) {
         long at = to->out_rows ? to->out_rows[row + i] : row + i;
         long from = to->other_rows ? to->other_rows[row + i] : row + i;
@@ -137,8 +137,9 @@ INLINE void NAME(finish_as)(const int kind, const sink *to, const float *sums, l
 }
 
 #define CASE(kind) \
-    case kind: NAME(finish_as)(kind, to, sums, row, rows, col, cols); break;
-static void NAME(finish)(const sink *to, const float *sums, long row, int rows, long col, int cols) {
+    case kind: NAME(apply_epilogue_as)(kind, to, sums, row, rows, col, cols); break;
+static void NAME(apply_epilogue)(const epilogue *to, const float *sums, long row, int rows, long col,
+                                 int cols) {
     switch (to->kind) {
         CASE(FORWARD) CASE(FORWARD_RELU) CASE(FORWARD_TANH)
         CASE(BACKWARD) CASE(BACKWARD_RELU) CASE(BACKWARD_TANH) CASE(ADD)
@@ -146,34 +147,59 @@ static void NAME(finish)(const sink *to, const float *sums, long row, int rows, 
 }
 #undef CASE
 
-/* Copies columns of b into a panel, `width` wide, zeros beyond them. */
-static void NAME(copy_panel)(const float *b, long b_row, long inner, int cols, int width,
-                             float *panel) {
+/* Returns whether probes, which add up zero times numbers, have seen finite ones only. */
+INLINE int NAME(all_zero)(long n, const float *probe) {
+    int zero = 1;
+    for (long i = 0; i < n; i++) zero &= probe[i] == 0;
+    return zero;
+}
+
+/* Copies columns of b into a panel, `width` wide, zeros beyond them. Returns whether all are finite. */
+static int NAME(copy_panel)(const float *b, long b_row, long inner, int cols, int width,
+                            float *panel) {
+    vec probe[SPARSE_WIDTH / VL] = {{0}};
     memset(panel, 0, cols < width ? inner * width * sizeof(float) : 0);
-    for (long k = 0; k < inner; k++) memcpy(panel + k * width, b + k * b_row, cols * sizeof(float));
+    for (long k = 0; k < inner; k++)
+#pragma GCC unroll 8
+        for (int j = 0; j < SPARSE_WIDTH / VL; j++) {
+            if (j * VL >= cols) break;
+            vec v = NAME(load)(b + k * b_row + j * VL, cols - j * VL);
+            probe[j] += 0 * v;
+            *(unaligned *)(panel + k * width + j * VL) = v;
+        }
+    return NAME(all_zero)(SPARSE_WIDTH, (const float *)probe);
 }
 
 /* As copy_panel, of the transpose of b: its rows become the panel's columns. */
-static void NAME(transpose_panel)(const float *b, long b_row, long inner, int cols, int width,
-                                  float *panel) {
+static int NAME(transpose_panel)(const float *b, long b_row, long inner, int cols, int width,
+                                 float *panel) {
+    __m256 probe = _mm256_setzero_ps();
+    float rest = 0;
     memset(panel, 0, cols < width ? inner * width * sizeof(float) : 0);
     long k = 0;
     for (; k + 16 <= inner; k += 16) { /* whole lines of the cache */
         int n = 0;
         for (; n + 8 <= cols; n += 8)
             for (int i = 0; i < 16; i += 8)
-                transpose_8x8(b + n * b_row + k + i, b_row, panel + (k + i) * width + n, width);
+                transpose_8x8(b + n * b_row + k + i, b_row, panel + (k + i) * width + n, width, &probe);
         for (; n < cols; n++)
-            for (int i = 0; i < 16; i++) panel[(k + i) * width + n] = b[n * b_row + k + i];
+            for (int i = 0; i < 16; i++) {
+                panel[(k + i) * width + n] = b[n * b_row + k + i];
+                rest += 0 * b[n * b_row + k + i];
+            }
     }
     for (; k < inner; k++)
-        for (int n = 0; n < cols; n++) panel[k * width + n] = b[n * b_row + k];
+        for (int n = 0; n < cols; n++) {
+            panel[k * width + n] = b[n * b_row + k];
+            rest += 0 * b[n * b_row + k];
+        }
+    return NAME(all_zero)(8, (const float *)&probe) && rest == 0;
 }
 
-/* Gives a sink the sums over k of a[i * a_row + k * a_col] * b[k * b_row + n], or, transposed, of
+/* Gives an epilogue the sums over k of a[i * a_row + k * a_col] * b[k * b_row + n], or, transposed, of
    a[i * a_row + k * a_col] * b[n * b_row + k]. */
 static void NAME(product)(long rows, long cols, long inner, const float *a, long a_row, long a_col,
-                          const float *b, long b_row, int transposed, const sink *to) {
+                          const float *b, long b_row, int transposed, const epilogue *to) {
     float sums[MR * WIDTH] __attribute__((aligned(64)));
     long tiles = (rows + MR - 1) / MR;
     for (long col = 0; col < cols; col += WIDTH) {
@@ -190,20 +216,20 @@ static void NAME(product)(long rows, long cols, long inner, const float *a, long
         for (long i = 0, row = 0; i < tiles; i++) {
             int tall = (int)((rows - row + tiles - i - 1) / (tiles - i)); /* tiles of like height */
             NAME(any_tile)(tall, vectors, inner, a + row * a_row, a_row, a_col, panel, panel_row, sums);
-            NAME(finish)(to, sums, row, tall, col, wide);
+            NAME(apply_epilogue)(to, sums, row, tall, col, wide);
             row += tall;
         }
     }
 }
 
-/* Lists the numbers of a matrix that aren't zero, row by row and, within a row, DEEP columns by DEEP:
-   their values, and the places of the panel's rows that they multiply. */
-static void NAME(list)(long rows, long cols, const float *a, long a_row) {
+/* Compresses a matrix to the values that aren't zero, row by row and, within a row, in blocks of
+   BLOCK_ROWS columns, and to the places of the panel's rows that they multiply. */
+static void NAME(compress)(long rows, long cols, const float *a, long a_row) {
     long n = 0, *start = sparse.starts;
     for (long row = 0; row < rows; row++)
         for (long col = 0; col < cols; col++) {
             const float *x = a + row * a_row + col;
-            if (col % DEEP == 0) *start++ = n;
+            if (col % BLOCK_ROWS == 0) *start++ = n;
 #if VL == 16
             if (col + VL <= cols && col % VL == 0) {
                 const __m512i steps = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -218,53 +244,71 @@ static void NAME(list)(long rows, long cols, const float *a, long a_row) {
             }
 #endif
             sparse.values[n] = *x;
-            sparse.places[n] = (int)(col * BROAD);
+            sparse.places[n] = (int)(col * SPARSE_WIDTH);
             n += *x != 0;
         }
     *start = n;
 }
 
 /* sums[n] += sum of values[i] * panel[places[i] + n] */
-INLINE void NAME(add_listed)(long listed, const float *values, const int *places, const float *panel,
-                             float *sums) {
-    vec acc[BROAD / VL];
+INLINE void NAME(add_compressed)(long nonzeros, const float *values, const int *places,
+                                 const float *panel, float *sums) {
+    vec acc[SPARSE_WIDTH / VL];
 #pragma GCC unroll 8
-    for (int j = 0; j < BROAD / VL; j++) acc[j] = *(vec *)(sums + j * VL);
-    for (long i = 0; i < listed; i++)
+    for (int j = 0; j < SPARSE_WIDTH / VL; j++) acc[j] = *(vec *)(sums + j * VL);
+    for (long i = 0; i < nonzeros; i++)
 #pragma GCC unroll 8
-        for (int j = 0; j < BROAD / VL; j++)
+        for (int j = 0; j < SPARSE_WIDTH / VL; j++)
             acc[j] += values[i] * *(const vec *)(panel + places[i] + j * VL);
 #pragma GCC unroll 8
-    for (int j = 0; j < BROAD / VL; j++) *(vec *)(sums + j * VL) = acc[j];
+    for (int j = 0; j < SPARSE_WIDTH / VL; j++) *(vec *)(sums + j * VL) = acc[j];
 }
 
-/* As product, where many numbers of `a`, whose rows are contiguous, are zero. */
+/* Returns the epilogue of the results from a row and a column on. */
+static epilogue NAME(part_of)(const epilogue *to, long row, long col) {
+    epilogue part = *to;
+    part.out += col + (to->out_rows ? 0 : row * to->out_row);
+    part.other += to->other ? col + (to->other_rows ? 0 : row * to->other_row) : 0;
+    part.out_rows += to->out_rows ? row : 0;
+    part.other_rows += to->other_rows ? row : 0;
+    return part;
+}
+
+/* As product, where many numbers of `a`, whose rows are contiguous, are zero. Where `b` isn't finite a
+   zero times it isn't zero, and product does the panel. */
 static void NAME(sparse_product)(long rows, long cols, long inner, const float *a, long a_row,
-                                 const float *b, long b_row, int transposed, const sink *to) {
-    long blocks = (inner + DEEP - 1) / DEEP;
-    for (long first = 0; first < rows; first += CHUNK) {
-        long tall = rows - first < CHUNK ? rows - first : CHUNK;
-        NAME(list)(tall, inner, a + first * a_row, a_row);
-        for (long col = 0; col < cols; col += BROAD) {
-            int wide = cols - col < BROAD ? (int)(cols - col) : BROAD;
-            (transposed ? NAME(transpose_panel) : NAME(copy_panel))(
-                b + (transposed ? col * b_row : col), b_row, inner, wide, BROAD, panel_room);
-            memset(sparse.sums, 0, tall * BROAD * sizeof(float));
+                                 const float *b, long b_row, int transposed, const epilogue *to) {
+    long blocks = (inner + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    for (long first = 0; first < rows; first += BATCH_ROWS) {
+        long tall = rows - first < BATCH_ROWS ? rows - first : BATCH_ROWS;
+        NAME(compress)(tall, inner, a + first * a_row, a_row);
+        for (long col = 0; col < cols; col += SPARSE_WIDTH) {
+            int wide = cols - col < SPARSE_WIDTH ? (int)(cols - col) : SPARSE_WIDTH;
+            const float *part = b + (transposed ? col * b_row : col);
+            if (!(transposed ? NAME(transpose_panel) : NAME(copy_panel))(part, b_row, inner, wide,
+                                                                         SPARSE_WIDTH, panel_room)) {
+                epilogue of_part = NAME(part_of)(to, first, col);
+                NAME(product)(tall, wide, inner, a + first * a_row, a_row, 1, part, b_row, transposed,
+                              &of_part);
+                continue;
+            }
+            memset(sparse.sums, 0, tall * SPARSE_WIDTH * sizeof(float));
             for (long block = 0; block < blocks; block++) /* a part of the panel stays in the cache */
                 for (long row = 0; row < tall; row++) {
                     const long *start = sparse.starts + row * blocks + block;
-                    NAME(add_listed)(start[1] - start[0], sparse.values + start[0],
-                                     sparse.places + start[0], panel_room, sparse.sums + row * BROAD);
+                    NAME(add_compressed)(start[1] - start[0], sparse.values + start[0],
+                                         sparse.places + start[0], panel_room,
+                                         sparse.sums + row * SPARSE_WIDTH);
                 }
             for (long row = 0; row < tall; row++)
-                NAME(finish)(to, sparse.sums + row * BROAD, first + row, 1, col, wide);
+                NAME(apply_epilogue)(to, sparse.sums + row * SPARSE_WIDTH, first + row, 1, col, wide);
         }
     }
 }
 
-/* Says whether sparse_product is faster than product, for an `a` of contiguous rows. */
+/* Returns whether sparse_product is faster than product, for an `a` of contiguous rows. */
 static int NAME(is_sparse)(long rows, long cols, long inner, const float *a, long a_row) {
-    if (rows < MR || inner < 2 * VL || cols < BROAD) return 0;
+    if (rows < MR || inner < 2 * VL || cols < SPARSE_WIDTH) return 0;
     long zeros = 0;
     for (long row = 0; row < rows; row++) {
         ints found = {0};
@@ -273,8 +317,9 @@ static int NAME(is_sparse)(long rows, long cols, long inner, const float *a, lon
         for (int i = 0; i < VL; i++) zeros += found[i];
         for (; k < inner; k++) zeros += a[row * a_row + k] == 0;
     }
-    long broad = (cols + BROAD - 1) / BROAD * BROAD, wide = (cols + WIDTH - 1) / WIDTH * WIDTH;
-    return (rows * inner - zeros) * 1.4 * broad < rows * inner * 0.85 * wide; /* measured on Zen 4 */
+    long sparse_cols = (cols + SPARSE_WIDTH - 1) / SPARSE_WIDTH * SPARSE_WIDTH;
+    long wide = (cols + WIDTH - 1) / WIDTH * WIDTH;
+    return (rows * inner - zeros) * 1.4 * sparse_cols < rows * inner * 0.85 * wide; /* measured on Zen 4 */
 }
 
 /* Copies a matrix transposed. */
@@ -284,7 +329,7 @@ static void NAME(transpose)(long rows, long cols, const float *from, float *to) 
 
 /* As product, transposed, of contiguous rows and few columns: sums along vectors, no panels. */
 static void NAME(dots)(long rows, long cols, long inner, const float *a, const float *b,
-                       const sink *to) {
+                       const epilogue *to) {
     float sums[WIDTH] __attribute__((aligned(64)));
     for (long row = 0; row < rows; row++) {
         for (long n = 0; n < cols; n++) {
@@ -302,7 +347,7 @@ static void NAME(dots)(long rows, long cols, long inner, const float *a, const f
                 for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
             sums[n] = lanes[0];
         }
-        NAME(finish)(to, sums, row, 1, 0, (int)cols);
+        NAME(apply_epilogue)(to, sums, row, 1, 0, (int)cols);
     }
 }
 
@@ -317,7 +362,8 @@ static void NAME(add_rows)(long rows, long cols, const float *g, float *sums) {
 }
 
 /* Gradient through an activation, from that by its output y, which is `grad`. */
-static void NAME(through)(long n, int activation, const float *y, const float *grad, float *out) {
+static void NAME(activation_grad)(long n, int activation, const float *y, const float *grad,
+                                  float *out) {
     for (long i = 0; i < n; i += VL) {
         int left = n - i < VL ? (int)(n - i) : VL;
         vec v = NAME(load)(grad + i, left), x = NAME(load)(y + i, left);
@@ -327,13 +373,11 @@ static void NAME(through)(long n, int activation, const float *y, const float *g
     }
 }
 
-/* Says whether all numbers are finite: zero times another isn't zero. */
+/* Returns whether all numbers are finite: zero times any other isn't zero. */
 static int NAME(all_finite)(long n, const float *x) {
     vec sum = {0};
     for (long i = 0; i < n; i += VL) sum += 0 * NAME(load)(x + i, n - i < VL ? (int)(n - i) : VL);
-    int finite = 1;
-    for (int i = 0; i < VL; i++) finite &= sum[i] == 0;
-    return finite;
+    return NAME(all_zero)(VL, (const float *)&sum);
 }
 
 static void NAME(adam)(long n, float *p, const float *g, float *m, float *v, double lr, double beta1,
@@ -352,5 +396,5 @@ static void NAME(adam)(long n, float *p, const float *g, float *m, float *v, dou
 #undef unaligned
 #undef ints
 #undef WIDTH
-#undef BROAD
+#undef SPARSE_WIDTH
 #undef INLINE

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,12 +83,12 @@ class TorchMLP:
         Returns:
             The gradients of those parts, each ``(rows, features)``.
         """
-        grad = _through(grad, saved[-1], activations[-1])
+        grad = _activation_backward(grad, saved[-1], activations[-1])
         for i in reversed(range(len(activations))):
             if param_grads is not None:
                 _add_param_grads(grad, saved[i], *param_grads[2 * i : 2 * i + 2])
             if i > 0:
-                grad = _through(grad @ params[2 * i], saved[i], activations[i - 1])
+                grad = _activation_backward(grad @ params[2 * i], saved[i], activations[i - 1])
         grads = [_product(grad, params[0][..., part]) for part in columns]
         seen_by_all = grad.dim() > saved[0].dim()
         return [g.sum(0) for g in grads] if seen_by_all else grads
@@ -146,8 +146,19 @@ def compiled() -> str | None:
     return _kernels and ("avx512" if _kernels.has_avx512() else "avx2")
 
 
+@contextlib.contextmanager
+def switched_off() -> Iterator[None]:
+    """Makes PyTorch do everything in a block."""
+    global _kernels
+    before, _kernels = _kernels, None
+    try:
+        yield
+    finally:
+        _kernels = before
+
+
 def can_run_on(*tensors: Tensor) -> bool:
-    """Says whether ``_kernels.c`` does tensors: contiguous, float32, on the CPU, one thread."""
+    """Returns True if ``_kernels.c`` can take tensors: contiguous, float32, CPU, one thread."""
     return (
         _kernels is not None
         and torch.get_num_threads() == 1
@@ -158,10 +169,12 @@ def can_run_on(*tensors: Tensor) -> bool:
     )
 
 
-def mlp_engine(inputs: Sequence[Tensor], params: Sequence[Tensor]) -> type:
+def mlp_engine(
+    inputs: Sequence[Tensor], params: Sequence[Tensor]
+) -> type[TorchMLP] | type[CompiledMLP]:
     """Returns the fastest of `TorchMLP` and `CompiledMLP` that can evaluate a network.
 
-    What doesn't fit together is left to the first, which says so.
+    Mismatched shapes go to `TorchMLP`, which raises.
     """
     fits = (
         can_run_on(*params)
@@ -175,7 +188,7 @@ def mlp_engine(inputs: Sequence[Tensor], params: Sequence[Tensor]) -> type:
 
 
 def _match(inputs, params):
-    """Says whether inputs and layers have the shapes of a network, and none is too wide."""
+    """Returns True if inputs and layers have the shapes of a network, and none is too wide."""
     stack, n_in = params[0].shape[:-2], sum(x.shape[1] for x in inputs)
     if len({len(x) for x in inputs}) > 1 or len(stack) > 1:
         return False
@@ -190,14 +203,15 @@ def _match(inputs, params):
 
 
 def squashed_gaussian(
-    out: Tensor, eps: Tensor, mid: Tensor, half_range: Tensor
+    out: Tensor, eps: Tensor, mid: Tensor, half_range: Tensor, bounds: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Samples ``mid + half_range * tanh(mu + std * eps)``, where `can_run_on` says so.
+    """Computes `nets.squashed_gaussian` and the map to the Box, where `can_run_on` returns True.
 
     Args:
         out: ``mu`` and ``log(std)``, ``(rows, 2 * act_dim)``.
         eps: standard normal noise, ``(rows, act_dim)``.
         mid, half_range: of the Box of actions, ``(act_dim,)``.
+        bounds: of ``log(std)``.
 
     Returns:
         Actions ``(rows, act_dim)``, log-densities ``(rows,)``, and for `squashed_gaussian_grad`
@@ -207,7 +221,8 @@ def squashed_gaussian(
     act, squashed, noise = out.new_empty(3, rows, dim).unbind()
     logp = out.new_empty(rows)
     tensors = (out, eps, mid, half_range, act, logp, squashed, noise)
-    capture.run(_kernels.squashed_gaussian, rows, dim, *_addresses(tensors), tensors=tensors)
+    addresses = _addresses(tensors)
+    capture.run(_kernels.squashed_gaussian, rows, dim, *addresses, *bounds, tensors=tensors)
     return act, logp, squashed, noise
 
 
@@ -218,14 +233,14 @@ def squashed_gaussian_grad(
     noise: Tensor,
     act_grad: Tensor,
     logp_grad: Tensor,
+    bounds: tuple[float, float],
 ) -> Tensor:
     """Returns the gradient by `out` from those by what `squashed_gaussian` returned."""
     grad = torch.empty_like(out)
     act_grad, logp_grad = act_grad.contiguous(), logp_grad.contiguous()
     tensors = (out, half_range, squashed, noise, act_grad, logp_grad, grad)
-    capture.run(
-        _kernels.squashed_gaussian_grad, *noise.shape, *_addresses(tensors), tensors=tensors
-    )
+    args = *noise.shape, *_addresses(tensors), *bounds
+    capture.run(_kernels.squashed_gaussian_grad, *args, tensors=tensors)
     return grad
 
 
@@ -239,7 +254,7 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
 ) -> bool:
-    """Takes the `step`-th step of Adam, counted from 1, where `can_run_on` says so.
+    """Takes the `step`-th step of Adam, counted from 1, where `can_run_on` returns True.
 
     Returns:
         Whether it did: not if the gradient isn't finite; then nothing has changed.
@@ -260,7 +275,7 @@ def _addresses(tensors):
 
 
 def _layer(x, weight, bias, activation):
-    """Returns ``f(x @ weight.T + bias)``, batched where the weight is a stack of matrices."""
+    """Returns ``f(x @ weight.T + bias)``, as ``nn.Linear`` and `nets.StackedLinear` do."""
     if weight.dim() == 3:
         x = x.expand(len(weight), -1, -1) if x.dim() == 2 else x
         y = torch.baddbmm(bias, x, weight.transpose(1, 2))
@@ -271,8 +286,8 @@ def _layer(x, weight, bias, activation):
     return _tanh_(y) if activation == TANH else y
 
 
-def _through(grad, y, activation):
-    """Returns the gradient by an activation's input, from that by its output `y`."""
+def _activation_backward(grad, y, activation):
+    """Returns the gradient by an activation's input from that by its output, which is `y`."""
     if activation == RELU:
         return torch.ops.aten.threshold_backward(grad, y, 0)
     return torch.ops.aten.tanh_backward(grad, y) if activation == TANH else grad

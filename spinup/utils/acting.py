@@ -2,13 +2,15 @@
 
 Stepping needs the action alone. For the library's own networks a NumPy copy of the policy acts in
 about 10 microseconds, where a PyTorch module takes some hundred; it reads the weights where the
-module has them, so that on a CPU it needs no refreshing. A module of a user's own acts itself.
+module has them, so that on a CPU it follows training by itself. A module of a user's own acts
+itself.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from spinup.fast.nodes import is_changed
 from spinup.utils import nets
 
 
@@ -31,7 +34,10 @@ class ActingPolicy:
         self._act, self.refresh = act, refresh
 
     def __call__(self, obs: np.ndarray, deterministic: bool = False) -> np.ndarray:
-        """Returns an action: an array ``(act_dim,)``, or the index of a Discrete action."""
+        """Returns an action: an array ``(act_dim,)``, or the index of a Discrete action.
+
+        Where the network's outputs are NaN, so is the action, which no environment takes.
+        """
         return self._act(obs, deterministic)
 
 
@@ -43,46 +49,59 @@ def acting_policy(ac: Any, rng: np.random.Generator) -> ActingPolicy:
             deterministic)`` if it is to be deterministic in tests.
         rng: generator of the actions' noise (a user's own module draws from torch's).
     """
-    if getattr(type(ac), "act", None) not in _LIBRARY_ACTS:
-        return _module_policy(ac)
-    make = _NUMPY_POLICIES.get(type(ac.pi))
+    return _NumpyPolicy(ac.pi, rng) if _is_library_policy(ac) else _module_policy(ac)
+
+
+def _is_library_policy(ac):
+    """Returns True if an actor-critic acts by one of the library's policies, unchanged."""
+    if getattr(type(ac), "act", None) not in _LIBRARY_ACTS or "act" in ac.__dict__:
+        return False
     net = next((m for m in ac.pi.children() if type(m) is nets.MLP), None)
-    if make is None or net is None or not all(type(a) in _ACTIVATIONS for a in list(net)[1::2]):
-        return _module_policy(ac)
-    mirror = _NumpyMirror(ac.pi)
-    return ActingPolicy(make(mirror, rng), mirror.refresh)
+    if type(ac.pi) not in _NUMPY_POLICIES or net is None:
+        return False
+    return net.is_plain and not is_changed(net) and not is_changed(ac.pi)
 
 
-class _NumpyMirror:
-    """A policy's tensors as NumPy arrays: the same memory on a CPU, else copies."""
+class _NumpyPolicy(ActingPolicy):
+    """A policy that reads its module's tensors as NumPy arrays.
 
-    def __init__(self, pi):
-        self.module = pi
-        tensors = {**dict(pi.named_parameters()), **dict(pi.named_buffers())}
-        self.arrays = {k: v.detach().cpu().numpy() for k, v in tensors.items()}
-        self._copied = [(v, self.arrays[k]) for k, v in tensors.items() if v.device.type != "cpu"]
+    On a CPU they are the same memory, else copies. Where the module's tensors have moved, by
+    ``.to()``, ``.double()`` or ``load_state_dict(assign=True)``, the next `refresh` follows them.
+    """
+
+    def __init__(self, pi, rng):
+        self._pi, self._rng = pi, rng
+        self._places, self._copied = None, []
+        self.refresh()
 
     def refresh(self):
+        tensors = {**dict(self._pi.named_parameters()), **dict(self._pi.named_buffers())}
+        places = [(v.data_ptr(), v.dtype, v.device) for v in tensors.values()]
+        if places != self._places:
+            self._places = places
+            arrays = {k: v.detach().cpu().numpy() for k, v in tensors.items()}
+            self._copied = [(v, arrays[k]) for k, v in tensors.items() if not v.is_cpu]
+            make = _NUMPY_POLICIES[type(self._pi)]
+            self._act = make(_mlp(self._pi, arrays), arrays, self._rng)
         for tensor, array in self._copied:
             array[...] = tensor.detach().cpu().numpy()
 
-    def net(self):
-        """Returns the policy's MLP as a function of one observation."""
-        name, mlp = next((k, m) for k, m in self.module.named_children() if type(m) is nets.MLP)
-        layers = [
-            (self.arrays[f"{name}.{i}.weight"], self.arrays[f"{name}.{i}.bias"])
-            for i in range(0, len(mlp), 2)
-        ]
-        activations = [_ACTIVATIONS[type(a)] for a in list(mlp)[1::2]]
-        layers = [(w, b, f) for (w, b), f in zip(layers, activations, strict=True)]
 
-        def forward(obs):
-            x = obs.astype(np.float32, copy=False)
-            for weight, bias, activation in layers:
-                x = activation(weight.dot(x) + bias)
-            return x
+def _mlp(pi, arrays):
+    """Returns a policy's MLP as a function of one observation: `nets.MLP.forward` in NumPy."""
+    name, net = next((k, m) for k, m in pi.named_children() if type(m) is nets.MLP)
+    layers = [
+        (arrays[f"{name}.{i}.weight"], arrays[f"{name}.{i}.bias"], _ACTIVATIONS[type(net[i + 1])])
+        for i in range(0, len(net), 2)
+    ]
 
-        return forward
+    def forward(obs):
+        x = obs.astype(np.float32, copy=False)
+        for weight, bias, activation in layers:
+            x = activation(weight.dot(x) + bias)
+        return x
+
+    return forward
 
 
 _ACTIVATIONS: dict[type[nn.Module], Callable] = {
@@ -92,23 +111,24 @@ _ACTIVATIONS: dict[type[nn.Module], Callable] = {
 }
 
 
-def _categorical(mirror, rng):
-    net = mirror.net()
-
+def _categorical(net, arrays, rng):
     def act(obs, deterministic):
         logits = net(obs)
+        greatest = logits.max()
+        if not math.isfinite(greatest):  # no distribution: argmax would choose, and the draw miss
+            return np.float32(math.nan)
         if deterministic:
             return logits.argmax()
         # In double precision the draw stays below the last sum: in single it may round up to it,
         # and pick an action of no probability.
-        chances = np.exp(logits - logits.max()).cumsum(dtype=np.float64)
+        chances = np.exp(logits - greatest).cumsum(dtype=np.float64)
         return chances.searchsorted(rng.random() * chances[-1], "right")
 
     return act
 
 
-def _gaussian(mirror, rng):
-    net, log_std = mirror.net(), mirror.arrays["log_std"]
+def _gaussian(net, arrays, rng):
+    log_std = arrays["log_std"]
 
     def act(obs, deterministic):
         mu = net(obs)
@@ -119,8 +139,9 @@ def _gaussian(mirror, rng):
     return act
 
 
-def _squashed_gaussian(mirror, rng):
-    net, mid, half_range = mirror.net(), mirror.arrays["mid"], mirror.arrays["half_range"]
+def _squashed_gaussian(net, arrays, rng):
+    """As `nets.squashed_gaussian`, without the density."""
+    mid, half_range = arrays["mid"], arrays["half_range"]
 
     def act(obs, deterministic):
         out = net(obs)
@@ -133,8 +154,8 @@ def _squashed_gaussian(mirror, rng):
     return act
 
 
-def _deterministic(mirror, rng):
-    net, mid, half_range = mirror.net(), mirror.arrays["mid"], mirror.arrays["half_range"]
+def _deterministic(net, arrays, rng):
+    mid, half_range = arrays["mid"], arrays["half_range"]
     return lambda obs, deterministic: mid + half_range * net(obs)
 
 
@@ -146,7 +167,7 @@ _NUMPY_POLICIES = {
 }
 
 
-# A class that overrides one of these acts in a way of its own.
+# A subclass that overrides `act` isn't mirrored.
 _LIBRARY_ACTS = {
     nets.MLPActorCritic.act,
     nets.DeterministicActorCritic.act,
@@ -175,5 +196,5 @@ def _module_policy(ac):
 
 
 def takes_deterministic(act: Any) -> bool:
-    """Says whether a method ``act`` has a parameter ``deterministic``."""
+    """Returns True if a method ``act`` has a parameter ``deterministic``."""
     return "deterministic" in inspect.signature(act).parameters

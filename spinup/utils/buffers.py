@@ -1,134 +1,24 @@
-"""Experience: trajectories for on-policy algorithms, replay for off-policy ones."""
+"""Replay for off-policy algorithms: the last transitions, and minibatches of them."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete, Space
+from gymnasium.spaces import Space
 from torch import Tensor
 
 from spinup.fast import capture
-from spinup.runs.watchdog import still_alive
-from spinup.utils.mpi_tools import mpi_statistics_scalar, num_procs
-from spinup.utils.nets import space_dim
-
-
-def discounted_sums(x: np.ndarray, discount: float) -> np.ndarray:
-    """Returns ``y[t] = x[t] + discount * y[t + 1]`` for a vector `x`."""
-    y, running = [], 0.0
-    for value in reversed(x.tolist()):
-        running = value + discount * running
-        y.append(running)
-    return np.array(y[::-1], dtype=np.float64)
-
-
-def gae(
-    rew: np.ndarray, val: np.ndarray, last_val: float, gamma: float, lam: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates advantages of one trajectory by GAE(lambda), and its returns-to-go.
-
-    Args:
-        rew: rewards, ``(T,)``.
-        val: values of the states that the actions were taken in, ``(T,)``.
-        last_val: value of the state after the last action; 0 where that is terminal.
-        gamma: discount factor.
-        lam: the estimator's lambda; 1 gives the discounted return minus the value.
-
-    Returns:
-        Advantages and returns-to-go, each ``(T,)``; the returns count `last_val` in.
-
-    Source: eq. 16 of arXiv:1506.02438.
-    """
-    vals = np.append(val, last_val).astype(np.float64)
-    deltas = rew + gamma * vals[1:] - vals[:-1]
-    returns = discounted_sums(np.append(rew, last_val), gamma)[:-1]
-    return discounted_sums(deltas, gamma * lam), returns
-
-
-class TrajectoryBuffer:
-    """The steps that this rank takes in an epoch, and the advantages of its actions.
-
-    Args:
-        observation_space, action_space: the environment's.
-        size: steps of this rank in an epoch.
-        gamma: discount factor.
-        lam: lambda of GAE.
-    """
-
-    def __init__(
-        self, observation_space: Space, action_space: Space, size: int, gamma: float, lam: float
-    ):
-        self.obs = np.zeros((size, space_dim(observation_space)), dtype=np.float32)
-        if isinstance(action_space, Discrete):
-            self.act = np.zeros(size, dtype=np.int64)
-        else:
-            self.act = np.zeros((size, space_dim(action_space)), dtype=np.float32)
-        self.rew = np.zeros(size, dtype=np.float64)
-        self.size, self.gamma, self.lam = size, gamma, lam
-        self.ptr = 0
-        # A path's end, and the observation whose value continues it: None after a terminal state.
-        self.path_ends: list[tuple[int, np.ndarray | None]] = []
-        self.data: dict[str, Tensor] = {}  # of the epoch that was handed over last
-
-    def store(self, obs: np.ndarray, act: np.ndarray, rew: float) -> None:
-        """Appends a step."""
-        i = self.ptr
-        self.obs[i], self.act[i], self.rew[i] = obs, act, rew
-        self.ptr = i + 1
-
-    def finish_path(self, last_obs: np.ndarray | None) -> None:
-        """Ends a trajectory.
-
-        Args:
-            last_obs: the observation after its last step, or None if that is terminal.
-        """
-        self.path_ends.append((self.ptr, last_obs))
-
-    def get(
-        self, value: Callable[[Tensor], Tensor], device: torch.device | str = "cpu"
-    ) -> dict[str, Tensor]:
-        """Returns the epoch's data, in the same memory each time, and empties the buffer.
-
-        Args:
-            value: the value function, of observations ``(batch, obs_dim)``.
-            device: where the data shall be.
-
-        Returns:
-            ``obs``, ``act``, ``ret``, ``val`` and ``adv`` (normalised over all ranks to mean 0 and
-            deviation 1), of length ``size``.
-        """
-        still_alive()
-        assert self.ptr == self.size, "the buffer is handed over when it is full"
-        obs = _to_tensor(self.obs, device)
-        tails = [np.float32(last_obs) for _, last_obs in self.path_ends if last_obs is not None]
-        with torch.no_grad():
-            val = value(obs).cpu().numpy()
-            tail_vals = value(_to_tensor(tails, device)).cpu().tolist() if tails else []
-        adv, ret = np.zeros(self.size), np.zeros(self.size)
-        start = 0
-        for end, last_obs in self.path_ends:
-            last_val = 0.0 if last_obs is None else tail_vals.pop(0)
-            path = slice(start, end)
-            adv[path], ret[path] = gae(self.rew[path], val[path], last_val, self.gamma, self.lam)
-            start = end
-        mean, std = mpi_statistics_scalar(adv)
-        adv = (adv - mean) / (std + 1e-8)  # equal advantages become zeros, not NaN
-        self.ptr, self.path_ends = 0, []
-        data = dict(act=self.act, ret=ret, val=val, adv=adv)
-        new = {"obs": obs} | {k: _to_tensor(v, device) for k, v in data.items()}
-        for key, tensor in new.items():
-            self.data.setdefault(key, tensor).copy_(tensor)
-        return self.data
+from spinup.utils.envs import space_dim
+from spinup.utils.mpi_tools import num_local_procs, num_procs
 
 
 class ReplayBuffer:
-    """The last transitions of this rank, in a ring.
+    """The last transitions of this rank, in a ring. All ranks make theirs together.
 
     Args:
         observation_space, action_space: the environment's; the actions' is a Box.
@@ -152,7 +42,8 @@ class ReplayBuffer:
         _check_memory(size, 4 * size * (2 * obs_dim + act_dim + 2))
         # One row a transition: a minibatch is one gather of whole rows, not five.
         self.rows = np.empty((size, 2 * obs_dim + act_dim + 2), dtype=np.float32)
-        self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1])
+        # Where each part of a row begins, but for the first
+        self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1]).tolist()
         self.size, self.max_size, self.ptr = 0, size, 0
         self.rng = rng
         self._minibatch = torch.empty(0)
@@ -162,8 +53,9 @@ class ReplayBuffer:
     ) -> None:
         """Appends a transition, over the oldest once the buffer is full."""
         row = self.rows[self.ptr]
-        o, o2, a, r = self.columns
-        row[:o], row[o:o2], row[o2:a], row[a], row[r] = obs, next_obs, act, rew, terminated
+        next_obs_at, act_at, rew_at, terminated_at = self.columns
+        row[:next_obs_at], row[next_obs_at:act_at], row[act_at:rew_at] = obs, next_obs, act
+        row[rew_at], row[terminated_at] = rew, terminated
         self.ptr = (self.ptr + 1) % self.max_size
         self.size = min(self.size + 1, self.max_size)
 
@@ -200,18 +92,19 @@ class ReplayBuffer:
         np.take(self.rows, idx, axis=0, out=out, mode="clip")
 
     def _split(self, rows):
-        parts = torch.tensor_split(rows, self.columns.tolist(), dim=1)
+        parts = torch.tensor_split(rows, self.columns, dim=1)
         batch = dict(zip(self.order, parts, strict=True))
         return {k: v.squeeze(1) if k in ("rew", "terminated") else v for k, v in batch.items()}
 
 
 def _check_memory(size, needed):
-    """Refuses a buffer that can't fit, before training fills it."""
-    ranks, free = num_procs(), free_memory()
-    if needed * ranks > free:
+    """Refuses a buffer that can't fit beside those of the host's other ranks."""
+    here, free = num_local_procs(), free_memory()
+    if needed * here > free:
+        ranks = f" for the {here} ranks of this host" if here > 1 else ""
         raise ValueError(
-            f"replay_size={size * ranks} takes {needed * ranks:,} bytes, but only {free:,.0f} are "
-            "free here: lower replay_size (--replay_size)"
+            f"replay_size={size * num_procs()} takes {needed * here:,} bytes{ranks}, but only "
+            f"{free:,.0f} are free here: lower replay_size (--replay_size)"
         )
 
 
@@ -234,8 +127,3 @@ def free_memory(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") 
 
 
 _CGROUP_V1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
-
-
-def _to_tensor(x, device):
-    x = torch.from_numpy(np.array(x))
-    return x.to(device, torch.float32 if x.is_floating_point() else x.dtype)

@@ -97,13 +97,12 @@ class AdaptedEnv(gym.Wrapper):
         """Steps the environment; see ``gymnasium.Env.step``."""
         if self._is_box:
             if math.isnan(action.sum()) and np.isnan(action).any():
-                raise FloatingPointError(
-                    f"the policy chose NaN in the action {action} at step {self.steps} of "
-                    f"{self.name}: its parameters are NaN, as after a step of a large learning rate"
-                )
+                self._refuse_nan(action)
             action = np.minimum(np.maximum(action, self._low), self._high)
             action = action.astype(self._dtype, copy=False).reshape(self._shape)
         else:
+            if math.isnan(action):
+                self._refuse_nan(action)
             action = int(action) + self.action_space.start
         self._actions.append(action)
         if self._is_watched:
@@ -217,6 +216,13 @@ class AdaptedEnv(gym.Wrapper):
                 f"at step {self.steps}, which is not of its observation_space, "
                 f"{self.observation_space} ({self._circumstances()})"
             )
+
+    def _refuse_nan(self, action):
+        raise FloatingPointError(
+            f"the policy chose NaN in the action {action} at step {self.steps} of {self.name}: its "
+            "parameters are NaN, as after a step of a large learning rate; lower it, or look at "
+            "the rewards' scale"
+        )
 
     def _call_first(self, method, *args, **kwargs):
         """Calls ``reset`` or ``step`` for the first time, and checks all that is returned.
@@ -662,6 +668,14 @@ def _arguments_of(spec):
 
 
 # --- Spaces ---------------------------------------------------------------------------------------
+
+
+def space_dim(space: Space) -> int:
+    """Returns the number of features of a Box, or of choices of a Discrete space."""
+    if isinstance(space, Discrete):
+        return int(space.n)
+    assert isinstance(space, Box), space
+    return math.prod(space.shape)
 
 
 def box_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:

@@ -14,13 +14,10 @@ from spinup.fast.kernels import adam_step, can_run_on
 def flatten(module: nn.Module) -> nn.Parameter:
     """Moves a module's parameters into one contiguous vector, and their gradients into another.
 
-    The module works as before: each parameter becomes a view of the vector, and each gradient a
-    view of the vector's gradient. What touches all parameters is then one operation on the vector:
-    an optimizer's step, polyak averaging, an average over ranks, a copy.
-
-    Gradients add up in ``vector.grad``: clear it with ``vector.grad.zero_()`` (setting it to None,
-    as ``zero_grad()`` does by default, would detach it from the module). Move the module to its
-    device before, not after.
+    The module works as before: its parameters become views of the vector, and their gradients views
+    of the vector's gradient. An optimizer's step, polyak averaging, an average over ranks or a copy
+    is then one operation on the vector. Clear gradients with ``vector.grad.zero_()``, and move the
+    module to its device and dtype before, not after.
 
     Args:
         module: a module whose parameters have one dtype and one device.
@@ -43,8 +40,31 @@ def flatten(module: nn.Module) -> nn.Parameter:
         part = slice(offset, offset + p.numel())
         p.data = vector.data[part].view(p.shape)
         p.grad = vector.grad[part].view(p.shape)
+        p.vector = vector.detach()  # type: ignore[attr-defined] # which counts changes with vector
         offset += p.numel()
+    # For check_views: where the module has each parameter
+    vector.views = [  # type: ignore[attr-defined]
+        (m._parameters, name, p, p.data_ptr(), p.grad)
+        for m in module.modules()
+        for name, p in m._parameters.items()
+        if p is not None
+    ]
     return vector
+
+
+def check_views(vector: nn.Parameter) -> None:
+    """Raises RuntimeError if a vector from `flatten` no longer holds its module's parameters."""
+    for owner, name, p, place, grad in getattr(vector, "views", ()):
+        if p.grad is not grad:
+            raise RuntimeError(
+                "a gradient is no longer part of its vector's, as after zero_grad(): clear it with "
+                "vector.grad.zero_(), or with zero_grad(set_to_none=False)"
+            )
+        if owner.get(name) is not p or p.data_ptr() != place:
+            raise RuntimeError(
+                "a parameter is no longer part of its vector, as after .to(), .double() or "
+                "load_state_dict(assign=True): move before flatten(), load with assign=False"
+            )
 
 
 def flatten_each(*modules: nn.Module) -> list[nn.Parameter]:
@@ -63,10 +83,7 @@ def flatten_each(*modules: nn.Module) -> list[nn.Parameter]:
 
 
 class frozen:
-    """Keeps a module's parameters out of the gradients computed in a block.
-
-    What is made once can be entered again and again.
-    """
+    """Keeps a module's parameters out of the gradients in a block; it can be entered repeatedly."""
 
     def __init__(self, module: nn.Module):
         self._trainable = [p for p in module.parameters() if p.requires_grad]
@@ -85,7 +102,7 @@ class Adam:
 
     Args:
         params: a vector with its gradient allocated, from `flatten`.
-        lr: learning rate.
+        lr: learning rate; it may be set between steps (``optimizer.lr = 1e-4``).
         loss: what is minimised, as errors are to call it.
 
     Source: arXiv:1412.6980. The steps are those of ``torch.optim.Adam(fused=True)``, which takes
@@ -109,20 +126,20 @@ class Adam:
         Raises:
             FloatingPointError: the gradient is NaN or infinite (looked at on a CPU); nothing has
                 changed. The gradient being the average over ranks, all of them raise.
+            RuntimeError: the vector no longer holds the module's parameters or gradients.
         """
         capture.run(self._step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns both moments, and the number of steps taken."""
+        """Returns both moments, the number of steps taken, and the learning rate."""
+        moments = dict(exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq)
         if self._torch is not None and self._torch.state:
-            state = self._torch.state[self.params]
-            moments = {k: state[k] for k in ("exp_avg", "exp_avg_sq")}
-            return {"steps": int(state["step"].item()), **moments}
-        return dict(steps=self.steps, exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq)
+            moments = {k: self._torch.state[self.params][k] for k in moments}
+        return dict(steps=self.steps, **moments, lr=self.lr)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.steps = state["steps"]
+        self.steps, self.lr = state["steps"], state["lr"]
         self.exp_avg.copy_(torch.as_tensor(state["exp_avg"]))
         self.exp_avg_sq.copy_(torch.as_tensor(state["exp_avg_sq"]))
         if self._torch is not None:
@@ -133,11 +150,13 @@ class Adam:
             self._torch.state[self.params] = {"step": step, **moments}
 
     def _step(self):
+        check_views(self.params)
         step = self.steps + 1
         if self._torch is not None:
-            # On a GPU a look would be a wait: the losses are looked at once an epoch
+            # A look at a GPU's gradient would be a wait: losses are looked at once an epoch
             if not self.params.is_cuda and not self.params.grad.isfinite().all():
                 self._refuse(step)
+            self._torch.param_groups[0]["lr"] = self.lr
             self._torch.step()
         elif not adam_step(
             *(self.params, self.params.grad, self.exp_avg, self.exp_avg_sq),
@@ -145,6 +164,8 @@ class Adam:
         ):
             self._refuse(step)
         self.steps = step
+        # Neither counts its change, which backward passes look at
+        torch.autograd.graph.increment_version(self.params)
 
     def _refuse(self, step):
         raise FloatingPointError(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 
 import threadpoolctl
 import torch
 
-from spinup.fast import capture
+from spinup.fast import capture, kernels
 from spinup.runs.watchdog import still_alive
-from spinup.utils.mpi_tools import broadcast, num_procs, sum_in_place
+from spinup.utils.mpi_tools import broadcast, mpi_sum, num_procs, proc_id, sum_in_place
 
 
 def setup_pytorch_for_mpi() -> None:
@@ -41,14 +42,43 @@ def one_thread_per_rank() -> Iterator[None]:
             torch.set_flush_denormal(False)
 
 
+@contextlib.contextmanager
+def same_kernels() -> Iterator[None]:
+    """Makes all ranks compute by PyTorch in a block, if only some have the compiled functions.
+
+    The two round differently, so that the ranks' parameters would drift apart.
+    """
+    have = mpi_sum(kernels.compiled() is not None)
+    if have in (0, num_procs()):
+        yield
+        return
+    if proc_id() == 0:
+        warnings.warn(
+            f"{have:.0f} of {num_procs()} ranks have spinup's compiled functions (those "
+            "of the other hosts were installed without a C compiler, or SPINUP_COMPILED=0 is set "
+            "there). All compute by PyTorch, so that their parameters stay equal: slower. Install "
+            "spinup on each host with a C compiler",
+            stacklevel=4,
+        )
+    with kernels.switched_off():
+        yield
+
+
 def sync_params(module: torch.nn.Module | torch.nn.Parameter) -> None:
-    """Overwrites a module's parameters, or a flat vector of them, with those of rank 0."""
+    """Overwrites a module's parameters and buffers, or a flat vector, with those of rank 0.
+
+    Parameters stay equal from then on, as all ranks take the same steps. Buffers that a forward
+    pass changes, such as a normaliser's running mean, don't: each rank sees its own data.
+    """
     if num_procs() == 1:
         return
-    for p in _parameters(module):
-        host = p.data.cpu().contiguous()
-        broadcast(host.numpy())
-        p.data.copy_(host)
+    tensors = _parameters(module)
+    if isinstance(module, torch.nn.Module):
+        tensors += list(module.buffers())
+    for x in tensors:
+        host = x.data.cpu().contiguous()
+        broadcast(host.reshape(-1).view(torch.uint8).numpy())  # whatever the dtype
+        x.data.copy_(host)
 
 
 def mpi_avg_grads(

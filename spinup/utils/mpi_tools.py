@@ -103,6 +103,22 @@ def num_procs() -> int:
     return 1 if world is None else world.Get_size()
 
 
+@functools.cache
+def num_local_procs() -> int:
+    """Returns the number of ranks on this host. All ranks call it together."""
+    world = _world()
+    if world is None:
+        return 1
+    from mpi4py import MPI
+
+    still_alive()
+    host = world.Split_type(MPI.COMM_TYPE_SHARED)
+    try:
+        return host.Get_size()
+    finally:
+        host.Free()
+
+
 def barrier() -> None:
     """Returns once every rank has called it."""
     world = _world()

@@ -7,28 +7,18 @@ twin critics, as one stacked module ``ac.q`` or as two, ``ac.q1`` and ``ac.q2``
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Discrete, Space
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
-from spinup.fast.kernels import (
-    ACTIVATIONS,
-    IDENTITY,
-    TorchMLP,
-    can_run_on,
-    mlp_engine,
-    squashed_gaussian,
-    squashed_gaussian_grad,
-)
+from spinup.fast import nodes
+from spinup.utils.envs import space_dim
 
 LOG_STD_MIN, LOG_STD_MAX = -20, 2
 
@@ -54,18 +44,15 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack([layer.bias.detach()[None] for layer in layers]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return TorchMLP.forward([x], [self.weight, self.bias], [IDENTITY])[0]
-
-    def first(self, x: Tensor) -> Tensor:
-        """Evaluates the first layer: ``(batch, in_features)`` to ``(batch, out_features)``."""
-        return torch.addmm(self.bias[0], x, self.weight[0].t())
+        x = x.expand(len(self.weight), -1, -1) if x.dim() == 2 else x
+        return torch.baddbmm(self.bias, x, self.weight.transpose(1, 2))
 
 
 class MLP(nn.Sequential):
     """Linear layers with activations between them.
 
-    Where the activations are ReLU, Tanh or Identity the network is one node of the autograd graph,
-    with its backward pass in closed form: the same numbers for a fraction of the overhead.
+    Where the activations are ReLU, Tanh or Identity and no layer is changed (by a hook, say), the
+    network is one node of the autograd graph: the same numbers for a fraction of the overhead.
     """
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -76,22 +63,21 @@ class MLP(nn.Sequential):
                 observation, ``(features,)``.
         """
         if inputs[0].dim() == 1:
-            return self(*[x[None] for x in inputs]).squeeze(-2)
-        modules = list(self._modules.values())
-        if not all(type(a) in ACTIVATIONS for a in modules[1::2]):
-            return super().forward(torch.cat(inputs, dim=-1))
-        return _mlp(inputs, modules, [p for m in modules[::2] for p in m._parameters.values()])
+            return MLP.forward(self, *[x[None] for x in inputs]).squeeze(-2)
+        if nodes.ENABLED and self.is_plain:
+            return nodes.mlp(inputs, list(self))
+        return super().forward(torch.cat(inputs, dim=-1))
 
     def first(self, *inputs: Tensor) -> Tensor:
         """Evaluates the first network of a stack alone, to ``(batch, features)``."""
-        modules = list(self._modules.values())
-        if not all(type(a) in ACTIVATIONS for a in modules[1::2]):
-            x = torch.cat(inputs, dim=-1)
-            for module in modules:
-                x = module.first(x) if isinstance(module, StackedLinear) else module(x)
-            return x
-        layers: list[Any] = modules[::2]
-        return _mlp(inputs, modules, [p for m in layers for p in (m.weight[0], m.bias[0, 0])])
+        if nodes.ENABLED and self.is_plain and not nodes.is_changed(self):
+            return nodes.mlp(inputs, list(self), first=True)
+        return self(*inputs)[0]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the modules are linear layers and known activations by turns, unchanged."""
+        return nodes.are_plain(list(self), (nn.Linear, StackedLinear))
 
 
 def mlp(
@@ -116,84 +102,6 @@ def mlp(
             layers.append(StackedLinear(num_stacked, n_in, n_out))
         layers.append(activation() if i < len(sizes) - 2 else output_activation())
     return MLP(*layers)
-
-
-def _mlp(inputs, modules, params):
-    """Evaluates an MLP of layers and known activations by turns; one node of a graph, if any."""
-    activations = tuple([ACTIVATIONS[type(a)] for a in modules[1::2]])
-    engine = mlp_engine(inputs, params)
-    if torch.is_grad_enabled():
-        return _MLPFunction.apply(engine, activations, len(inputs), *inputs, *params)
-    return engine.forward(inputs, params, activations, keep=False)[0]
-
-
-class _MLPFunction(torch.autograd.Function):
-    """An MLP as one node of the autograd graph."""
-
-    @staticmethod
-    def forward(ctx, engine, activations, num_inputs, *tensors):
-        inputs, params = tensors[:num_inputs], tensors[num_inputs:]
-        result, saved = engine.forward(inputs, params, activations)
-        ctx.engine, ctx.activations, ctx.params = engine, activations, params
-        ctx.versions = [p._version for p in params]
-        ctx.widths = [x.shape[-1] for x in inputs]
-        ctx.save_for_backward(*saved)
-        return result
-
-    @staticmethod
-    def backward(ctx, grad):
-        _refuse_second_derivatives()
-        if ctx.versions != [p._version for p in ctx.params]:
-            raise RuntimeError("the network's parameters changed before the backward pass")
-        num_inputs = len(ctx.widths)
-        needs_input = ctx.needs_input_grad[3 : 3 + num_inputs]
-        needs_param = ctx.needs_input_grad[3 + num_inputs :]
-        in_place = (
-            _adds_in_place
-            and all(needs_param)
-            and all(p.is_leaf and p.grad is not None and p.grad.is_contiguous() for p in ctx.params)
-        )
-        param_grads = None
-        if any(needs_param):
-            param_grads = [p.grad if in_place else torch.zeros_like(p) for p in ctx.params]
-        ends = list(itertools.accumulate(ctx.widths, initial=0))
-        columns = [slice(*ends[i : i + 2]) for i in range(num_inputs) if needs_input[i]]
-        grads = iter(
-            ctx.engine.backward(
-                ctx.saved_tensors, ctx.params, ctx.activations, grad, param_grads, columns
-            )
-        )
-        input_grads = [next(grads) if needed else None for needed in needs_input]
-        if in_place or param_grads is None:
-            return None, None, None, *input_grads, *[None] * len(ctx.params)
-        return None, None, None, *input_grads, *param_grads
-
-
-_adds_in_place = False
-
-
-@contextlib.contextmanager
-def gradients_in_place() -> Iterator[None]:
-    """Has closed-form backward passes add to gradients that are allocated, past autograd.
-
-    The sums are the same, for one pass over the memory instead of three. In the block,
-    ``torch.autograd.grad`` doesn't see the gradients of such parameters: ``backward()`` does.
-    """
-    global _adds_in_place
-    before, _adds_in_place = _adds_in_place, True
-    try:
-        yield
-    finally:
-        _adds_in_place = before
-
-
-def _refuse_second_derivatives():
-    """Raises in a backward pass with ``create_graph=True``, which would leave terms out."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "The library's networks have first derivatives only; for second ones (a gradient "
-            "penalty, say) build the network from nn.Sequential"
-        )
 
 
 def count_vars(module: nn.Module) -> int:
@@ -334,6 +242,32 @@ class DeterministicActor(_BoxActor):
         return self.to_box(self.pi_net(obs))
 
 
+def squashed_gaussian(out: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples ``tanh(u)``, where ``u = mu + std * eps`` is Gaussian, with its log-density.
+
+    ``log p(tanh(u)) = log N(u; mu, std) - log(1 - tanh(u)^2)``, summed over dimensions. As ``eps =
+    (u - mu) / std``, the Gaussian's exponent depends on no parameter, and the last term is
+    ``2 (log 2 - u - softplus(-2u))``, which doesn't overflow.
+
+    Args:
+        out: ``mu``, then ``log(std)`` before it is clamped, ``(..., 2 * act_dim)``.
+        eps: standard normal noise, ``(..., act_dim)``.
+
+    Returns:
+        Squashed actions ``(..., act_dim)``, their log-densities ``(...)``, and ``std * eps``.
+
+    Source: appendix C of arXiv:1801.01290.
+    """
+    mu, log_std = out.chunk(2, dim=-1)
+    log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    noise = log_std.exp() * eps
+    u = mu + noise
+    gaussian = torch.addcmul(log_std, eps, eps, value=0.5)  # less a constant, as is the next
+    squashing = 2 * (F.logsigmoid(2 * u) - u)  # -softplus(-2u) is logsigmoid(2u)
+    constant = eps.shape[-1] * (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
+    return torch.tanh(u), -(gaussian + squashing).sum(-1) - constant, noise
+
+
 class SquashedGaussianActor(_BoxActor):
     """A Gaussian, its deviation dependent on the state, squashed by tanh to the Box."""
 
@@ -360,61 +294,14 @@ class SquashedGaussianActor(_BoxActor):
         out = self.net(obs)
         draw = torch.zeros_like if deterministic else torch.randn_like
         eps = draw(out[..., : len(self.mid)])
-        fits = out.dim() == 2 and out.shape[1] == 2 * len(self.mid)
-        if fits and can_run_on(out, eps, self.mid, self.half_range):
-            act, logp = _CompiledSquashedGaussian.apply(out, eps, self.mid, self.half_range)
+        if nodes.ENABLED:
+            bounds = LOG_STD_MIN, LOG_STD_MAX
+            box = self.mid, self.half_range
+            act, logp = nodes.squashed_gaussian(squashed_gaussian, bounds, out, eps, *box)
         else:
-            squashed, logp = _SquashedGaussian.apply(out, eps)
+            squashed, logp, _ = squashed_gaussian(out, eps)
             act = self.to_box(squashed)
         return act, logp if with_logprob else None
-
-
-class _SquashedGaussian(torch.autograd.Function):
-    """Samples ``tanh(u)``, ``u = mu + std * eps``, with its log-density, as one autograd node.
-
-    Appendix C of arXiv:1801.01290. As ``eps = (u - mu) / std``, the Gaussian's exponent depends on
-    no parameter; and ``log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))`` doesn't overflow. Its
-    derivative by u is ``-2 tanh(u)``.
-    """
-
-    @staticmethod
-    def forward(ctx, out, eps):
-        mu, log_std = out.chunk(2, dim=-1)
-        clamped = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
-        noise = clamped.exp() * eps
-        u = mu + noise
-        squashed = torch.tanh(u)
-        gaussian = torch.addcmul(clamped, eps, eps, value=0.5)  # less a constant, as is the next
-        squashing = 2 * (F.logsigmoid(2 * u) - u)  # -softplus(-2u) is logsigmoid(2u)
-        constant = eps.shape[-1] * (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
-        logp = -(gaussian + squashing).sum(-1) - constant
-        ctx.save_for_backward(squashed, noise, log_std == clamped)
-        return squashed, logp
-
-    @staticmethod
-    def backward(ctx, grad_squashed, grad_logp):
-        _refuse_second_derivatives()
-        squashed, noise, inside = ctx.saved_tensors
-        grad_logp = grad_logp.unsqueeze(-1)
-        grad_mu = grad_squashed * (1 - squashed.square()) + 2 * grad_logp * squashed
-        grad_log_std = (grad_mu * noise - grad_logp) * inside
-        return torch.cat([grad_mu, grad_log_std], dim=-1), None
-
-
-class _CompiledSquashedGaussian(torch.autograd.Function):
-    """`_SquashedGaussian` and the map to the Box, from ``_kernels.c``."""
-
-    @staticmethod
-    def forward(ctx, out, eps, mid, half_range):
-        act, logp, squashed, noise = squashed_gaussian(out, eps, mid, half_range)
-        ctx.save_for_backward(out, half_range, squashed, noise)
-        return act, logp
-
-    @staticmethod
-    def backward(ctx, act_grad, logp_grad):
-        _refuse_second_derivatives()
-        grad = squashed_gaussian_grad(*ctx.saved_tensors, act_grad, logp_grad)
-        return grad, None, None, None
 
 
 class TwinMLPCritic(nn.Module):
@@ -431,27 +318,6 @@ class TwinMLPCritic(nn.Module):
     def first(self, obs: Tensor, act: Tensor) -> Tensor:
         """Returns the value of the first critic alone, ``(batch,)``."""
         return self.q_net.first(obs, act).squeeze(-1)
-
-
-class TwinCritic(nn.Module):
-    """Two critics of a user's own, called as one: see `TwinMLPCritic`."""
-
-    def __init__(self, q1: nn.Module, q2: nn.Module):
-        super().__init__()
-        self.q1, self.q2 = q1, q2
-
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Returns both values, ``(2, batch)``."""
-        return torch.stack([self.q1(obs, act), self.q2(obs, act)])
-
-    def first(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Returns the value of the first critic alone, ``(batch,)``."""
-        return self.q1(obs, act)
-
-
-def twin_critic(ac: Any) -> nn.Module:
-    """Returns an actor-critic's two critics as one module: its ``q``, or its ``q1`` and ``q2``."""
-    return ac.q if hasattr(ac, "q") else TwinCritic(ac.q1, ac.q2)
 
 
 class _OffPolicyActorCritic(nn.Module):
@@ -513,11 +379,3 @@ class SquashedGaussianActorCritic(_OffPolicyActorCritic):
 def _beside(module, x):
     """Returns `x` on the device that a module's parameters are on."""
     return x.to(next(module.parameters()).device)
-
-
-def space_dim(space: Space) -> int:
-    """Returns the number of features of a Box, or of choices of a Discrete space."""
-    if isinstance(space, Discrete):
-        return int(space.n)
-    assert isinstance(space, Box), space
-    return math.prod(space.shape)

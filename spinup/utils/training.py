@@ -15,13 +15,13 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import numpy as np
 from torch import nn
 
+from spinup.fast.nodes import gradients_in_place
 from spinup.runs.interrupts import Interrupted, is_interactive
 from spinup.runs.json_values import activation_names, find_activation, import_callable
 from spinup.runs.underway import run_under_way
 from spinup.runs.watchdog import watchdog
-from spinup.utils.mpi_pytorch import one_thread_per_rank
+from spinup.utils.mpi_pytorch import one_thread_per_rank, same_kernels
 from spinup.utils.mpi_tools import num_procs
-from spinup.utils.nets import gradients_in_place
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,7 +41,12 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
         call.arguments.update(check_hyperparameters(algorithm, call.arguments))
         with run_under_way() as under_way:
             try:
-                with under_way.stop.listening(), one_thread_per_rank(), gradients_in_place():
+                with (
+                    under_way.stop.listening(),
+                    one_thread_per_rank(),
+                    same_kernels(),
+                    gradients_in_place(),
+                ):
                     result = algorithm(*call.args, **call.kwargs)
                 under_way.close()
                 return result

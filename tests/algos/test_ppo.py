@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from spinup import ppo
 from spinup.algos.ppo import policy_loss, value_loss
-from spinup.utils.buffers import TrajectoryBuffer
 from spinup.utils.nets import MLPActorCritic
+from spinup.utils.trajectories import TrajectoryBuffer
 from tests.algos import plain
 from tests.algos.envs import Clock, Made
 from tests.algos.fixed_data import BOX, train_on_fixed_data, trajectories

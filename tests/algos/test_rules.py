@@ -563,19 +563,24 @@ def test_an_unknown_device_is_refused(tmp_path, algorithm):
 # --- A custom actor-critic ------------------------------------------------------------------------
 
 
-class _SharedTrunk(torch.nn.Module):
-    def __init__(self, observation_space, action_space):
-        super().__init__()
-        trunk = torch.nn.Linear(2, 4)
-        self.pi, self.v, self.q1, self.q2 = (
-            torch.nn.Sequential(trunk, torch.nn.Linear(4, 1)) for _ in range(4)
-        )
+def _sharing(algorithm):
+    """Returns an actor-critic whose networks have a layer in common."""
+
+    class SharedTrunk(plain.ACTOR_CRITICS[algorithm]):
+        def __init__(self, observation_space, action_space):
+            super().__init__(observation_space, action_space)
+            if algorithm == "ppo":
+                self.v.v_net[0] = self.pi.mu_net[0]
+            else:
+                self.q1.q_net[0].bias = self.pi.net[0].bias
+
+    return SharedTrunk
 
 
 @all_algorithms
 def test_a_shared_trunk_is_refused(tmp_path, algorithm):
     with pytest.raises(ValueError, match=r"share parameters.* give each network .* of its own"):
-        train(algorithm, Clock, tmp_path, actor_critic=_SharedTrunk)
+        train(algorithm, Clock, tmp_path, actor_critic=_sharing(algorithm))
     assert not list(tmp_path.iterdir())  # refused before anything is written
 
 
@@ -604,6 +609,7 @@ def test_a_users_actor_critic_acts_itself(tmp_path, algorithm):
     # Two epochs of 20 steps; off-policy, the first 5 are random and each epoch has 5 test steps.
     training, testing = ([20, 20], 0) if algorithm == "ppo" else ([15, 20], 5)
     has_mode = algorithm == "sac"
+    assert calls.pop(0) is False and calls.pop(0) is has_mode  # the check before training
     assert calls == [mode for n in training for mode in [False] * n + [has_mode] * testing]
 
 

@@ -13,9 +13,10 @@ from torch import nn
 import spinup
 from spinup.fast import capture, kernels
 from spinup.fast.capture import replayed
+from spinup.fast.nodes import gradients_in_place
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.flat import Adam, flatten
-from spinup.utils.nets import gradients_in_place, mlp
+from spinup.utils.nets import mlp
 from tests.algos.envs import Clock
 
 

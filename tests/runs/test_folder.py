@@ -12,6 +12,7 @@ import time
 
 import gymnasium as gym
 import pytest
+import torch
 
 import spinup
 from spinup.cli.main import main
@@ -71,7 +72,18 @@ class Unbuilt(OnPolicy):
         raise RuntimeError("no such network")
 
 
+class NotANumber(OnPolicy):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        with torch.no_grad():
+            next(self.pi.parameters()).fill_(float("nan"))
+
+
 BROKEN = {
+    "first forward pass": (
+        (ValueError, FloatingPointError),
+        dict(actor_critic=NotANumber, ac_kwargs={}),
+    ),
     "environment": ((ValueError, gym.error.Error), dict(env_fn="CartPoel-v1")),
     "function": (ZeroDivisionError, dict(env_fn=lambda: 1 / 0)),
     "spaces": (ValueError, dict(env_fn="Taxi-v3", algorithm="sac")),

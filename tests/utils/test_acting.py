@@ -1,6 +1,7 @@
 import copy
 import math
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 from spinup.utils.acting import _module_policy, acting_policy
+from spinup.utils.envs import make_env
 from spinup.utils.flat import flatten
 from spinup.utils.nets import (
     DeterministicActorCritic,
@@ -218,6 +220,93 @@ def test_a_policy_on_a_gpu_acts_by_its_copy_until_refreshed(kind):
     policy.refresh()
     expected = modes(copy.deepcopy(ac).cpu(), obs)
     np.testing.assert_allclose([policy(o, True) for o in obs], expected, rtol=1e-3, atol=1e-4)
+
+
+def assigned(ac):
+    state = {k: v + 0.25 for k, v in ac.state_dict().items()}
+    ac.load_state_dict(state, assign=True)
+
+
+MOVES = dict(
+    assign=assigned,
+    double=lambda ac: ac.double(),
+    to=lambda ac: ac.to(torch.float64),
+    data=lambda ac: [setattr(p, "data", p.data + 0.25) for p in ac.pi.parameters()],
+)
+
+
+@POLICIES
+@pytest.mark.parametrize("move", MOVES)
+def test_a_policy_follows_tensors_that_have_moved(kind, move):
+    ac = make(kind)
+    policy = acting_policy(ac, np.random.default_rng(0))
+    MOVES[move](ac)
+    with torch.no_grad():
+        for p in ac.pi.parameters():
+            p.add_(0.125)
+    policy.refresh()
+    obs = np.random.default_rng(1).normal(size=(50, 4)).astype(np.float32)
+    expected = modes(copy.deepcopy(ac).float(), obs)
+    np.testing.assert_allclose([policy(o, True) for o in obs], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("bad", [[0, math.nan, 0, 0, 0], [math.inf, 0, 0, 0, 0], [-math.inf] * 5])
+def test_logits_without_a_distribution_give_no_action(bad, deterministic):
+    class Env(gym.Env):
+        observation_space, action_space = OBS, DISCRETE
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(4, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(4, np.float32), 0.0, False, False, {}
+
+    policy = acting_policy(with_logits(make("discrete"), bad), np.random.default_rng(0))
+    env = make_env(Env)
+    obs, _ = env.reset()
+    env.step(0)
+    with pytest.raises(FloatingPointError, match=r"policy chose NaN .* at step 1 of Env"):
+        env.step(policy(obs, deterministic))
+
+
+@pytest.mark.parametrize("logits", [[-math.inf, 0, 0, -math.inf, 0], [0.0] * 5, [3.4e38] * 5])
+def test_actions_of_equal_logits_are_as_likely_and_those_of_minus_infinity_are_never_taken(logits):
+    policy = acting_policy(with_logits(make("discrete"), logits), np.random.default_rng(0))
+    n, possible = 5000, np.isfinite(logits)
+    counts = np.bincount([int(policy(np.zeros(4))) for _ in range(n)], minlength=5)
+    assert not counts[~possible].any()
+    expected = n / possible.sum()
+    np.testing.assert_allclose(counts[possible], expected, atol=4 * expected**0.5)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "squashed", "deterministic"])
+def test_a_nan_in_the_weights_is_a_nan_in_the_action(kind):
+    ac = make(kind)
+    policy = acting_policy(ac, np.random.default_rng(0))
+    with torch.no_grad():
+        ac.pi.get_parameter(next(k for k, _ in ac.pi.named_parameters() if "weight" in k))[0] = (
+            math.nan
+        )
+    assert np.isnan(policy(np.ones(4))).all()
+    assert np.isnan(policy(np.ones(4), True)).all()
+
+
+@pytest.mark.parametrize("place", ["pi", "pi.pi_net", "pi.pi_net.0", "pi.pi_net.1"])
+def test_a_network_with_a_hook_acts_itself(place):
+    ac = make("deterministic")
+    plain = acting_policy(ac, np.random.default_rng(0))(np.ones(4))
+    ac.get_submodule(place).register_forward_hook(lambda module, inputs, output: 2 * output)
+    acted = acting_policy(ac, np.random.default_rng(0))(np.ones(4))
+    np.testing.assert_allclose(acted, modes(ac, np.ones(4)), rtol=1e-6)
+    assert not np.allclose(acted, plain)
+
+
+def test_a_policy_with_a_layer_without_bias_acts_itself():
+    ac = make("deterministic")
+    ac.pi.pi_net[0] = nn.Linear(4, 8, bias=False)
+    acted = acting_policy(ac, np.random.default_rng(0))(np.ones(4))
+    np.testing.assert_allclose(acted, modes(ac, np.ones(4)), rtol=1e-6)
 
 
 # --- A module of a user's own ---

@@ -31,6 +31,7 @@ from spinup.utils.envs import (
     make_envs,
     restore_space,
     seed_everything,
+    space_dim,
 )
 
 VECTOR = Box(-np.inf, np.inf, (2,), np.float32)
@@ -762,6 +763,13 @@ def test_what_an_environment_does_wrong_is_told_with_the_circumstances(fault, ki
     if fault is _raise:  # the exception is the environment's own, with a note
         said = describe_error(raised.value)
         assert re.search(rf"by test.; raised by Faulty at step {step} \(seed 7, {action}\)$", said)
+
+
+@pytest.mark.parametrize(
+    "space, dim", [(VECTOR, 2), (Discrete(4, start=5), 4), (Box(0, 1, (2, 3)), 6)]
+)
+def test_space_dim(space, dim):
+    assert space_dim(space) == dim
 
 
 # --- What doesn't keep to Gymnasium's interface ---

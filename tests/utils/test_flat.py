@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -128,6 +129,95 @@ def test_networks_trained_apart_share_nothing(engine):
     pi, v = nn.Sequential(trunk, nn.Linear(4, 2)), nn.Sequential(trunk, nn.Linear(4, 1))
     with pytest.raises(ValueError, match="Two networks of the actor-critic share parameters"):
         flatten_each(pi, v)
+
+
+# --- Views ---
+
+
+def zero_grad(net):
+    net.zero_grad()
+    net(torch.randn(5, 3)).sum().backward()
+
+
+def torch_zero_grad(net):
+    torch.optim.Adam(net.parameters()).zero_grad()
+
+
+REFUSED = {
+    "gradient is no longer part": [zero_grad, torch_zero_grad, nn.Module.zero_grad],
+    "parameter is no longer part": [
+        nn.Module.double,
+        lambda net: net.load_state_dict(network(1).state_dict(), assign=True),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "message, change", [(message, change) for message in REFUSED for change in REFUSED[message]]
+)
+def test_a_step_that_would_not_train_the_module_is_refused(engine, message, change):
+    net = network()
+    vector = flatten(net)
+    adam = flat.Adam(vector, 0.1)
+    before = vector.detach().clone()
+    vector.grad.fill_(1)
+    change(net)
+    with pytest.raises(RuntimeError, match=message):
+        adam.step()
+    assert torch.equal(vector, before)
+
+
+def test_gradients_that_are_zeroed_in_place_stay_in_the_vector():
+    net = network()
+    vector = flatten(net)
+    adam = flat.Adam(vector, 0.1)
+    net(torch.randn(5, 3)).sum().backward()
+    net.zero_grad(set_to_none=False)
+    assert not vector.grad.any()
+    net(torch.randn(5, 3)).sum().backward()
+    before = vector.detach().clone()
+    adam.step()
+    assert not torch.equal(vector, before)
+    assert torch.equal(vector, torch.cat([p.flatten() for p in net.parameters()]))
+
+
+def test_flattened_again_a_module_is_of_the_new_vector():
+    net = network()
+    flatten(net)
+    vector = flatten(net)
+    net(torch.randn(5, 3)).sum().backward()
+    flat.Adam(vector, 0.1).step()
+    assert torch.equal(vector, torch.cat([p.flatten() for p in net.parameters()]))
+
+
+def test_a_flat_module_can_be_pickled():
+    net = network()
+    flatten(net)
+    loaded = pickle.loads(pickle.dumps(net))
+    assert torch.equal(loaded(torch.ones(1, 3)), net(torch.ones(1, 3)))
+
+
+# --- The learning rate ---
+
+
+def test_a_learning_rate_that_is_set_counts_and_is_restored(engine):
+    params = flatten(nn.Linear(3, 2))
+    adam = flat.Adam(params, 0.1)
+    params.grad.fill_(1)
+    steps = []
+    for lr in (0.1, 0.01, 0.0):
+        adam.lr, before = lr, params.detach().clone()
+        adam.step()
+        steps.append((before - params).mean().item())
+    assert steps == pytest.approx([0.1, 0.01, 0.0], rel=1e-4)
+
+    adam.lr = 0.025
+    resumed = flat.Adam(params, 0.1)
+    resumed.load_state_dict(adam.state_dict())
+    before = params.detach().clone()
+    resumed.step()
+    assert (before - params).mean().item() == pytest.approx(0.025, rel=1e-4)
+    assert resumed.lr == 0.025
 
 
 # --- frozen ---

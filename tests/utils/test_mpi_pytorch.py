@@ -7,6 +7,7 @@ import threadpoolctl
 import torch
 from torch import nn
 
+from spinup.fast import kernels
 from spinup.utils.flat import flatten
 from spinup.utils.mpi_pytorch import (
     mpi_avg_grads,
@@ -184,3 +185,80 @@ def test_two_ranks_average_on_a_gpu(run_on_ranks):
         assert p.tolist() == [5] * 3 and p.grad.tolist() == [0.75] * 3
         """,
     )
+
+
+def test_buffers_start_as_rank_0s(run_on_ranks):
+    run_on_ranks(
+        2,
+        """
+        import torch
+        from torch import nn
+        from spinup.utils.flat import flatten
+        from spinup.utils.mpi_pytorch import sync_params
+        from spinup.utils.mpi_tools import proc_id
+
+        rank = proc_id()
+        torch.manual_seed(rank)
+        net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+        net(torch.randn(5, 3))  # its running statistics move
+        net.register_buffer("seen", torch.tensor([rank == 0, True]), persistent=False)
+        net.register_buffer("mean16", torch.full((2,), 1.5 + rank, dtype=torch.bfloat16))
+        if rank:
+            net(torch.randn(5, 3))
+        vector = flatten(net)
+        sync_params(net)
+        torch.manual_seed(0)
+        expected = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+        expected(torch.randn(5, 3))
+        for x, y in zip(net[1].buffers(), expected[1].buffers(), strict=True):
+            assert torch.equal(x, y)
+        assert int(net[1].num_batches_tracked) == 1
+        assert net.seen.tolist() == [True, True] and net.mean16.tolist() == [1.5, 1.5]
+        assert torch.equal(vector, torch.cat([p.flatten() for p in expected.parameters()]))
+        """,
+    )
+
+
+# --- Hosts with and without the compiled functions ---
+
+ON_UNLIKE_HOSTS = """
+import os, sys, warnings
+from mpi4py import MPI
+rank = MPI.COMM_WORLD.Get_rank()
+if rank == int(sys.argv[1]):
+    os.environ["SPINUP_COMPILED"] = "0"
+import torch
+from spinup import sac
+from spinup.fast import kernels
+
+before = kernels.compiled()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    ac = sac("Pendulum-v1", epochs=1, steps_per_epoch=300, start_steps=50, update_after=50,
+             batch_size=10, replay_size=600, num_test_episodes=0, seed=0,
+             ac_kwargs=dict(hidden_sizes=(32, 32)), logger_kwargs=dict(output_dir=sys.argv[2]))
+lines = [str(w.message) for w in caught if "compiled functions" in str(w.message)]
+params = torch.cat([p.detach().flatten() for p in ac.parameters()]).numpy()
+gathered = MPI.COMM_WORLD.allgather(params.tobytes())
+assert gathered[0] == gathered[1], "the ranks' parameters have drifted apart"
+assert kernels.compiled() == before
+if rank == 0:
+    print(len(lines), *lines)
+"""
+
+
+@pytest.mark.skipif(kernels.compiled() is None, reason="there are no compiled functions here")
+@pytest.mark.parametrize("without", [0, 1])
+def test_hosts_that_compute_differently_keep_parameters_equal(without, run_on_ranks, tmp_path):
+    args = [str(without), str(tmp_path / "run")]
+    out = run_on_ranks(2, ON_UNLIKE_HOSTS, args).stdout
+    assert "1 1 of 2 ranks have spinup's compiled functions" in out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["versions"]["compiled"] is None
+
+
+def test_hosts_that_compute_alike_are_left_alone(run_on_ranks, tmp_path):
+    out = run_on_ranks(2, ON_UNLIKE_HOSTS, ["-1", str(tmp_path / "run")]).stdout
+    assert out.splitlines()[-1].strip() == "0"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["versions"]["compiled"] == kernels.compiled()

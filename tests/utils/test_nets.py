@@ -13,12 +13,8 @@ from spinup.utils.nets import (
     MLPCritic,
     MLPGaussianActor,
     SquashedGaussianActorCritic,
-    TwinCritic,
     count_vars,
-    gradients_in_place,
     mlp,
-    space_dim,
-    twin_critic,
 )
 
 # By the compiled functions and by PyTorch's, wherever both are.
@@ -198,13 +194,6 @@ def test_networks_of_a_stack_start_apart_each_like_a_linear_layer():
 def test_count_vars():
     assert count_vars(mlp([3, 5, 2], nn.Tanh)) == 3 * 5 + 5 + 5 * 2 + 2
     assert count_vars(mlp([3, 5, 2], nn.Tanh, num_stacked=2)) == 2 * 32
-
-
-@pytest.mark.parametrize(
-    "space, dim", [(OBS, 3), (Discrete(4, start=5), 4), (Box(0, 1, (2, 3)), 6)]
-)
-def test_space_dim(space, dim):
-    assert space_dim(space) == dim
 
 
 # --- On-policy ---
@@ -415,30 +404,6 @@ def test_twin_critics_are_two_networks():
         torch.testing.assert_close(grad, expected)
 
 
-def test_critics_of_a_users_own_are_called_as_one():
-    class Critic(nn.Module):
-        def __init__(self, scale):
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor(scale))
-
-        def forward(self, obs, act):
-            return self.scale * (obs.sum(-1) + act.sum(-1))
-
-    class ActorCritic(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q1, self.q2 = Critic(1.0), Critic(10.0)
-
-    own = twin_critic(ActorCritic())
-    assert isinstance(own, TwinCritic)
-    obs, act = torch.ones(2, 3), torch.tensor([[1.0], [2.0]])
-    assert own(obs, act).tolist() == [[4, 5], [40, 50]]
-    assert own.first(obs, act).tolist() == [4, 5]
-    assert len(list(own.parameters())) == 2
-    ac = DeterministicActorCritic(OBS, ACT, (4,))
-    assert twin_critic(ac) is ac.q
-
-
 def test_off_policy_networks_are_256_by_256_with_relu():
     ac = DeterministicActorCritic(OBS, ACT)
     assert [type(layer) for layer in ac.pi.pi_net[1::2]] == [nn.ReLU, nn.ReLU, nn.Tanh]
@@ -449,45 +414,3 @@ def test_off_policy_networks_are_256_by_256_with_relu():
         (2, 1, 256),
     ]
     assert not any("mid" in name or "half_range" in name for name in ac.state_dict())
-
-
-# --- Gradients in place ---
-
-
-@pytest.mark.parametrize("num_stacked", [None, 2])
-def test_gradients_in_place_are_autograds(num_stacked):
-    torch.manual_seed(0)
-    net = mlp([4, 8, 8, 1], nn.ReLU, num_stacked=num_stacked)
-    x = torch.randn(5, 4, requires_grad=True)
-    net(x).square().sum().backward()
-    expected = [p.grad.clone() for p in net.parameters()]
-    expected_x = x.grad.clone()
-    x.grad = None
-    with gradients_in_place():  # on top of what is there
-        net(x).square().sum().backward()
-    for p, grad in zip(net.parameters(), expected, strict=True):
-        torch.testing.assert_close(p.grad, 2 * grad)
-    torch.testing.assert_close(x.grad, expected_x)
-
-
-def test_gradients_that_are_not_allocated_are_autograds_to_make():
-    net = mlp([3, 4, 1], nn.Tanh)
-    with gradients_in_place():
-        net(torch.ones(2, 3)).sum().backward()
-        assert all(p.grad.abs().sum() > 0 for p in net.parameters())
-    # Outside, torch.autograd.grad finds them though they are allocated.
-    grads = torch.autograd.grad(net(torch.ones(2, 3)).sum(), list(net.parameters()))
-    for p, grad in zip(net.parameters(), grads, strict=True):
-        torch.testing.assert_close(p.grad, grad)
-
-
-def test_a_frozen_network_gets_no_gradient_in_place():
-    net = mlp([3, 4, 1], nn.ReLU)
-    for p in net.parameters():
-        p.grad = torch.zeros_like(p)
-        p.requires_grad_(False)
-    x = torch.ones(2, 3, requires_grad=True)
-    with gradients_in_place():
-        net(x).sum().backward()
-    assert x.grad is not None
-    assert all((p.grad == 0).all() for p in net.parameters())

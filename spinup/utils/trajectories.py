@@ -1,0 +1,127 @@
+"""Trajectories for on-policy algorithms, and the advantages of their actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete, Space
+from torch import Tensor
+
+from spinup.runs.watchdog import still_alive
+from spinup.utils.envs import space_dim
+from spinup.utils.mpi_tools import mpi_statistics_scalar
+
+
+def discounted_sums(x: np.ndarray, discount: float) -> np.ndarray:
+    """Returns ``y[t] = x[t] + discount * y[t + 1]`` for a vector `x`."""
+    y, running = [], 0.0
+    for value in reversed(x.tolist()):
+        running = value + discount * running
+        y.append(running)
+    return np.array(y[::-1], dtype=np.float64)
+
+
+def gae(
+    rew: np.ndarray, val: np.ndarray, last_val: float, gamma: float, lam: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates advantages of one trajectory by GAE(lambda), and its returns-to-go.
+
+    Args:
+        rew: rewards, ``(T,)``.
+        val: values of the states that the actions were taken in, ``(T,)``.
+        last_val: value of the state after the last action; 0 where that is terminal.
+        gamma: discount factor.
+        lam: the estimator's lambda; 1 gives the discounted return minus the value.
+
+    Returns:
+        Advantages and returns-to-go, each ``(T,)``; the returns count `last_val` in.
+
+    Source: eq. 16 of arXiv:1506.02438.
+    """
+    vals = np.append(val, last_val).astype(np.float64)
+    deltas = rew + gamma * vals[1:] - vals[:-1]
+    returns = discounted_sums(np.append(rew, last_val), gamma)[:-1]
+    return discounted_sums(deltas, gamma * lam), returns
+
+
+class TrajectoryBuffer:
+    """The steps that this rank takes in an epoch, and the advantages of its actions.
+
+    Args:
+        observation_space, action_space: the environment's.
+        size: steps of this rank in an epoch.
+        gamma: discount factor.
+        lam: lambda of GAE.
+    """
+
+    def __init__(
+        self, observation_space: Space, action_space: Space, size: int, gamma: float, lam: float
+    ):
+        self.obs = np.zeros((size, space_dim(observation_space)), dtype=np.float32)
+        if isinstance(action_space, Discrete):
+            self.act = np.zeros(size, dtype=np.int64)
+        else:
+            self.act = np.zeros((size, space_dim(action_space)), dtype=np.float32)
+        self.rew = np.zeros(size, dtype=np.float64)
+        self.size, self.gamma, self.lam = size, gamma, lam
+        self.ptr = 0
+        # A path's end, and the observation whose value continues it: None after a terminal state.
+        self.path_ends: list[tuple[int, np.ndarray | None]] = []
+        self.data: dict[str, Tensor] = {}  # of the epoch that was handed over last
+
+    def store(self, obs: np.ndarray, act: np.ndarray, rew: float) -> None:
+        """Appends a step."""
+        i = self.ptr
+        self.obs[i], self.act[i], self.rew[i] = obs, act, rew
+        self.ptr = i + 1
+
+    def finish_path(self, last_obs: np.ndarray | None) -> None:
+        """Ends a trajectory.
+
+        Args:
+            last_obs: the observation after its last step, or None if that is terminal.
+        """
+        self.path_ends.append((self.ptr, last_obs))
+
+    def get(
+        self, value: Callable[[Tensor], Tensor], device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """Returns the epoch's data, in the same memory each time, and empties the buffer.
+
+        Args:
+            value: the value function, of observations ``(batch, obs_dim)``.
+            device: where the data shall be.
+
+        Returns:
+            ``obs``, ``act``, ``ret``, ``val`` and ``adv`` (normalised over all ranks to mean 0 and
+            deviation 1), of length ``size``.
+        """
+        still_alive()
+        assert self.ptr == self.size, "the buffer is handed over when it is full"
+        obs = _to_tensor(self.obs, device)
+        tails = [np.float32(last_obs) for _, last_obs in self.path_ends if last_obs is not None]
+        with torch.no_grad():
+            val = value(obs).cpu().numpy()
+            tail_vals = value(_to_tensor(tails, device)).cpu().tolist() if tails else []
+        adv, ret = np.zeros(self.size), np.zeros(self.size)
+        start = 0
+        for end, last_obs in self.path_ends:
+            last_val = 0.0 if last_obs is None else tail_vals.pop(0)
+            path = slice(start, end)
+            adv[path], ret[path] = gae(self.rew[path], val[path], last_val, self.gamma, self.lam)
+            start = end
+        mean, std = mpi_statistics_scalar(adv)
+        adv = (adv - mean) / (std + 1e-8)  # equal advantages become zeros, not NaN
+        self.ptr, self.path_ends = 0, []
+        data = dict(act=self.act, ret=ret, val=val, adv=adv)
+        new = {"obs": obs} | {k: _to_tensor(v, device) for k, v in data.items()}
+        for key, tensor in new.items():
+            self.data.setdefault(key, tensor).copy_(tensor)
+        return self.data
+
+
+def _to_tensor(x, device):
+    x = torch.from_numpy(np.array(x))
+    return x.to(device, torch.float32 if x.is_floating_point() else x.dtype)
