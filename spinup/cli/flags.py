@@ -38,7 +38,7 @@ LONE_DASH = re.compile(r"-[A-Za-z_][\w-]*")
 
 
 class UsageError(ValueError):
-    """The command line can't be meant so. Its text is one line for the person who typed it."""
+    """The command line can't be used. The text is one line for the person who typed it."""
 
 
 @dataclass

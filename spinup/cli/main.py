@@ -1,6 +1,6 @@
 """The command line: ``python -m spinup.run``, also installed as ``spinup``.
 
-Exit status: 0 if all went well, 1 if a variant failed, 2 if the command can't be meant so, 130
+Exit status: 0 if all went well, 1 if a variant failed, 2 if the command can't be used, 130
 after Ctrl-C. Modules are imported where they are needed, so that ``help`` and mistakes are quick.
 """
 
@@ -291,14 +291,14 @@ def _check_environment(algorithm, env_id, env_kwargs, wrappers):
 
 @contextlib.contextmanager
 def _ended_by_signals():
-    """Has requests to end, a scheduler's warning, and a closed terminal do what Ctrl-C does."""
+    """Makes requests to end, a scheduler's warning, and a closed terminal act like Ctrl-C."""
     if num_procs() > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
     names = ("SIGTERM", "SIGHUP", "SIGUSR1")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
-    # What is ignored stays so: nohup has the terminal's closing ignored.
+    # Signals that are ignored stay ignored: nohup ignores the one of a closed terminal.
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     try:
         for number in before:

@@ -22,7 +22,7 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:
-    """Has this process killed as soon as its parent ends (Linux only).
+    """Asks the kernel to kill this process as soon as its parent ends (Linux only).
 
     The kernel counts the end of the *thread* that started this process as its parent's death.
 

@@ -58,7 +58,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_written(here, capsys):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     holder = subprocess.Popen(
         [sys.executable, "-c", "from spinup.utils.logx import Logger; import time\n"
-         f"logger = Logger({str(folder)!r}, resume=True); logger.begin(); time.sleep(60)"],
+         f"logger = Logger({str(folder)!r}, resume=True); logger.begin(); time.sleep(600)"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -88,7 +88,7 @@ def test_a_run_is_resumed_from_the_command_line(here, capsys):
     for change, told in [
         ("--epochs 4 --gamma 0.9", "gamma is 0.9, but the run to resume has 0.99"),
         ("--epochs 5 --gamma 0.9", "gamma is 0.9, but the run to resume has 0.99"),
-        ("--epochs 4 --cpu 2", "num_cpu is 2, but the run to resume has 1"),
+        ("--epochs 4 --cpu 2 --oversubscribe", "num_cpu is 2, but the run to resume has 1"),
         ("--epochs 3", "epochs is 3, but the run to resume has 4: more are allowed"),
     ]:
         assert spinup.cli.main.main([*words, *change.split(), "--resume"]) == 2

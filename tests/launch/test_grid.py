@@ -383,7 +383,7 @@ def test_the_code_of_the_page_runs(monkeypatch):
 def test_the_commands_of_the_page_are_understood():
     page = PAGE.read_text(encoding="utf-8")
     commands = re.findall(r"^python -m spinup\.run ppo (.*)$", page, re.MULTILINE)
-    commands = [command for command in commands if "mine:" not in command]  # a module of yours
+    commands = [command for command in commands if "mine:" not in command]  # a user's own module
     assert len(commands) == 2
     for command in commands:
         grid, options = spinup.cli.main.build_grid("ppo", spinup.ppo, command.split())

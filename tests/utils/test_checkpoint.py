@@ -632,3 +632,19 @@ logger.close()
     assert run_python(["-c", code.format(size=0, lasts=False)]).returncode == 0
     assert (tmp_path / "run/progress.txt").read_text() == "Epoch\n1\n"
     assert (tmp_path / "run/pyt_save/model.safetensors").exists()
+
+
+@no_limit
+def test_a_disk_that_is_full_for_one_rank_holds_up_no_other(tmp_path, run_on_ranks):
+    code = LIMITED.format(
+        algorithm="ppo", folder=str(tmp_path / "run"), settings="", size=0, since=200, until=500
+    )
+    only_one = "from spinup.utils.mpi_tools import proc_id\nif proc_id() == 1:\n    "
+    code = code.replace("PendulumEnv.step = ", only_one + "PendulumEnv.step = ")
+    printed = run_on_ranks(2, code).stdout
+    assert printed.count("Warning: the checkpoint can't be written to") == 1
+    assert printed.count("There is room for the checkpoint again") == 1
+    assert printed.count("THE END") == 2
+    run_on_ranks(2, code.replace("/run'", "/whole'").replace("(200, 500)", "()"))
+    whole, cut = final_state(tmp_path / "whole"), final_state(tmp_path / "run")
+    assert differences(whole, cut) == []
