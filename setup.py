@@ -26,6 +26,7 @@ MUJOCO = ["gymnasium[mujoco]>=1.0", "mujoco>=3.1,<3.16"]
 BOX2D = ["gymnasium[box2d]>=1.0"]
 VIDEO = ["gymnasium[classic-control]>=1.0", "moviepy>=2.0"]
 TENSORBOARD = ["tensorboard>=2.15"]
+WANDB = ["wandb>=0.16"]
 SLURM = ["submitit>=1.5"]
 DOCS = ["ipykernel>=6.25", "nbclient>=0.9", "nbformat>=5.9"]
 TOOLS = ["mypy>=1.8", "pytest>=8.0", "pytest-timeout>=2.2", "ruff>=0.6", "setuptools>=77"]
@@ -73,6 +74,7 @@ setup(
         "box2d": BOX2D,
         "video": VIDEO,
         "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
         "slurm": SLURM,
         "docs": DOCS,
         "dev": MUJOCO + VIDEO + SLURM + DOCS + TOOLS,

@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     _find_modules_here()
     try:
         status = _dispatch(words)
@@ -65,6 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell says of SIGPIPE
+
+
+def _open_closed_streams():
+    """Takes the place of streams that the shell has closed (``>&-``), which Python has as None.
+
+    The next file that is opened would be given their number, and what a library prints.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
 
 
 def _find_modules_here():

@@ -31,6 +31,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from spinup.cli.parser import Parser
+from spinup.runs.folder import CONFIG, PROGRESS
 from spinup.runs.wording import one_line
 
 ESTIMATORS = ("mean", "median", "max", "min")
@@ -313,10 +314,10 @@ def _read_runs(logdir, condition):
     runs, found = [], False
     for root, folders, files in os.walk(logdir):
         folders.sort(key=_natural)  # os.walk goes by this list, whose order is the file system's
-        if "progress.txt" not in files:
+        if PROGRESS not in files:
             continue
         found = True
-        table = _read_progress(os.path.join(root, "progress.txt"))
+        table = _read_progress(os.path.join(root, PROGRESS))
         if table is not None:
             name, env_id = _read_config(root)
             runs.append(_Run(root, str(condition or name), bool(condition), env_id, table))
@@ -358,7 +359,7 @@ def _read_config(folder):
     # RecursionError: brackets nested without end. The rest: JSON of another form.
     broken = (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError)
     with contextlib.suppress(*broken):
-        config = json.loads(_read_text(os.path.join(folder, "config.json")))
+        config = json.loads(_read_text(os.path.join(folder, CONFIG)))
         name = config.get("exp_name")
         env_id = config["env"]["id"]
     if not isinstance(name, str) or not name.strip():

@@ -20,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 
 from spinup.cli.parser import Parser
-from spinup.runs.loading import (
+from spinup.cli.policies import (
     LoadedPolicy,
     RunEnv,
     cannot_render,

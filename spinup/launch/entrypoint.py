@@ -15,9 +15,10 @@ from typing import Any
 
 from spinup.launch.spec import read_spec
 from spinup.launch.tether import die_with_parent
-from spinup.runs.folder import State, note_end
+from spinup.runs.folder import State
 from spinup.runs.interrupts import Interrupted
 from spinup.runs.json_values import import_callable
+from spinup.runs.stage import note_end
 from spinup.runs.watchdog import watchdog
 from spinup.runs.wording import describe_error
 from spinup.utils.mpi_tools import num_procs, proc_id

@@ -21,8 +21,9 @@ from spinup.launch.checks import check_ready, has_finished
 from spinup.launch.cores import usable_cores
 from spinup.launch.entrypoint import execute
 from spinup.launch.processes import Experiment, run_one
-from spinup.runs.folder import State, check_exp_name, note_start
+from spinup.runs.folder import State, check_exp_name
 from spinup.runs.json_values import convert_json
+from spinup.runs.stage import note_start
 from spinup.runs.wording import short_path
 from spinup.utils.logx import colorize
 from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id

@@ -25,7 +25,8 @@ from typing import Any
 from spinup.launch import tether
 from spinup.launch.mpiexec import launch_command
 from spinup.launch.spec import write_spec
-from spinup.runs.folder import LOG, Stage, State, holds_checkpoint, holds_results
+from spinup.runs.folder import LOG, State, holds_checkpoint, holds_results
+from spinup.runs.stage import Stage
 from spinup.runs.watchdog import UNKNOWN_PLACE
 
 # What follows the Python executable, before the file to run.

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from spinup.launch.processes import Experiment, Outcome, Watcher
-from spinup.runs.folder import State, read_status, write_json
+from spinup.runs.files import write_json
+from spinup.runs.folder import State, read_status
 
 
 def path(root: str, name: str, now: time.struct_time | None = None) -> Path:

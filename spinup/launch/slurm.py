@@ -24,13 +24,8 @@ from typing import Any
 
 from spinup.launch import tether
 from spinup.launch.processes import POLL_SECONDS, Experiment, Run, module_folders
-from spinup.runs.folder import (
-    State,
-    holds_checkpoint,
-    note_queued,
-    read_own_status,
-    slurm_job,
-)
+from spinup.runs.folder import State, holds_checkpoint, read_own_status, slurm_job
+from spinup.runs.stage import note_queued
 
 # The signal that warns. submitit's own, SIGUSR2, would have mpiexec end its ranks at once; this one
 # it hands on to them.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
 import json
 import math
 import os
@@ -17,19 +16,17 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from safetensors import SafetensorError
 
+from spinup.runs.files import StrPath, open_own, read_object, write_json
 from spinup.runs.interrupts import Interrupted
 from spinup.runs.json_values import convert_json
 from spinup.runs.wording import describe_error
 from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
-
-StrPath = str | os.PathLike
 
 CONFIG = "config.json"  # all that is needed to run it again
 PROGRESS = "progress.txt"  # the log, a row per epoch
@@ -49,10 +46,7 @@ STAGE = ".starting-"  # begins the name of a Stage's folder
 RESULTS = (CONFIG, PROGRESS, STATUS, POLICY, CHECKPOINT, TENSORBOARD, WANDB, LOG, FAILED_LOG, SPEC)
 
 # Names the Stage of the launcher that started this process.
-_STAGE_VARIABLE = "SPINUP_STAGE"
-
-# Errors of a disk that is full, or out of reach for a while, and may have room again later.
-_MAY_PASS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EDQUOT, errno.ESTALE}
+STAGE_VARIABLE = "SPINUP_STAGE"
 
 
 class State(str, enum.Enum):
@@ -125,51 +119,6 @@ def slurm_job() -> str | None:
     return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else job
 
 
-# --- Files ----------------------------------------------------------------------------------------
-
-
-def write_json(path: StrPath, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(content, indent=4) + "\n")
-
-
-def write_text(path: StrPath, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # ranks may write at once
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def open_own(path: StrPath, mode: str, **kwargs: Any) -> IO:
-    """Opens a file of a run folder for writing; a link in its place is an error, not followed."""
-    no_link = getattr(os, "O_NOFOLLOW", 0)
-    opener = lambda path, flags: os.open(path, flags | no_link, 0o666)  # noqa: E731
-    return open(path, mode, opener=opener, **kwargs)
-
-
-@contextlib.contextmanager
-def as_os_error() -> Iterator[None]:
-    """Turns what safetensors raises where a file can't be written into the system's OSError."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-
-
-def may_pass(error: OSError) -> bool:
-    """Returns True for the error of a full or unreachable disk, which may be better later."""
-    return error.errno in _MAY_PASS
-
-
 # --- Status ---------------------------------------------------------------------------------------
 
 
@@ -186,19 +135,19 @@ def read_status(folder: StrPath) -> dict[str, Any]:
 def examine_status(folder: StrPath) -> tuple[dict[str, Any], str]:
     """Returns `read_status`, and what is wrong with the file in one line, or an empty string."""
     names = [Path(folder, STATUS), Path(folder, QUEUED), *Path(folder).glob(f"{STAGE}*/{STATUS}")]
-    found = [_read_status_file(path) for path in names]
+    found = [read_status_file(path) for path in names]
     return max(found, key=lambda read: read[0].get("updated", -math.inf))
 
 
 def read_own_status(folder: StrPath) -> dict[str, Any]:
     """Returns the word of the run that began in a folder last, as `read_status` does."""
-    return _read_status_file(Path(folder, STATUS))[0]
+    return read_status_file(Path(folder, STATUS))[0]
 
 
-_NUMBERS = ("epoch", "epochs", "steps", "total_steps", "return", "seconds", "steps_per_second")
+NUMBERS = ("epoch", "epochs", "steps", "total_steps", "return", "seconds", "steps_per_second")
 
 
-def _read_status_file(path):
+def read_status_file(path):
     if not path.is_file():
         return {}, ""
     try:
@@ -224,9 +173,10 @@ def _checked(key, value):
     if key == "state":
         known = isinstance(value, str) and value in [state.value for state in State]
         return known, State(value) if known else value
-    if key in (*_NUMBERS, "updated"):
+    if key in (*NUMBERS, "updated"):
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        is_sane = is_number and -1e18 < value < 1e18 and (key == "return" or value >= 0)
+        least = {"return": -1e18, "steps_per_second": 1e-9}.get(key, 0)
+        is_sane = is_number and (value == 0 or least <= value <= 1e18)
         return is_sane or (value is None and key != "updated"), value
     return key not in ("error", "slurm_job") or value is None or isinstance(value, str), value
 
@@ -317,12 +267,12 @@ MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_every
 
 def read_config(folder: StrPath) -> dict[str, Any]:
     """Returns a run's ``config.json``, or an empty dict where there is none that can be read."""
-    return _read_object(Path(folder, CONFIG))
+    return read_object(Path(folder, CONFIG))
 
 
 def read_spec(folder: StrPath) -> dict[str, Any]:
     """Returns the call that a launcher made, or an empty dict where there is none."""
-    return _read_object(Path(folder, SPEC))
+    return read_object(Path(folder, SPEC))
 
 
 def fixed_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,14 +304,6 @@ def check_unchanged(before: Mapping[str, Any], config: Mapping[str, Any]) -> Non
             f"epochs is {config['epochs']}, but the run to resume has {before['epochs']}: more are "
             "allowed, fewer aren't"
         )
-
-
-def _read_object(path):
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _epochs(config, default):
@@ -401,6 +343,7 @@ class RunFolder:
         self._began = time.time()
         self._temporary: Path | None = None
         self._config_before: dict[str, Any] = {}
+        self.path = _path_of_rank_0(path)
         if proc_id() == 0 and path is not None:
             if not (overwrite or resume):
                 _refuse_results(path)
@@ -408,12 +351,11 @@ class RunFolder:
                 raise _in_use(path)
             if self.resumes and Path(path, CHECKPOINT).is_dir():
                 self._config_before = read_config(path)
-        self.path = _path_of_rank_0(path)
 
     @property
     def is_launched(self) -> bool:
         """Whether a launcher started the run, so that what it prints goes to its log."""
-        return _stage_of(self.path) is not None
+        return stage_of(self.path) is not None
 
     def add_config(self, config: Mapping[str, Any]) -> None:
         """Adds to ``config.json``, which is written by `begin` and from then on.
@@ -462,7 +404,7 @@ class RunFolder:
 
     def _take_over_launch(self):
         """Puts the launcher's files in place, and this run's status in place of the launcher's."""
-        stage = _stage_of(self.path)
+        stage = stage_of(self.path)
         for name in (SPEC, LOG) if stage else ():
             if (stage / name).exists():
                 os.replace(stage / name, self._file(name))
@@ -572,124 +514,9 @@ def _product(config, *keys):
     return math.prod(values) if all(isinstance(v, int) for v in values) else None
 
 
-# --- The launcher's view --------------------------------------------------------------------------
-
-
-class Stage:
-    """Keeps a launcher's files of a run (its call, its output, its status) until the run begins.
-
-    It is a folder within the run's, so that the run can move the files into place. Two launchers
-    have one each, and a run that never begins leaves what its folder held as it was.
-
-    Args:
-        folder: the run's, made if need be.
-        resumes: whether it continues a run, whose log then goes on.
-    """
-
-    def __init__(self, folder: StrPath, resumes: bool = False):
-        self.folder = Path(os.path.abspath(folder))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.path = Path(tempfile.mkdtemp(prefix=STAGE, dir=self.folder))
-        lock(self.path)
-        if resumes and (self.folder / LOG).is_file():
-            shutil.copyfile(self.folder / LOG, self.path / LOG)
-        write_json(self.path / STATUS, _starting(self.folder, State.STARTING, resumes))
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The variable by which the run finds it."""
-        return {_STAGE_VARIABLE: str(self.path)}
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the run hasn't begun yet."""
-        return self.path.exists()
-
-    @property
-    def place(self) -> Path:
-        """Where the run's status and log are: here, or in its folder once it has begun."""
-        return self.path if self.is_open else self.folder
-
-    def status(self) -> dict[str, Any]:
-        """Returns the run's last word, as `read_status` does."""
-        return _read_status_file(self.place / STATUS)[0]
-
-    def amend_status(self, state: State, error: str) -> None:
-        """Changes what the run's status says of its end; that the disk is full is no error."""
-        with contextlib.suppress(OSError):  # the caller says what happened all the same
-            _amend(self.place, state, error)
-
-    def close(self, has_finished: bool) -> Path:
-        """Ends it when the run has ended.
-
-        Args:
-            has_finished: whether the run is known to have done its work.
-
-        Returns:
-            The run's log.
-        """
-        log = self.folder / LOG
-        if self.path.exists():  # the run hasn't begun, or is a function without a Logger
-            if has_finished or not holds_results(self.folder):
-                for name in (SPEC, LOG, STATUS):
-                    if (self.path / name).exists():
-                        os.replace(self.path / name, self.folder / name)
-            elif (self.path / LOG).exists():
-                log = self.folder / FAILED_LOG
-                os.replace(self.path / LOG, log)
-            (self.folder / QUEUED).unlink(missing_ok=True)
-            shutil.rmtree(self.path, ignore_errors=True)
-        unlock(self.path)
-        return log
-
-
-def note_queued(folder: StrPath, job: str, resumes: bool) -> None:
-    """Says that a run waits in Slurm's queue, unless its job runs already."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if read_status(folder).get("slurm_job") != job:
-        status = _starting(folder, State.QUEUED, resumes)
-        write_json(folder / QUEUED, {**status, "slurm_job": job})
-
-
-def note_start(folder: StrPath) -> None:
-    """Says that a run starts in a folder, if that takes nothing from the results it holds."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    if not holds_results(folder):
-        write_json(Path(folder, STATUS), _starting(folder, State.STARTING, False))
-
-
-def note_end(folder: StrPath, state: State, error: str | None) -> None:
-    """Says how the run of this process ended, unless its Logger or another rank has.
-
-    Args:
-        folder: the run's.
-        state: how it ended.
-        error: why, in one line.
-    """
-    place = _stage_of(folder) or Path(folder)
-    said = _read_status_file(place / STATUS)[0].get("state")
-    if said is None or not said.has_ended:
-        place.mkdir(parents=True, exist_ok=True)
-        _amend(place, state, error)
-
-
-def _amend(place, state, error):
-    status = _read_status_file(place / STATUS)[0]
-    write_json(place / STATUS, {**status, "state": state, "error": error})
-
-
-def _stage_of(folder):
+def stage_of(folder):
     """Returns the folder of the Stage in which this process was started for a run in `folder`."""
-    name = os.environ.get(_STAGE_VARIABLE)
+    name = os.environ.get(STAGE_VARIABLE)
     if name is None or folder is None or not os.path.isdir(name):
         return None
     return Path(name) if os.path.dirname(name) == os.path.abspath(folder) else None
-
-
-def _starting(folder, state, resumes):
-    """Returns the first status of a run; one that continues another is as far as that is."""
-    status = read_own_status(folder) if resumes else {}
-    known = {key: status[key] for key in _NUMBERS if key in status and key != "seconds"}
-    job = {"slurm_job": slurm_job()} if slurm_job() else {}
-    return {"state": state, "error": None, **known, **job, "updated": time.time()}

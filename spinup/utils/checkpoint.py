@@ -27,14 +27,8 @@ import safetensors
 import safetensors.numpy
 import torch
 
-from spinup.runs.folder import (
-    CHECKPOINT,
-    as_os_error,
-    check_unchanged,
-    fixed_config,
-    holds_checkpoint,
-    may_pass,
-)
+from spinup.runs.files import as_os_error, may_pass
+from spinup.runs.folder import CHECKPOINT, check_unchanged, fixed_config, holds_checkpoint
 from spinup.runs.interrupts import Interrupted, StopRequest
 from spinup.runs.underway import current_run
 from spinup.runs.watchdog import still_alive

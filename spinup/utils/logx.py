@@ -14,14 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from spinup.fast import capture
-from spinup.runs.folder import (
-    POLICY,
-    PROGRESS,
-    RunFolder,
-    State,
-    as_os_error,
-    may_pass,
-)
+from spinup.runs.files import as_os_error, may_pass
+from spinup.runs.folder import POLICY, PROGRESS, RunFolder, State
 from spinup.runs.underway import current_run
 from spinup.runs.versions import versions
 from spinup.runs.wording import describe_error

@@ -1,5 +1,12 @@
-"""Spinning Up's path to what `spinup.cli.watch` holds."""
+"""Spinning Up's path to what `spinup.cli.policies` and `spinup.cli.watch` hold."""
 
-from spinup.cli.watch import load_policy_and_env, record_frames, run_policy
+from spinup.cli.policies import load_actor_critic, load_policy, load_policy_and_env
+from spinup.cli.watch import record_frames, run_policy
 
-__all__ = ["load_policy_and_env", "record_frames", "run_policy"]
+__all__ = [
+    "load_actor_critic",
+    "load_policy",
+    "load_policy_and_env",
+    "record_frames",
+    "run_policy",
+]

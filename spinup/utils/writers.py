@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spinup.runs.folder import PROGRESS, TENSORBOARD, open_own, write_text
+from spinup.runs.files import open_own, write_text
+from spinup.runs.folder import PROGRESS, TENSORBOARD
 
 
 class Writer:

@@ -19,7 +19,6 @@ import torch
 from gymnasium.spaces import Box
 
 from spinup import sac
-from spinup.runs import interrupts
 from spinup.runs.folder import read_status
 from spinup.utils import checkpoint
 from spinup.utils.buffers import ReplayBuffer
@@ -498,33 +497,6 @@ def test_a_hostile_folder_runs_nothing_and_reaches_nothing_outside(tmp_path, mon
     assert not (tmp_path / "PWNED").exists()
 
 
-def test_signals_are_as_before_after_a_run(tmp_path):
-    before = [signal.getsignal(number) for number in interrupts._SIGNALS]
-    train("ppo", tmp_path, epochs=1)
-    assert [signal.getsignal(number) for number in interrupts._SIGNALS] == before
-
-
-def test_a_second_ctrl_c_ends_at_once():
-    stop = interrupts.StopRequest()
-    with stop.listening():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.signal == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-
-
-def test_what_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        stop = interrupts.StopRequest()
-        with stop.listening():
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.signal == 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def test_users_networks_with_buffers_come_back(tmp_path, monkeypatch):
     from tests.algos.plain import OnPolicy
 
@@ -660,3 +632,19 @@ logger.close()
     assert run_python(["-c", code.format(size=0, lasts=False)]).returncode == 0
     assert (tmp_path / "run/progress.txt").read_text() == "Epoch\n1\n"
     assert (tmp_path / "run/pyt_save/model.safetensors").exists()
+
+
+@no_limit
+def test_a_disk_that_is_full_for_one_rank_holds_up_no_other(tmp_path, run_on_ranks):
+    code = LIMITED.format(
+        algorithm="ppo", folder=str(tmp_path / "run"), settings="", size=0, since=200, until=500
+    )
+    only_one = "from spinup.utils.mpi_tools import proc_id\nif proc_id() == 1:\n    "
+    code = code.replace("PendulumEnv.step = ", only_one + "PendulumEnv.step = ")
+    printed = run_on_ranks(2, code).stdout
+    assert printed.count("Warning: the checkpoint can't be written to") == 1
+    assert printed.count("There is room for the checkpoint again") == 1
+    assert printed.count("THE END") == 2
+    run_on_ranks(2, code.replace("/run'", "/whole'").replace("(200, 500)", "()"))
+    whole, cut = final_state(tmp_path / "whole"), final_state(tmp_path / "run")
+    assert differences(whole, cut) == []

@@ -12,13 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from spinup.runs.folder import (
-    check_exp_name,
-    check_unchanged,
-    holds_results,
-    read_status,
-    write_json,
-)
+from spinup.runs.files import write_json
+from spinup.runs.folder import check_exp_name, check_unchanged, holds_results, read_status
 from spinup.utils.logx import EpochLogger, Logger, colorize
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import spinup
-from spinup.runs.loading import (
+from spinup.cli.policies import (
     MAKE_WRAPPED,
     CannotRebuildEnv,
     has_display,
@@ -230,7 +230,7 @@ MAIN = """
 import sys
 from spinup import ppo
 from spinup.cli.watch import load_policy_and_env
-from tests.runs.test_loading import OwnActorCritic
+from tests.cli.test_policies import OwnActorCritic
 
 class Mine(OwnActorCritic):
     pass

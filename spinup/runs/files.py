@@ -1,0 +1,70 @@
+"""Files that are written whole or not at all, and the errors of a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from safetensors import SafetensorError
+
+StrPath = str | os.PathLike
+
+# Errors of a disk that is full, or out of reach for a while, and may have room again later.
+_MAY_PASS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EDQUOT, errno.ESTALE}
+
+
+def write_json(path: StrPath, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=4) + "\n")
+
+
+def write_text(path: StrPath, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # ranks may write at once
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def open_own(path: StrPath, mode: str, **kwargs: Any) -> IO:
+    """Opens a file of a run folder for writing; a link in its place is an error, not followed."""
+    no_link = getattr(os, "O_NOFOLLOW", 0)
+    opener = lambda path, flags: os.open(path, flags | no_link, 0o666)  # noqa: E731
+    return open(path, mode, opener=opener, **kwargs)
+
+
+@contextlib.contextmanager
+def as_os_error() -> Iterator[None]:
+    """Turns what safetensors raises where a file can't be written into the system's OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def may_pass(error: OSError) -> bool:
+    """Returns True for the error of a full or unreachable disk, which may be better later."""
+    return error.errno in _MAY_PASS
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Returns the object that a JSON file holds, or an empty dict if it can't be read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
