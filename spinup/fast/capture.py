@@ -168,9 +168,18 @@ class _Capture:
         self.update = functools.partial(owner.__wrapped__, *flags, **named)
         self.calls = 0
         self.changes: deque[int] = deque(maxlen=_MOST_CHANGES)  # calls where it was recorded again
+        self.forget()
+
+    def forget(self):
+        """Drops what was recorded."""
         self.tape: _Tape | None = None
         self.guards: Guards | None = None
-        self.is_checked = False  # against a second recording
+        self.is_checked = False  # since a check was asked for
+        self.was_checked = False  # at all
+        # A second recording, without the lookout: comparisons with it cost half as much. It counts
+        # once the next call has been compared with `tape`, as the call that it recorded was not.
+        self.light: _Tape | None = None
+        self.light_counts = False
 
     def __call__(self):
         self.calls += 1
@@ -192,7 +201,7 @@ class _Capture:
         """Drops what was recorded if a value has changed that the update reads."""
         if changed is None:
             return
-        self.tape = self.guards = None
+        self.forget()
         self.changes.append(self.calls)
         if len(self.changes) == _MOST_CHANGES and self.calls - self.changes[0] < _WITHIN:
             self.owner.run_as_written(
@@ -204,7 +213,9 @@ class _Capture:
     def record(self):
         """Runs the update, and records it or compares it with what was recorded."""
         self.is_checked = False  # until it has been, if this call should fail
-        tape = _Tape(builds=self.tape is None)
+        is_light = self.was_checked and self.calls >= _FIRST_CHECKS - 1
+        is_light &= self.light is None or self.light_counts
+        tape = _Tape(builds=self.tape is None, looks=not is_light)
         with tape:
             result = self.update()
         obstacle = tape.obstacle
@@ -219,11 +230,15 @@ class _Capture:
             changed = None if self.guards.hold() else self.guards.change()
             if changed is not None:
                 obstacle = f"it changes {changed}. Keep it in a tensor that is changed in place"
+            elif is_light and self.light is None:
+                self.light = tape
+                return result
             else:
-                obstacle = tape.difference(self.tape)
-            self.is_checked = obstacle is None
+                obstacle = tape.difference(self.light if is_light else self.tape)
+            self.is_checked = self.was_checked = obstacle is None
+            self.light_counts = self.light is not None
         if obstacle is not None:
-            self.tape = self.guards = None
+            self.forget()
             self.owner.run_as_written(obstacle, stacklevel=4)
         return result
 
@@ -233,11 +248,12 @@ class _Tape(TorchDispatchMode):
 
     Args:
         builds: whether it is to be replayed; otherwise it is only compared with one that is.
+        looks: whether it sees values leave PyTorch in other ways than by the dispatcher.
     """
 
-    def __init__(self, builds: bool = True):
+    def __init__(self, builds: bool = True, looks: bool = True):
         super().__init__()
-        self.builds = builds
+        self.builds, self.looks = builds, looks
         self.calls: list[tuple[Callable, tuple]] = []
         self.kept: list[Any] = []  # memory of what is computed, which has one owner while it is
         self.trace: list[Any] = []  # operations with what must be the same at each call
@@ -258,14 +274,16 @@ class _Tape(TorchDispatchMode):
         # PyTorch's distributions look at their arguments' values, to check them
         self._checks = Distribution._validate_args
         Distribution.set_default_validate_args(False)
-        self._lookout.__enter__()
+        if self.looks:
+            self._lookout.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error):
         _local.tape = None
         Distribution.set_default_validate_args(self._checks)
         self.stop()
-        return self._lookout.__exit__(*error)
+        if self.looks:
+            self._lookout.__exit__(*error)
 
     def stop(self):
         """Stops recording: what follows in the update is computed as without it."""

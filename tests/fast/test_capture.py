@@ -552,6 +552,6 @@ def test_replays_use_the_compiled_functions(threads, monkeypatch):
     with gradients_in_place():
         for _ in range(26):
             step()
-    monkeypatch.setattr(torch.nn.Module, "__call__", None)  # no network is called any more
-    step()
+        monkeypatch.setattr(torch.nn.Module, "__call__", None)  # no network is called any more
+        step()
     assert len(learner.losses) == 27

@@ -20,6 +20,7 @@ from torch import nn
 
 import spinup
 from spinup.fast.capture import Captured
+from spinup.fast.guards import Guards
 from spinup.fast.nodes import gradients_in_place
 
 
@@ -438,3 +439,29 @@ def test_gradients_in_place_are_guarded():
         and step.num_replays == before + 1
         and torch.equal(x, torch.full((3,), 34.0))
     )
+
+
+@pytest.mark.parametrize("lasts", [True, False])
+@pytest.mark.parametrize("first", [3, 23, 24, 25, 26, 97, 98])
+def test_what_no_guard_sees_is_found_by_the_next_comparison(first, lasts, monkeypatch):
+    monkeypatch.setattr(Guards, "hold", lambda guards: True)
+    monkeypatch.setattr(Guards, "change", lambda guards: None)
+    x = torch.zeros(3)
+
+    def update():
+        x.add_(1)
+        if (number >= first) if lasts else (number == first):
+            x.mul_(2)
+
+    step = Captured(update)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number in range(1, 301):  # noqa: B007 (a cell of the update)
+            step()
+    is_seen = lasts or first <= 25 or first % 97 == 0
+    assert len(told) == is_seen and step.is_captured == (not is_seen)
+    if is_seen and lasts:
+        compared = next(n for n in (*range(1, 26), 97, 194) if n >= first)
+        assert step.num_replays == len(range(26, compared)) - (compared > 97)
+    elif first == 24:  # of which the light recording was made
+        assert step.num_replays == len(range(26, 97))
