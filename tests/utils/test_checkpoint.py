@@ -114,7 +114,7 @@ def test_one_of_another_step_or_number_of_ranks_is_not_taken(tmp_path, monkeypat
     assert "of another checkpoint" in checkpoint.check(tmp_path / "step-2")
     write(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "num_procs", lambda: 2)
-    assert checkpoint.check(tmp_path / "step-1") == "it is of 1 ranks, and there are 2"
+    assert checkpoint.check(tmp_path / "step-1") == "it was saved on 1 ranks, but this run has 2"
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ class Drifting(gym.Env):
 
 
 @pytest.mark.parametrize(
-    "fails, reason", [(False, "the observation"), (True, "RuntimeError: by test")]
+    "fails, reason", [(False, "the replay ends"), (True, "RuntimeError: by test")]
 )
 def test_an_environment_that_is_not_deterministic_starts_anew(fails, reason, monkeypatch):
     monkeypatch.setattr(Drifting, "made", 0)
@@ -239,7 +239,7 @@ def test_an_environment_that_is_not_deterministic_starts_anew(fails, reason, mon
     again.unwrapped.number = 3
     again.load_state_dict(env.state_dict())
     before = torch.get_rng_state()
-    with pytest.warns(UserWarning, match=rf"Drifting can't be brought back .*\({reason}"):
+    with pytest.warns(UserWarning, match=rf"Drifting can't replay .*\({reason}"):
         obs, ep_ret, length = again.continue_episode()
     assert (obs.tolist(), ep_ret, length, again.steps) == ([0], 0, 0, 3)
     assert torch.equal(before, torch.get_rng_state())
@@ -302,7 +302,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, monkeypatch,
     content[-5] ^= 4
     path.write_bytes(content)
     train("td3", tmp_path / "cut")
-    assert "can't be used: rank0.safetensors isn't what was written" in capsys.readouterr().out
+    assert "can't be used: rank0.safetensors is damaged" in capsys.readouterr().out
     assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "cut")) == []
 
 
@@ -315,7 +315,7 @@ def test_without_a_checkpoint_it_starts_anew(tmp_path, capsys):
     assert differences(final_state(folder), final_state(tmp_path / "other")) == []
     printed = capsys.readouterr().out
     assert "Continuing" not in printed
-    assert "There is no checkpoint to continue: the run starts from the beginning" in printed
+    assert "There is no checkpoint yet: the run starts from the beginning" in printed
 
 
 def test_checkpoints_none_of_which_can_be_used_lose_nothing(tmp_path):
@@ -485,13 +485,13 @@ def test_a_hostile_folder_runs_nothing_and_reaches_nothing_outside(tmp_path, mon
     del manifest["sha256"]
     manifest["sha256"] = checkpoint._digest(manifest)
     (steps[-1] / "manifest.json").write_text(json.dumps(manifest))
-    assert checkpoint.check(steps[-1]) == "manifest.json names other files"
+    assert checkpoint.check(steps[-1]) == "manifest.json lists other files"
     (steps[-1] / "manifest.json").write_text("[" * 100_000)
     assert "RecursionError" in checkpoint.check(steps[-1])
     # A link out of the folder
     shutil.rmtree(tmp_path / "run" / "checkpoint")
     (tmp_path / "run" / "checkpoint").symlink_to(outside)
-    with pytest.raises(OSError, match="is a link, and nothing is written through it"):
+    with pytest.raises(OSError, match="is a link, through which nothing is written"):
         train("sac", tmp_path / "run", epochs=3)
     assert before == {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
     assert not (tmp_path / "PWNED").exists()
@@ -596,7 +596,7 @@ def test_a_disk_that_stays_full_ends_the_run_loudly_and_it_can_be_continued(
     assert result.returncode == 1
     last_line = result.stderr.strip().splitlines()[-1]
     assert re.match(rf"OSError: \[Errno 27\] File too large: {message}", last_line)
-    assert last_line.endswith("Make room, and continue with --resume")
+    assert last_line.endswith("Free disk space, and continue with --resume")
     rows = (folder / "progress.txt").read_text().splitlines()
     assert {line.count("\t") for line in rows} == {rows[0].count("\t")}  # no half rows
     assert checkpoint.find(folder / "checkpoint") >= 161

@@ -134,7 +134,7 @@ BAD = [
     ("ppo", with_layer("pi.mu_net", nn.Dropout(0.1)), "pi of OnPolicy has a Dropout"),
     ("ppo", acting(unsqueezed), r"act\(obs\) must return .*\(2,\), not of shape \(2, 1\)"),
     ("ppo", acting(lambda x: x[0]), r"act\(obs\) must return numbers of shape \(2,\), not .*\(\)"),
-    ("ppo", lambda ac: object(), "actor_critic returned a object, which is no torch.nn.Module"),
+    ("ppo", lambda ac: object(), "actor_critic returned a object, which is not a torch.nn.Module"),
     ("sac", returning("q1", unsqueezed), r"q1\(obs, act\) must be .*\(5,\).* not .*\(5, 1\)"),
     ("sac", returning("q2", unsqueezed), r"(q2\(obs, act\) must be .*\(5,\).* not .*\(5, 1\))"),
     ("sac", without("q2"), r"Less has no q1 and q2 \(nor q\)"),

@@ -210,7 +210,7 @@ class OldGym:
         (list, r"env_fn returned a list of 0, which is not a gymnasium.Env; return an instance of"),
         (lambda: None, r"env_fn returned None, which is not a gymnasium.Env; return an instance"),
         (lambda: Recorder, r"env_fn returned an object of abc.ABCMeta|builtins.type, .* instance"),
-        (type("Older", (OldGym,), {}), r"an object of .*Older, .*; .* through the package shimmy"),
+        (type("Older", (OldGym,), {}), r"an object of .*Older, .*; .* with the package shimmy"),
         (
             lambda: gym.make_vec("Pendulum-v1", num_envs=2, vectorization_mode="sync"),
             r"object of gymnasium.*SyncVectorEnv, .*; a rank steps one .*\(--cpu N, num_cpu=N\)",
@@ -236,7 +236,7 @@ def test_each_call_makes_an_environment_for_each_seed():
 def test_one_instance_for_training_and_tests_is_refused(wrap):
     one = Recorder()
     make_env(lambda: wrap(one))  # once, it may be used
-    with pytest.raises(ValueError, match=r"env_fn returned one Recorder twice, .* a new environm"):
+    with pytest.raises(ValueError, match=r"env_fn returned the same Recorder twice, .* a new env"):
         make_envs(lambda: wrap(one), 0, 5000)
 
 
@@ -394,11 +394,11 @@ def test_a_space_is_handled_by_some(space, able, algorithm):
         (
             Box(0, 9, (2,), np.int64),
             "ppo",
-            r"Box of floating-point numbers or a Discrete, not Box.*; no other algorithm here does",
+            r"Box of floating-point numbers or a Discrete, not Box.*; no other algorithm does",
         ),
         (Box(0, 9, (2,), np.int64), "sac", r"floating-point numbers, not Box"),
         (MultiDiscrete([2, 2]), "ppo", r"ppo handles .*, not MultiDiscrete\(\[2 2\]\)"),
-        (MultiBinary(2), "ppo", r"not MultiBinary\(2\); no other algorithm here does"),
+        (MultiBinary(2), "ppo", r"not MultiBinary\(2\); no other algorithm does"),
         (Tuple([FLOATS, FLOATS]), "sac", r"not Tuple\(.*; wrap the environment"),
         (Dict(a=FLOATS), "ppo", r"not Dict\("),
     ],
@@ -494,7 +494,7 @@ def test_numbers_beyond_single_precision_stop_the_run(number):
     _, env = recorder(observation_space=Box(0, 1, (2,), np.float64), outcomes=[(obs, 0.0)])
     env.reset()
     message = (
-        r"Recorder returned a number beyond the range of 32-bit floats, .* in the observation at "
+        r"Recorder returned a number beyond the range of 32-bit floats in the observation at "
         r"step 1: \[.*\] \(seed 0, last action \[0.\]\); scale it with a wrapper"
     )
     with np.errstate(over="ignore"), pytest.raises(FloatingPointError, match=message):

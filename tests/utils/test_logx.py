@@ -179,7 +179,7 @@ def test_a_column_that_the_first_row_lacks_is_an_error(logger):
 
 def test_a_column_set_twice_is_an_error(logger):
     logger.log_tabular("Epoch", 1)
-    with pytest.raises(KeyError, match=r"column 'Epoch' is set already; call dump_tabular\(\)"):
+    with pytest.raises(KeyError, match=r"column 'Epoch' is already set; call dump_tabular\(\)"):
         logger.log_tabular("Epoch", 2)
 
 

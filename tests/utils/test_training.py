@@ -162,7 +162,7 @@ def test_hyperparameters_that_can_be_used_pass():
 SEED = r"a whole number in \[0, 4294967295\]"
 COUNT, COUNT_OR_NONE = "a whole number of at least 1", "a whole number of at least 0"
 FRACTION, POSITIVE = r"a number in \[0, 1\]", "a number of at least 0"
-SHARE = r"a whole number of at least 1 \(one a rank, of 1 ranks\)"
+SHARE = r"a whole number of at least 1 \(one per rank, with 1 ranks\)"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_each_rank_needs_a_step_and_a_sample(monkeypatch):
 
     check_hyperparameters(splits, {})
     for name in ("steps_per_epoch", "batch_size", "replay_size"):
-        message = rf"{name} must be .* of at least 4 \(one a rank, of 4 ranks\), not 3"
+        message = rf"{name} must be .* of at least 4 \(one per rank, with 4 ranks\), not 3"
         with pytest.raises(ValueError, match=message):
             check_hyperparameters(splits, {name: 3})
         # Of a world that isn't there yet
