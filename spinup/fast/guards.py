@@ -1,10 +1,11 @@
-"""What a captured update reads from Python, and whether that has changed.
+"""Guards: the Python values that a captured update reads, compared at each call.
 
-A replay doesn't run the update's Python code, so everything that this code reads must be as it was
-at the recording: numbers and flags by value, tensors and modules by identity and place. `Guards`
-finds it by walking the code of the update and of all functions that it can reach, through closures,
-globals, attributes and containers, and compares it within microseconds. Code whose behavior depends
-on something that can't be compared (a random number, the time, an iterator) is refused by name.
+A replay doesn't run the update's Python code. All values that this code reads must therefore be the
+same as at the recording: numbers and flags by value, tensors and modules by identity and address.
+`Guards` finds these values by walking the code of the update and of all functions that it can reach
+through closures, globals, attributes and containers, and compares them within microseconds. Code
+that depends on values that can't be compared (a random number, the time, an iterator) is refused by
+name.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-# Modules whose functions depend on their arguments alone, or on tensors, which a recording sees
+# Modules whose functions depend only on their arguments, or on tensors, which a recording sees
 _TRUSTED = {"torch", "numpy", "math", "cmath", "operator", "functools", "itertools", "collections"}
 _TRUSTED |= {"contextlib", "copy", "dataclasses", "enum", "typing", "types", "abc", "numbers"}
 _TRUSTED |= {"_operator", "_functools", "_collections", "_collections_abc", "builtins"}
-# Functions of the library that give the same at each call
+# Functions of this library that return the same at each call
 _TRUSTED_FUNCTIONS = {
     f"spinup.utils.mpi_tools.{name}" for name in ("num_procs", "proc_id", "rank_share")
 } | {"spinup.runs.watchdog.still_alive"}
-# Parts of them that look beyond their arguments, or compute past PyTorch's dispatcher
+# Parts of trusted modules that read more than their arguments, or bypass PyTorch's dispatcher
 _DISTRUSTED = ("numpy.random", "torch.utils.data", "torch._dynamo", "torch.compiler")
 _DISTRUSTED_BUILTINS = {print, input, open, eval, exec, compile, __import__, globals, locals, id}
 _DISTRUSTED_NAMES = {"manual_seed", "set_rng_state", "get_rng_state", "set_state", "get_state"}
 _DISTRUSTED_NAMES |= {"fork_rng", "initial_seed", "set_default_dtype", "set_num_threads"}
 _DISTRUSTED_NAMES |= {"data_ptr", "untyped_storage", "set_flush_denormal", "from_dlpack"}
-# With one of these, code can read an attribute that it doesn't name
+# Names by which code can read attributes that it doesn't name
 _REFLECTION = {"getattr", "setattr", "hasattr", "delattr", "vars", "attrgetter", "__dict__"}
 
 _ATOMS: tuple[type, ...] = (
@@ -60,10 +61,10 @@ _MODULE_PARTS = (
 _NOT_CALLED = {"__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__"}
 _NOT_CALLED |= {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__class_getitem__"}
 
-_LARGEST_ARRAY = 64  # elements that are compared at each call
+_LARGEST_ARRAY = 64  # elements, as all are compared at each call
 _MOST_READS = 3000
 _HEAP_TYPE = 1 << 9
-_MISSING, _UNKNOWN = object(), object()  # the latter: made by a call of the update alone
+_MISSING, _UNKNOWN = object(), object()  # _UNKNOWN: exists only in a call
 
 _content = attrgetter("cell_contents")
 _form = attrgetter("shape", "dtype", "requires_grad")
@@ -72,14 +73,14 @@ _pointer = Tensor.data_ptr
 
 
 class Guards:
-    """What an update reads from Python, as it is when this is made.
+    """The Python values that an update reads, as they are when the guards are made.
 
     Args:
         update: the update.
-        skip: code of functions that every replay calls again, which need no guard.
+        skip: code of functions that every replay calls, and that therefore need no guards.
 
     Attributes:
-        obstacle: why it can't be compared with certainty, or None.
+        obstacle: why the values can't be compared with certainty, or None.
     """
 
     def __init__(self, update: Callable[..., Any], skip: set[types.CodeType]):
@@ -104,11 +105,11 @@ class Guards:
             self._states = self._read_states()
         except _Uncertain as error:
             self.obstacle = str(error)
-        except Exception as error:  # noqa: BLE001 (of an object with a behavior of its own)
-            self.obstacle = f"its code can't be analyzed ({type(error).__name__}: {error})"
+        except Exception as error:  # noqa: BLE001 (a user's object may raise anything)
+            self.obstacle = f"its code can't be analysed ({type(error).__name__}: {error})"
 
     def hold(self) -> bool:
-        """Returns True if everything is as it was."""
+        """Returns True if no value has changed."""
         try:
             return all(reads.hold() for reads in self._reads) and (
                 self._read_states() == self._states
@@ -117,7 +118,7 @@ class Guards:
             return False
 
     def change(self) -> str | None:
-        """Returns the name of a value that has changed, or None where all are equal."""
+        """Returns the name of a value that has changed, or None if all are equal."""
         for reads in self._reads:
             label = reads.change()
             if label is not None:
@@ -141,7 +142,7 @@ class Guards:
 
 
 class _Reads:
-    """Values that are read in one way: at each call they must be the same objects."""
+    """Values that one function reads. They must be the same objects at each call."""
 
     def __init__(self, read, places, labeled):
         self.read, self.places = read, places
@@ -153,7 +154,7 @@ class _Reads:
         return all(map(is_, map(self.read, *self.columns), self.values)) if self.columns else True
 
     def change(self):
-        """Returns the first one's name whose value differs; equal numbers aren't a change."""
+        """Returns the name of the first value that has changed. Equal numbers aren't a change."""
         for i, (place, before) in enumerate(zip(self.places, self.values)):
             try:
                 now = self.read(*place)
@@ -194,15 +195,15 @@ def _settings():
 
 
 class _Uncertain(Exception):
-    """Why it can't be known what code depends on."""
+    """Says why the values on which code depends can't be known."""
 
 
 class _Walk:
-    """Finds all that code can read. Each kind is a dict from an identity to (object, name)."""
+    """Finds all values that code can read. Each kind is a dict from id to (object, name)."""
 
     def __init__(self, skip):
         self.skip = skip
-        self.names: set[str] = set()  # of attributes of objects that aren't known from the code
+        self.names: set[str] = set()  # of attributes whose objects aren't known
         self.reflects = False
         self.reset()
 
@@ -216,17 +217,17 @@ class _Walk:
         self.tensors: dict[Any, Any] = {}
         self.seen: dict[Any, Any] = {}
         self.first_labels: dict[int, str] = {}
-        self.kept: list[Any] = []  # so that no identity is used twice
+        self.kept: list[Any] = []  # alive, so that no id is used twice
 
     def run(self, update):
         known = None
-        while known != (len(self.names), self.reflects):  # what is found late may concern the first
+        while known != (len(self.names), self.reflects):  # a later name may be of an earlier object
             known = len(self.names), self.reflects
             self.reset()
             self.see(update, getattr(update, "__qualname__", "the update"))
 
     def is_new(self, *key):
-        """Returns True at the first visit of something, and keeps it alive."""
+        """Returns True at the first visit of objects, and keeps them alive."""
         self.kept.append(key)
         if len(self.seen) > 10 * _MOST_READS or len(self.items) > _MOST_READS:
             raise _Uncertain("it depends on too many values to compare them at each call")
@@ -244,7 +245,7 @@ class _Walk:
             raise _Uncertain(f"{label} is compiled by torch.compile")
         if isinstance(x, Tensor):
             if x.layout is not torch.strided or x.device.type != "cpu":
-                raise _Uncertain(f"{label} is a tensor of another layout or device")
+                raise _Uncertain(f"{label} is a tensor that is not dense or not on the CPU")
             self.tensors[id(x)] = x, label
         elif kind in (list, deque) or isinstance(x, tuple):
             self.see_items(x, enumerate(x), label)
@@ -271,7 +272,7 @@ class _Walk:
         elif isinstance(x, types.ModuleType):
             self.see_attributes(x, () if _is_trusted(x.__name__) else self.names, label)
         elif isinstance(x, torch.jit.ScriptModule):
-            raise _Uncertain(f"{label} is a module of TorchScript")
+            raise _Uncertain(f"{label} is a TorchScript module")
         elif isinstance(x, nn.Module):
             self.see_module(x, label)
         elif isinstance(x, torch.optim.Optimizer):
@@ -283,7 +284,7 @@ class _Walk:
             self.see_instance(x, label)
 
     def label(self, x, label):
-        """Returns the first name that an object had: better than `self`."""
+        """Returns the first name of an object, which says more than `self`."""
         if isinstance(x, _ATOMS):
             return label
         self.kept.append(x)
@@ -334,7 +335,7 @@ class _Walk:
                     self.see_function(function, f"{label}.{name}", x)
 
     def see_class(self, x, label):
-        """Visits a class, whose methods see instances that aren't known."""
+        """Visits a class, whose methods may be called on unknown instances."""
         for owner in x.__mro__:
             if _is_trusted(owner.__module__):
                 continue
@@ -377,7 +378,7 @@ class _Walk:
                 self.see(value, f"{label}.{name}")
 
     def attribute(self, x, name, label):
-        """Guards where an attribute is read, and returns its value or `_UNKNOWN`."""
+        """Guards the place that holds an attribute, and returns its value or `_UNKNOWN`."""
         label = f"{label}.{name}"
         if isinstance(x, types.ModuleType):
             if _is_trusted(x.__name__):
@@ -428,7 +429,7 @@ class _Walk:
         if hasattr(type(on_class), "__get__"):
             self.see((on_class, x), label)
             return _UNKNOWN
-        self.sized[id(homes[0])] = homes[0], label  # where it would be hidden
+        self.sized[id(homes[0])] = homes[0], label  # which may come to hide it
         self.kept.append(homes[0])
         return self.item(vars(owner), name, label)
 
@@ -461,7 +462,7 @@ class _Walk:
         module = f.__globals__.get("__name__", "")
         cells = dict(zip(f.__code__.co_freevars, f.__closure__ or ()))
         if _is_trusted(module):
-            for cell in cells.values():  # the function that a decorator holds
+            for cell in cells.values():  # such as the function in a decorator
                 inner = getattr(cell, "cell_contents", None)
                 if isinstance(inner, types.FunctionType):
                     self.see_function(inner, label, bound)
@@ -489,7 +490,7 @@ class _Walk:
         for name in fast.keys() & {
             x.argval for x in steps if "STORE" in x.opname and x.argval in fast
         }:
-            self.see(fast.pop(name), name)  # another object takes its name
+            self.see(fast.pop(name), name)  # its name is assigned to another object
         for step in steps:
             name = step.argval
             if step.opname in _OF_UNKNOWN or (step.opname in _BY_ATTRIBUTE and value is _UNKNOWN):
@@ -530,7 +531,7 @@ class _Walk:
                 self.see_code(const, cells, variables, inner)
 
     def load(self, how, name, cells, variables, fast):
-        """Returns what an instruction loads, `_UNKNOWN` if only a call of the update makes it."""
+        """Returns the value that an instruction loads, `_UNKNOWN` if it exists only in a call."""
         if how.startswith("IMPORT_NAME"):
             return sys.modules.get(name, _UNKNOWN)
         if name in fast:
