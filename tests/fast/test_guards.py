@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of updates)
-"""Updates that depend on more than tensors, captured against run as written: the same bits."""
+"""Captured updates that depend on more than tensors, compared bit for bit with updates as written."""
 
 import collections
 import contextlib
@@ -25,11 +25,12 @@ from spinup.fast.nodes import gradients_in_place
 
 
 def compare(make, calls=300):
-    """Runs an update both ways, and compares all numbers after each call.
+    """Runs an update as written and captured, and compares the results after each call.
 
     Args:
-        make: returns the update, and a function of the call's number that is called before each
-            call and returns what is to be compared after it.
+        make: function that returns the update and a function ``before(i)``, which is called before
+            call i and returns the tensors to compare after it.
+        calls: number of calls.
 
     Returns:
         The captured update and its warnings.
@@ -56,7 +57,7 @@ def compare(make, calls=300):
 
 
 class Agent:
-    """What updates of the following tests belong to."""
+    """An object whose attributes the updates in these tests read and change."""
 
     def __init__(self):
         self.clip, self.n, self.scale = 0.5, 0, 1.0
@@ -83,7 +84,7 @@ COUNT = 0
 
 
 def by(agent_update, between=lambda agent, i: None):
-    """Returns a maker of an agent's update, and of what happens between its calls."""
+    """Returns an argument for `compare`: an agent's update, and a function called in between."""
 
     def make():
         agent = Agent()
@@ -147,7 +148,7 @@ def adds_option(agent, i):
         agent.options["scale"] = 2.0
 
 
-# --- Changes from outside that are recorded again -------------------------------------------------
+# --- Changes from outside, after which updates are recorded again ---------------------------------
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_pytorchs_settings_are_guarded(switch):
     assert messages == [] and step.num_replays > 40
 
 
-# --- What runs as written -------------------------------------------------------------------------
+# --- Updates that run as written ------------------------------------------------------------------
 
 
 def counts(agent):
@@ -463,5 +464,5 @@ def test_what_no_guard_sees_is_found_by_the_next_comparison(first, lasts, monkey
     if is_seen and lasts:
         compared = next(n for n in (*range(1, 26), 97, 194) if n >= first)
         assert step.num_replays == len(range(26, compared)) - (compared > 97)
-    elif first == 24:  # of which the light recording was made
+    elif first == 24:  # the light recording was made of this call
         assert step.num_replays == len(range(26, 97))

@@ -1,4 +1,4 @@
-"""Checkpoints: their files, their damage, and what a run makes of them."""
+"""Checkpoints: their files, damage to them, and how runs use them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_two_hundred_damages_are_all_found(tmp_path):
             del content[rng.randrange(len(content)) :]
         path.write_bytes(content)
         damage = checkpoint.check(copy)
-        # A flip in the manifest's white space changes nothing that it says
+        # A flip in the manifest's white space doesn't change its meaning
         if damage is None:
             ours, theirs = (json.loads((p / "manifest.json").read_bytes()) for p in (copy, intact))
             assert path.name == "manifest.json" and ours == theirs, (number, path.name)
@@ -200,14 +200,14 @@ def test_an_episode_is_played_again(name, episodes):
     obs_again, ep_ret_again, length = again.continue_episode()
     assert (ep_ret_again, length, again.steps) == (ep_ret, 23, env.steps)
     assert np.array_equal(obs_again, obs)
-    for _ in range(3):  # and goes on the same, into the episodes after it
+    for _ in range(3):  # and continues the same, also in later episodes
         for ours, theirs in zip(steps(again, 10, None), steps(env, 10, None)):
             assert np.array_equal(ours, theirs)
         assert np.array_equal(again.reset()[0], env.reset()[0])
 
 
 class Drifting(gym.Env):
-    """Isn't deterministic: what it shows depends on all environments made before."""
+    """An environment whose observations depend on the number of environments made before."""
 
     observation_space, action_space = Box(-9, 9, (1,)), Box(-1, 1, (1,))
     made = 0
@@ -249,11 +249,11 @@ def test_an_environment_that_is_not_deterministic_starts_anew(fails, reason, mon
 
 
 class Enough(Exception):
-    """Ends a run from inside."""
+    """Raised to end a run from inside."""
 
 
 def stop_after(monkeypatch, saves):
-    """Has a run fail after so many checkpoints."""
+    """Makes a run fail after a number of checkpoints."""
     save, count = checkpoint.Checkpoint.save, []
 
     def counted(self, t, **counters):
@@ -469,7 +469,7 @@ def test_a_hostile_folder_runs_nothing_and_reaches_nothing_outside(tmp_path, mon
     shutil.copytree(tmp_path / "run" / "checkpoint", outside)
     before = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
     steps = sorted((tmp_path / "run" / "checkpoint").iterdir())
-    # A pickle in place of the arrays, with a manifest to match
+    # A pickle in place of the arrays, with a matching manifest
     bomb = b"cos\nsystem\n(S'touch " + str(tmp_path / "PWNED").encode() + b"'\ntR."
     for step in steps:
         (step / "rank0.safetensors").write_bytes(bomb)
@@ -480,7 +480,7 @@ def test_a_hostile_folder_runs_nothing_and_reaches_nothing_outside(tmp_path, mon
         (step / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(Exception, match=r"(?i)header"):
         train("sac", tmp_path / "run", epochs=3)
-    # Files named elsewhere
+    # Names of files in another folder
     manifest["files"]["../../outside/x"] = manifest["files"].pop("rank0.safetensors")
     del manifest["sha256"]
     manifest["sha256"] = checkpoint._digest(manifest)
@@ -536,7 +536,7 @@ def test_sac_with_a_fixed_temperature(tmp_path):
 
 # --- A full disk ---
 
-# While environments are stepped the disk becomes full, and has room again if `until` comes
+# The disk becomes full at step `since` of the environments, and has room again at step `until`
 LIMITED = """
 import resource
 from gymnasium.envs.classic_control import PendulumEnv
@@ -562,7 +562,7 @@ no_limit = pytest.mark.skipif(not hasattr(os, "fork"), reason="no such limit on 
 @no_limit
 @pytest.mark.parametrize("size", [0, 1500, 20_000])
 def test_a_disk_that_is_full_for_a_while_costs_nothing(size, tmp_path, run_python):
-    """Of 10 epochs, 161 steps each, the third to seventh find no room, for all or some files."""
+    """In the third to seventh of 10 epochs, each of 161 steps, all or some files find no room."""
     folder = tmp_path / "run"
     settings = dict(algorithm="ppo", folder=str(folder), settings="save_freq=1")
     result = run_python(["-c", LIMITED.format(size=size, since=330, until=1200, **settings)])
@@ -581,7 +581,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(size, tmp_path, run_pytho
 @pytest.mark.parametrize(
     "size, settings, message",
     [
-        (60_000, "", r"the checkpoint of step \d+ can't be written to .*/checkpoint; those before"),
+        (60_000, "", r"the checkpoint of step \d+ can't be written to .*/checkpoint; earlier"),
         (0, "epochs=3, checkpoint_every=1e9", "the checkpoint of step 483 can't be written to"),
     ],
 )
@@ -598,7 +598,7 @@ def test_a_disk_that_stays_full_ends_the_run_loudly_and_it_can_be_continued(
     assert re.match(rf"OSError: \[Errno 27\] File too large: {message}", last_line)
     assert last_line.endswith("Free disk space, and continue with --resume")
     rows = (folder / "progress.txt").read_text().splitlines()
-    assert {line.count("\t") for line in rows} == {rows[0].count("\t")}  # no half rows
+    assert {line.count("\t") for line in rows} == {rows[0].count("\t")}  # no partial rows
     assert checkpoint.find(folder / "checkpoint") >= 161
     train("td3", folder, epochs=10)
     train("td3", tmp_path / "whole", epochs=10)

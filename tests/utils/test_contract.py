@@ -33,7 +33,7 @@ def environment(action_space):
 
 
 def check(algorithm, change=None, action_space=BOX, own=True):
-    """Checks an actor-critic, a user's own or the library's, after a change."""
+    """Checks an actor-critic, a user's or the library's, after applying a change."""
     env = environment(action_space)
     make = plain.ACTOR_CRITICS[algorithm] if own else LIBRARY[algorithm]
     ac = make(env.observation_space, env.action_space, (8,))
@@ -42,7 +42,7 @@ def check(algorithm, change=None, action_space=BOX, own=True):
 
 
 def returning(part, convert):
-    """Changes what a network of an actor-critic returns."""
+    """Returns a change that converts the outputs of a network of an actor-critic."""
 
     def change(ac):
         ac.get_submodule(part).register_forward_hook(lambda m, args, out: convert(out))

@@ -38,7 +38,7 @@ VECTOR = Box(-np.inf, np.inf, (2,), np.float32)
 
 
 class Recorder(gym.Env):
-    """Keeps the actions it gets, and returns what it is told to."""
+    """Records its actions, and returns given observations and rewards."""
 
     def __init__(self, action_space=None, observation_space=VECTOR, outcomes=()):
         self.action_space = action_space or Box(-1, 1, (1,))
@@ -181,7 +181,7 @@ def test_a_vector_is_left_as_it_is():
 
 
 class Unheard(Space):
-    """A space that Gymnasium knows nothing about."""
+    """A space that Gymnasium doesn't know."""
 
 
 @pytest.mark.parametrize(
@@ -235,13 +235,13 @@ def test_each_call_makes_an_environment_for_each_seed():
 @pytest.mark.parametrize("wrap", [lambda env: env, lambda env: gym.wrappers.TimeLimit(env, 5)])
 def test_one_instance_for_training_and_tests_is_refused(wrap):
     one = Recorder()
-    make_env(lambda: wrap(one))  # once, it may be used
+    make_env(lambda: wrap(one))  # it may be used once
     with pytest.raises(ValueError, match=r"env_fn returned the same Recorder twice, .* a new env"):
         make_envs(lambda: wrap(one), 0, 5000)
 
 
 def test_environments_that_share_a_space_draw_their_own_actions():
-    space = Box(-1, 1, (3,))  # as an attribute of a class is shared
+    space = Box(-1, 1, (3,))  # shared, like an attribute of a class
     first, second = make_envs(lambda: Recorder(space), 3, 4)
     expected = Box(-1, 1, (3,), seed=3)
     for _ in range(3):
@@ -253,7 +253,7 @@ def test_environments_that_share_a_space_draw_their_own_actions():
 
 
 class Scaled(gym.ObservationWrapper):
-    """A wrapper with running statistics of another library's kind."""
+    """A wrapper with another library's running statistics."""
 
     class RunningMeanStd:
         pass
@@ -365,7 +365,7 @@ FLOATS, UNBOUNDED = Box(-1, 1, (2,)), Box(-1, np.inf, (2,))
         (FLOATS, ["ppo", "sac", "td3"]),
         (Box(-1, 1, (2,), np.float64), ["ppo", "sac", "td3"]),
         (UNBOUNDED, ["ppo"]),
-        (Box(-3e38, 3e38, (2,)), ["ppo"]),  # its range is beyond float32
+        (Box(-3e38, 3e38, (2,)), ["ppo"]),  # high - low is beyond float32
         (Discrete(3, start=5), ["ppo"]),
     ],
 )
@@ -712,7 +712,7 @@ def test_a_wrapper_around_it_keeps_the_first_seed():
 
 
 class Faulty(gym.Env):
-    """Does what it is told at one of its steps."""
+    """Calls a given function at a given step."""
 
     observation_space, action_space = Box(-9, 9, (2,)), Box(-1, 1, (1,))
 
@@ -760,7 +760,7 @@ def test_what_an_environment_does_wrong_is_told_with_the_circumstances(fault, ki
         env.reset()
         for _ in range(1000):
             env.step(np.array([0.25], np.float32))
-    if fault is _raise:  # the exception is the environment's own, with a note
+    if fault is _raise:  # the environment's exception, with a note
         said = describe_error(raised.value)
         assert re.search(rf"by test.; raised by Faulty at step {step} \(seed 7, {action}\)$", said)
 
@@ -772,7 +772,7 @@ def test_space_dim(space, dim):
     assert space_dim(space) == dim
 
 
-# --- What doesn't keep to Gymnasium's interface ---
+# --- Environments that violate Gymnasium's interface ---
 
 
 def test_an_environment_without_a_space_is_refused():
@@ -830,7 +830,7 @@ GOOD_MIXED = dict(a=OBS, b=(3, np.int8([0, 1])))
 
 
 class Scripted(gym.Env):
-    """Returns what it is told to at a reset and at a step."""
+    """Returns given values from reset and from step."""
 
     action_space = Box(-1, 1, (1,))
 
@@ -887,7 +887,7 @@ def test_rewards_and_ends_that_are_a_number_and_a_bool_pass(rew, end):
         ([1, [2, 3]], VECTOR, r"that is a list of 2"),
         (None, VECTOR, r"that is of shape \(\) and dtype object"),
         (3, Discrete(3), "that is 3"),
-        (-1, Discrete(3), "that is -1"),  # an index from the end, for NumPy
+        (-1, Discrete(3), "that is -1"),  # NumPy would index from the end
         (0, Discrete(3, start=1), "that is 0"),
         (1.0, Discrete(3), "that is 1.0"),
         (np.int8([0, 2]), MultiBinary(2), r"that is an array of shape \(2,\) and dtype int8"),

@@ -1,4 +1,4 @@
-"""The places that a log is written to."""
+"""The writers of a log."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def init(**kwargs):
 
 @pytest.fixture
 def wandb(tmp_path, monkeypatch):
-    """A module that stands for Weights & Biases, here and in processes started from here."""
+    """A fake Weights & Biases module, in this process and in its children."""
     package = tmp_path / "packages"
     package.mkdir()
     (package / "wandb.py").write_text(FAKE_WANDB)
