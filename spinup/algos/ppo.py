@@ -108,7 +108,7 @@ def ppo(
         ac_kwargs: keyword arguments for `actor_critic`.
         seed: seed of all random generators; rank r uses ``seed + 10000 * r``.
         steps_per_epoch: environment steps per epoch, summed over ranks.
-        epochs: number of epochs, each with one update on the data that it collected.
+        epochs: number of epochs, each of which collects data and then trains on it.
         gamma: discount factor, in [0, 1].
         clip_ratio: distance of the probability ratio from 1 at which the objective is clipped,
             usually 0.1 to 0.3. Denoted epsilon.
@@ -133,7 +133,7 @@ def ppo(
     Raises:
         ValueError: a hyperparameter or a space can't be handled.
         FileExistsError: the output folder holds results.
-        Interrupted: a signal asked the run to stop; its checkpoint is saved.
+        Interrupted: a signal stopped the run, after a checkpoint was saved.
         FloatingPointError: an observation, a reward or a loss is NaN or infinite.
     """
     config = dict(algo="spinup.ppo", **locals())

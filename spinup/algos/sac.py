@@ -154,7 +154,7 @@ def sac(
     Raises:
         ValueError: a hyperparameter or a space can't be handled.
         FileExistsError: the output folder holds results.
-        Interrupted: a signal asked the run to stop; its checkpoint is saved.
+        Interrupted: a signal stopped the run, after a checkpoint was saved.
         FloatingPointError: an observation, a reward or a loss is NaN or infinite.
     """
     config = dict(algo="spinup.sac", **locals())

@@ -45,10 +45,10 @@ def capture(update: Callable[..., Any], device: torch.device | str = "cpu") -> C
 
     On a CPU the update is recorded and replayed. It must use operations of PyTorch and of this
     library, on tensors that stay in place (parameters, their gradients, a minibatch from
-    `ReplayBuffer`). Its arguments are flags; each combination of their values has a capture. If a
-    Python value changes that the update reads, the update is recorded again. An update that can't
-    be captured with certainty runs as written, with one warning that gives the reason. On a GPU,
-    and with ``SPINUP_FAST=0``, all updates run as written, without a warning.
+    `ReplayBuffer`). Its arguments are flags; each combination of their values has its own capture.
+    If a Python value that the update reads has changed, the update is recorded again. An update
+    that can't be captured with certainty runs as written, with one warning that gives the reason.
+    On a GPU, and with ``SPINUP_FAST=0``, all updates run as written, without a warning.
 
     Args:
         update: a function that returns nothing.
@@ -114,13 +114,13 @@ class Captured:
         for flag in flags:
             if not isinstance(flag, (bool, int, str, type(None), Enum)):
                 return (
-                    f"its argument {flag!r:.60} is not a flag (bool, int, str, None). Keep a value "
-                    "that changes in a tensor, and change it in place"
+                    f"its argument {flag!r:.60} is not a flag (bool, int, str, None). Store "
+                    "changing values in a tensor, and update it in place"
                 )
         if len(self._captures) == _MOST_COMBINATIONS:
             return (
-                f"its arguments had more than {_MOST_COMBINATIONS} combinations of values. Keep a "
-                "value that changes in a tensor, and change it in place"
+                f"its arguments had more than {_MOST_COMBINATIONS} combinations of values. Store "
+                "changing values in a tensor, and update it in place"
             )
         return None
 
@@ -154,7 +154,7 @@ def array(x: Tensor) -> np.ndarray:
 
 
 def capturable(function: Callable) -> Callable:
-    """Marks a function that replays repeat fully by its PyTorch operations and calls of `run`."""
+    """Marks a function of which a replay needs only the PyTorch operations and calls of `run`."""
     function._is_capturable = True  # type: ignore[attr-defined]
     return function
 
@@ -208,8 +208,8 @@ class _Capture:
         self.changes.append(self.calls)
         if len(self.changes) == _MOST_CHANGES and self.calls - self.changes[0] < _WITHIN:
             self.owner.run_as_written(
-                f"{changed} changes so often that recordings cost more than they save. Keep it in "
-                "a tensor, and change it in place",
+                f"{changed} changes so often that recordings cost more than they save. Store it in "
+                "a tensor, and update that in place",
                 stacklevel=4,
             )
 
@@ -232,7 +232,7 @@ class _Capture:
         elif obstacle is None:
             changed = None if self.guards.hold() else self.guards.change()
             if changed is not None:
-                obstacle = f"it changes {changed}. Keep it in a tensor, and change it in place"
+                obstacle = f"it changes {changed}. Store it in a tensor, and update that in place"
             elif is_light and self.light is None:
                 self.light = tape
                 return result
@@ -406,8 +406,8 @@ class _Tape(TorchDispatchMode):
             if ours != theirs:
                 name = getattr(ours[0], "co_name", ours[0])
                 return (
-                    f"{name} gets other numbers or other memory than before. Keep a value that "
-                    "changes in a tensor, and change it in place"
+                    f"{name} gets other numbers or other memory than before. Store changing values "
+                    "in a tensor, and update it in place"
                 )
         if len(self.trace) != len(other.trace):
             return "it runs other operations than before"

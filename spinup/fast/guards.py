@@ -61,7 +61,7 @@ _MODULE_PARTS = (
 _NOT_CALLED = {"__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__"}
 _NOT_CALLED |= {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__class_getitem__"}
 
-_LARGEST_ARRAY = 64  # elements, as all are compared at each call
+_LARGEST_ARRAY = 64  # elements; all of them are compared at each call
 _MOST_READS = 3000
 _HEAP_TYPE = 1 << 9
 _MISSING, _UNKNOWN = object(), object()  # _UNKNOWN: exists only in a call
@@ -217,7 +217,7 @@ class _Walk:
         self.tensors: dict[Any, Any] = {}
         self.seen: dict[Any, Any] = {}
         self.first_labels: dict[int, str] = {}
-        self.kept: list[Any] = []  # alive, so that no id is used twice
+        self.kept: list[Any] = []  # keeps objects alive, so that no id is reused
 
     def run(self, update):
         known = None
@@ -429,7 +429,7 @@ class _Walk:
         if hasattr(type(on_class), "__get__"):
             self.see((on_class, x), label)
             return _UNKNOWN
-        self.sized[id(homes[0])] = homes[0], label  # which may come to hide it
+        self.sized[id(homes[0])] = homes[0], label  # an attribute here would hide it
         self.kept.append(homes[0])
         return self.item(vars(owner), name, label)
 

@@ -131,7 +131,8 @@ class _MLP(torch.autograd.Function):
 def _versions(params):
     """Returns the version counters of parameters, which count in-place changes.
 
-    A flat vector (see `flatten`) has a separate counter, which counts changes of its parameters.
+    A change of a flat vector (see `flatten`) also changes its parameters, but is counted only by
+    the vector's own counter, which is therefore included.
     """
     return [(p._version, getattr(p, "vector", p)._version) for p in params]
 

@@ -53,7 +53,7 @@ def acting_policy(ac: Any, rng: np.random.Generator) -> ActingPolicy:
 
 
 def _is_library_policy(ac):
-    """Returns True if an actor-critic acts by one of the library's policies, unmodified."""
+    """Returns True if an actor-critic's policy is one of the library's, and is unmodified."""
     if getattr(type(ac), "act", None) not in _LIBRARY_ACTS or "act" in ac.__dict__:
         return False
     net = next((m for m in ac.pi.children() if type(m) is nets.MLP), None)
@@ -176,7 +176,7 @@ _LIBRARY_ACTS = {
 
 
 def _module_policy(ac):
-    """Returns a policy that calls the module, or its copy on the CPU if it isn't on the CPU."""
+    """Returns a policy that calls the module, or a CPU copy if the module is on another device."""
     on_cpu = all(p.device.type == "cpu" for p in ac.parameters())
     module = ac if on_cpu else copy.deepcopy(ac).cpu()
     takes_mode = takes_deterministic(module.act)

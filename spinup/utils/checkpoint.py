@@ -40,7 +40,7 @@ FORMAT = 2
 _KEPT = 2
 _TEMPORARY = ".unfinished-"
 
-# Key of a JSON object that stands for an array, and gives its name in the safetensors file.
+# Key of a JSON object that stands for an array. Its value is the name in the safetensors file.
 _ARRAY = "__array__"
 
 
@@ -52,7 +52,7 @@ class Checkpoint:
         every: minimum time in seconds between checkpoints. They are saved at the end of an epoch;
             0 saves one every epoch. The last epoch always saves one.
         steps_per_epoch, total_steps: environment steps, summed over ranks.
-        meet_every: environment steps between two checks of all ranks for a signal to stop.
+        meet_every: environment steps after which all ranks check together for a signal to stop.
         **parts: the training state by name: modules, optimizers, buffers, environments (objects
             with ``state_dict`` and ``load_state_dict``), tensors, and NumPy generators. The global
             generators of torch, NumPy and Python are added.
@@ -119,7 +119,7 @@ class Checkpoint:
         ranks do.
 
         Raises:
-            Interrupted: a signal asked the run to stop; the checkpoint is saved.
+            Interrupted: a signal stopped the run, after a checkpoint was saved.
         """
         ends_epoch = t % self.steps_per_epoch == 0
         if not ends_epoch and t % self.meet_every:
@@ -182,7 +182,7 @@ class Checkpoint:
         if self.logger.folder.path is None:
             return None
         folder = self._folder
-        step = np.array([-1])  # -1: no checkpoint exists; -2: none of the existing can be used
+        step = np.array([-1])  # -1: no checkpoint exists; -2: some exist, but none can be used
         if proc_id() == 0:
             found = find(folder, self.logger.log)
             step[0] = -1 if found is None else found
@@ -362,7 +362,7 @@ def _steps(folder):
 
 
 def _without_arrays(x, name, arrays):
-    """Returns nested values, in which references replace arrays; adds these to `arrays`."""
+    """Returns nested values with references in place of arrays, and adds these to `arrays`."""
     if isinstance(x, Mapping):
         return {str(k): _without_arrays(v, f"{name}.{k}", arrays) for k, v in x.items()}
     if isinstance(x, (list, tuple)):

@@ -126,7 +126,7 @@ class AdaptedEnv(gym.Wrapper):
         return self.action_space.sample().reshape(-1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the generators' states, and all that replays the current episode."""
+        """Returns the states of the generators, and the data to replay the current episode."""
         return {
             "steps": self.steps,
             "seed": self._seed,
@@ -147,7 +147,7 @@ class AdaptedEnv(gym.Wrapper):
         self._saved_episode = state["episode"]
 
     def continue_episode(self) -> tuple[np.ndarray, float, int]:
-        """Starts an episode, or replays the restored checkpoint's episode up to the checkpoint.
+        """Starts an episode. After `load_state_dict`, replays the saved episode instead.
 
         The state of an environment can't be saved. Instead, a checkpoint holds the generator's
         state at the start of the episode, and the actions since. If the replay ends with another
@@ -326,8 +326,8 @@ def make_envs(env_fn: EnvFn, *seeds: int | None) -> list[AdaptedEnv]:
     envs = [AdaptedEnv(_adapt(_make(env_fn)), seed) for seed in seeds]
     if len({id(env.unwrapped) for env in envs}) < len(envs):
         raise ValueError(
-            f"env_fn returned the same {envs[0].name} twice, so that test episodes would end "
-            "training's: it must make a new environment at each call, as lambda: MyEnv() does"
+            f"env_fn returned the same {envs[0].name} twice, so that tests would end episodes of "
+            "training: it must make a new environment at each call, as lambda: MyEnv() does"
         )
     if proc_id() == 0:
         for line in _doubts(envs[0]):
@@ -698,13 +698,13 @@ def check_action_space(space: Space, algorithm: str, algorithms: Mapping[str, An
         algorithms: the action spaces that each algorithm handles, `spinup.algos.ALGORITHMS`.
 
     Raises:
-        ValueError: it can't; the message names the space and the algorithms that can.
+        ValueError: the algorithm can't; the message names the space and the algorithms that can.
     """
     kinds = _kinds(space)
     able = [name for name, entry in algorithms.items() if kinds & {*entry.actions}]
     if algorithm in able:
         return
-    remedy = "no other algorithm does; wrap the environment to have such actions"
+    remedy = "no other algorithm handles it; wrap the environment to have such actions"
     if able:
         remedy = f"use {' or '.join(able)}"
     if "Box" in kinds:

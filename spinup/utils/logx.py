@@ -161,8 +161,8 @@ class Logger:
         On a full disk, the last save stays, and the next call or `close` tries again.
 
         Args:
-            state_dict: ignored, but accepted from Spinning Up's scripts; environments are rebuilt
-                from ``config.json``.
+            state_dict: ignored; accepted for compatibility with Spinning Up's scripts.
+                Environments are rebuilt from ``config.json``.
             itr: number to append to the file name, to keep more than the last save.
         """
         assert self._model is not None, "call setup_pytorch_saver first"

@@ -132,7 +132,7 @@ class Actor(nn.Module):
 
 
 class MLPCategoricalActor(Actor):
-    """A policy over discrete actions: a softmax of the network's outputs."""
+    """A policy over discrete actions: a softmax over the network's outputs."""
 
     def __init__(self, obs_dim, act_dim, hidden_sizes, activation):
         super().__init__()
@@ -143,7 +143,7 @@ class MLPCategoricalActor(Actor):
 
 
 class MLPGaussianActor(Actor):
-    """A policy over continuous actions: a diagonal Gaussian with state-independent deviation."""
+    """A diagonal Gaussian policy with state-independent standard deviation."""
 
     def __init__(self, obs_dim, act_dim, hidden_sizes, activation):
         super().__init__()
@@ -271,7 +271,7 @@ def squashed_gaussian(out: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 class SquashedGaussianActor(_BoxActor):
-    """A Gaussian policy with state-dependent deviation, squashed by tanh to the Box."""
+    """A Gaussian policy with state-dependent standard deviation, squashed by tanh to the Box."""
 
     def __init__(self, observation_space, action_space, hidden_sizes, activation):
         super().__init__(action_space)

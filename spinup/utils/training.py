@@ -1,4 +1,4 @@
-"""The frame of every training run, and the check of its hyperparameters."""
+"""The set-up and clean-up of every training run, and the checks of its hyperparameters."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class TrajectoryBuffer:
 
         Returns:
             ``obs``, ``act``, ``ret``, ``val`` and ``adv`` (normalised over all ranks to mean 0 and
-            deviation 1), each of length ``size``.
+            standard deviation 1), each of length ``size``.
         """
         still_alive()
         assert self.ptr == self.size, "the buffer isn't full"

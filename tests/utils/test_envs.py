@@ -394,11 +394,11 @@ def test_a_space_is_handled_by_some(space, able, algorithm):
         (
             Box(0, 9, (2,), np.int64),
             "ppo",
-            r"Box of floating-point numbers or a Discrete, not Box.*; no other algorithm does",
+            r"Box of floating-point numbers or a Discrete, not Box.*; no other algorithm handles it",
         ),
         (Box(0, 9, (2,), np.int64), "sac", r"floating-point numbers, not Box"),
         (MultiDiscrete([2, 2]), "ppo", r"ppo handles .*, not MultiDiscrete\(\[2 2\]\)"),
-        (MultiBinary(2), "ppo", r"not MultiBinary\(2\); no other algorithm does"),
+        (MultiBinary(2), "ppo", r"not MultiBinary\(2\); no other algorithm handles it"),
         (Tuple([FLOATS, FLOATS]), "sac", r"not Tuple\(.*; wrap the environment"),
         (Dict(a=FLOATS), "ppo", r"not Dict\("),
     ],
