@@ -34,7 +34,7 @@ _FIRST_CHECKS = 25
 _CHECK_EVERY = 97
 _LARGEST_CONSTANT = 64  # numbers in a torch.tensor(...) of an update
 _MOST_COMBINATIONS = 8  # of flags
-# With so many changes of what the update reads within so many calls, a capture doesn't pay.
+# A capture doesn't pay if values that the update reads change so often within so many calls.
 _MOST_CHANGES, _WITHIN = 5, 25
 
 _local = threading.local()  # its attribute `tape` is the recording in progress in this thread
@@ -251,7 +251,7 @@ class _Tape(TorchDispatchMode):
 
     Args:
         builds: whether the tape will be replayed; otherwise it is only compared with another one.
-        looks: whether to detect that values leave PyTorch without the dispatcher.
+        looks: whether to detect values that leave PyTorch past the dispatcher.
     """
 
     def __init__(self, builds: bool = True, looks: bool = True):

@@ -1,4 +1,4 @@
-"""Environments: make, seed, adapt to the algorithms, and check what they return."""
+"""Makes and seeds environments, adapts them to the algorithms, and checks their results."""
 
 from __future__ import annotations
 

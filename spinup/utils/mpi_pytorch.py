@@ -97,7 +97,7 @@ def mpi_avg_grads(
     for p in _parameters(module):
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-        grad = p.grad.cpu().contiguous()  # the gradient itself where it lies on the CPU
+        grad = p.grad.cpu().contiguous()  # no copy if it is on the CPU
         grad.mul_(1 / num_procs() if weight is None else weight)
         capture.run(sum_in_place, capture.array(grad))
         p.grad.copy_(grad)

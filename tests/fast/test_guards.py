@@ -455,12 +455,12 @@ def test_what_no_guard_sees_is_found_by_the_next_comparison(first, lasts, monkey
             x.mul_(2)
 
     step = Captured(update)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for number in range(1, 301):  # noqa: B007 (a cell of the update)
             step()
     is_seen = lasts or first <= 25 or first % 97 == 0
-    assert len(told) == is_seen and step.is_captured == (not is_seen)
+    assert len(caught) == is_seen and step.is_captured == (not is_seen)
     if is_seen and lasts:
         compared = next(n for n in (*range(1, 26), 97, 194) if n >= first)
         assert step.num_replays == len(range(26, compared)) - (compared > 97)
