@@ -52,4 +52,4 @@ def test_nothing_is_evaluated_and_no_pickle_is_read():
                 found[path.name] = called
     # A launcher's own file of mode 0600, outside of any run folder: what can't be named or written
     # as JSON, such as a notebook's function, has no other way into its process.
-    assert found == {"entrypoint.py": "pickle.load"}
+    assert found == {"spec.py": "pickle.load"}
