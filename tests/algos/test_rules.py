@@ -439,7 +439,7 @@ def test_an_infinite_loss_stops_the_run(tmp_path, algorithm):
     ],
 )
 def test_a_learning_rate_beyond_reason_stops_the_run(tmp_path, algorithm, rate, loss):
-    message = rf"the gradient of {loss} in Clock is NaN or infinite in update \d, and the param"
+    message = rf"the gradient of {loss} in Clock is NaN or infinite in update \d; the param"
     with pytest.raises(FloatingPointError, match=message):
         train(algorithm, Made(length=6), tmp_path, **{rate: 1e38})
     assert _status(tmp_path)["state"] == "failed"

@@ -124,7 +124,7 @@ BAD = [
     ),
     ("ppo", returning("pi", lambda out: out[0]), "pi of OnPolicy returns a Normal; it must return"),
     ("ppo", returning("v", lambda out: out / 0), r"v\(obs\) contains NaN or infinity before"),
-    ("ppo", without("v"), "Less has no v: docs/actor_critics.md"),
+    ("ppo", without("v"), "Less has no v: see docs/actor_critics.md"),
     ("ppo", without("pi"), "Less has no pi"),
     ("ppo", without("act"), "Less has no act"),
     ("ppo", frozen("pi"), "all parameters of pi of OnPolicy are frozen"),

@@ -909,8 +909,8 @@ def test_observations_that_are_not_of_their_space_are_told(obs, space, message, 
         play(**outcomes, space=space)
     said = describe_error(raised.value)
     assert re.fullmatch(
-        rf"ValueError: Scripted returned an observation {message}.* at {where}, which is not of "
-        rf"its observation_space, {re.escape(str(space))} \(seed 7, {action}\)",
+        rf"ValueError: Scripted returned an observation {message}.* at {where}, which doesn't "
+        rf"match its observation_space, {re.escape(str(space))} \(seed 7, {action}\)",
         said,
     )
 
