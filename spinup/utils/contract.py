@@ -132,8 +132,7 @@ def _check_outputs(ac, name, env, device, outputs):
             checks = [("q(obs, act)", ac.q(*on_device), (2, _BATCH))]
             if "first" in outputs and not hasattr(ac.q, "first"):
                 raise ValueError(
-                    f"q of {name} has no method first(obs, act) that returns the first critic's "
-                    "values"
+                    f"q of {name} has no first(obs, act), which returns the first critic's values"
                 )
             if "first" in outputs:
                 checks.append(("q.first(obs, act)", ac.q.first(*on_device), batch))

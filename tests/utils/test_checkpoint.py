@@ -111,7 +111,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(name, tmp_path):
 def test_one_of_another_step_or_number_of_ranks_is_not_taken(tmp_path, monkeypatch):
     write(tmp_path, 1)
     os.rename(tmp_path / "step-1", tmp_path / "step-2")
-    assert "of another checkpoint" in checkpoint.check(tmp_path / "step-2")
+    assert "belongs to another checkpoint" in checkpoint.check(tmp_path / "step-2")
     write(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "num_procs", lambda: 2)
     assert checkpoint.check(tmp_path / "step-1") == "it was saved on 1 ranks, but this run has 2"
