@@ -208,7 +208,7 @@ def test_own_class_is_imported(tmp_path):
 def test_own_function_has_to_be_passed(tmp_path):
     train("ppo", "CartPole-v1", tmp_path, actor_critic=build_own)
     with pytest.raises(
-        ValueError, match=r"build_own' is no subclass of torch.nn.Module.*: pass actor_critic="
+        ValueError, match=r"build_own' is not a subclass of torch.nn.Module.*: pass actor_critic="
     ):
         load_policy(tmp_path)
     assert type(load_policy(tmp_path, actor_critic=build_own).ac) is OwnActorCritic
@@ -431,7 +431,7 @@ def test_corrupt_config(run, text):
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "3", '{"env": null}'])
 def test_config_of_something_else(run, text):
     (run / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"not that of a training run: it lacks \['actor"):
+    with pytest.raises(ValueError, match=r"not from a training run: it lacks \['actor"):
         load_policy(run)
 
 

@@ -138,7 +138,7 @@ def test_a_dict_gains_entries_and_is_not_changed():
         (lambda: grid_of("x", a=[]), "a has no values"),
         (lambda: ExperimentGrid().add("a:", 1), "'a:' is not the name of a parameter"),
         (lambda: ExperimentGrid().add("a", 1, shorthand=3), "shorthand of a must be a string"),
-        (lambda: ExperimentGrid("../x"), r"'\.\./x' is not fit for a folder's name"),
+        (lambda: ExperimentGrid("../x"), r"'\.\./x' can't be the name of a folder"),
         (lambda: grid_of("x", a=1, a__b=2).variants(), "a:b can't be set: a is given as 1"),
         (lambda: grid_of("x", a__b=1, a=2).variants(), "a is given twice"),
     ],

@@ -235,7 +235,7 @@ ODD = {
     "text": ("ü{", "can't be read"),
     "truncated": ('{"state": "fini', "can't be read"),
     "nothing": ("", "can't be read"),
-    "list": ("[1]", "can't be read: ValueError: it holds no object, but a list"),
+    "list": ("[1]", "can't be read: ValueError: expected a JSON object, not a list"),
     "deep": ("[" * 100_000, "can't be read"),
     "digits": ('{"steps": ' + "9" * 5000 + "}", "can't be read"),
     "state": ('{"state": null}', "state is null"),
@@ -303,7 +303,7 @@ def test_a_name_that_is_too_long_is_one_line(words, here, capsys):
         return
     assert main(line.split()) == 2
     error = capsys.readouterr().err
-    assert "has 300 characters, and a folder's name can have 200 here: shorten it" in error
+    assert "has 300 characters, but at most 200 are allowed: shorten it" in error
     assert error.count("\n") == 1
     assert not list(here.iterdir())
 
