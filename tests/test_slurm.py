@@ -144,15 +144,15 @@ def test_a_job_that_fails_is_not_queued_again_and_resume_submits_what_is_left(
 @pytest.mark.parametrize(
     "options, told",
     [
-        ("time=5 partition=nosuch", "spinup ppo: Slurm took no job: sbatch: error: "),
+        ("time=5 partition=nosuch", "spinup ppo: Slurm rejected the jobs: sbatch: error: "),
         ("partition", "--slurm takes key=value, each key once, not 'partition'"),
         ("time=soon", "slurm: time must be minutes, hours:minutes:seconds or days-hours"),
         ("partition=low", "slurm needs a time limit, such as time=8:00:00"),
         ("gpus=none", "slurm: gpus must be a positive whole number, not 'none'"),
         ("output=x", "slurm: output is set by the grid itself: leave it out"),
         ("cpus_per_task=8", "slurm: cpus_per_task is set by the grid itself: leave it out"),
-        ("--jobs 2", "jobs is Slurm's affair"),
-        ("--timeout 2", "timeout is Slurm's affair"),
+        ("--jobs 2", "jobs can't be combined with slurm"),
+        ("--timeout 2", "timeout can't be combined with slurm"),
     ],
 )
 def test_what_can_not_be_submitted(options, told, spinup_run, tmp_path):

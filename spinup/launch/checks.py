@@ -189,5 +189,5 @@ def check_jobs(jobs: int, experiments: Sequence[Experiment]) -> list[str]:
         return []
     busy, cores = min(jobs, sum(e.num_cpu for e in experiments)), usable_cores()
     if len(experiments) > 1 and busy > cores:
-        return [f"{busy} processes at once will take turns on {plural(cores, 'usable core')}"]
+        return [f"{busy} processes at once will share {plural(cores, 'usable core')}"]
     return []

@@ -156,7 +156,7 @@ class Display(Watcher):
             self.say(escape(f"Stopping {labels}: waiting until the state is saved, {limit}"))
 
     def stopped(self, outcomes: Sequence[Outcome], waiting: int) -> None:
-        """Prints what an interruption has ended, and how."""
+        """Prints how the interrupted variants ended."""
         for outcome in outcomes:
             style = STATE_STYLES[outcome.state]
             reason = f": {outcome.reason}" if outcome.reason else ""
@@ -168,7 +168,7 @@ class Display(Watcher):
         self.say("Continue with the same command and --resume")
 
     def say(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line."""
         self.console.print(text, soft_wrap=True)
 
 
@@ -177,7 +177,7 @@ class PlainDisplay(Display):
 
     def __init__(self, total: int):
         super().__init__(total)
-        self._shown: dict[Path, tuple[float, int]] = {}  # time and epoch of the last line, by folder
+        self._shown: dict[Path, tuple[float, int]] = {}  # last line's time and epoch
 
     def started(self, experiment):
         self._shown[experiment.folder] = (-PLAIN_SECONDS, -1)

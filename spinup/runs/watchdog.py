@@ -87,17 +87,17 @@ class Watchdog:
         holds the GIL.
         """
         beat = min(1.0, self.seconds / 40)
-        beats, armed_at, told = 0, self._armed_at, False
+        beats, armed_at, has_printed = 0, self._armed_at, False
         while True:
             time.sleep(beat)
             beats, latest = beats + 1, self._armed_at
             if not latest:  # stopped
                 return
             if latest != armed_at:
-                beats, armed_at, told = 0, latest, False
+                beats, armed_at, has_printed = 0, latest, False
             waited = time.monotonic() - armed_at if self._is_rank else beats * beat
-            if waited > 0.85 * self.seconds and not told:
-                told = True
+            if waited > 0.85 * self.seconds and not has_printed:
+                has_printed = True
                 where = self._doing() if self._doing else UNKNOWN_PLACE
                 sys.stderr.write(f"{self._name} hangs in {where}\n")
                 sys.stderr.flush()

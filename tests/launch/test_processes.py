@@ -82,7 +82,7 @@ def test_the_grace_of_one_that_will_not_end_is_limited(here):
     assert run.process.returncode == -signal.SIGKILL
     status = read_status("data/x")
     assert status["state"] == "interrupted"
-    assert status["error"].startswith("ended before it could save its state; --resume starts it")
+    assert status["error"].startswith("killed before it could save its state; --resume starts it")
 
 
 def test_what_a_run_leaves_behind_is_ended(here):
@@ -175,14 +175,14 @@ def test_ctrl_c_leaves_no_process_behind(launcher, here):
     process.send_signal(signal.SIGINT)  # they don't heed the first
     process.wait(100)
     printed = (here / "printed.txt").read_text()
-    assert "Stopping g_s0, g_s1: waiting until the state is saved, for 60 s at most" in printed
+    assert "Stopping g_s0, g_s1: waiting until the state is saved, for at most 60 s" in printed
     assert "1 variant had not started" in printed
     assert process.returncode != 0
     assert processes_of(here) == []
     for seed in (0, 1):
         status = read_status(here / f"data/g/g_s{seed}")
         assert status["state"] == "interrupted"
-        assert "ended before it could save its state" in printed
+        assert "killed before it could save its state" in printed
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can do it")

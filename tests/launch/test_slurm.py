@@ -43,7 +43,7 @@ def test_options_go_to_submitit_or_to_sbatch():
     "options, message",
     [
         ({}, "slurm needs a time limit"),
-        ({"time": "0"}, "a time limit must be a minute at least, not '0'"),
+        ({"time": "0"}, "a time limit must be at least a minute, not '0'"),
         ({"time": "1:2:3:4"}, "time must be minutes, hours:minutes:seconds or days-hours"),
         ({"time": 5, "gpus": 0}, "gpus must be a positive whole number, not 0"),
         ({"time": 5, "ntasks_per_node": 2}, "ntasks_per_node is set by the grid itself"),
