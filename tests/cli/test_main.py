@@ -188,7 +188,7 @@ MISTAKES = [
     ("{} --wrapper os", "'os' is not the name of a function: write it as 'module:function'"),
     ("{} --wrapper", "--wrapper needs a value"),
     ("{} --wrapper os:getcwd", "--env CartPole-v1 --wrapper os:getcwd: "),
-    ("ppo CartPole-v1", "'CartPole-v1' belongs to no flag"),
+    ("ppo CartPole-v1", "'CartPole-v1' follows no flag"),
     ("{} --clip_ration 0.1", "unknown flag --clip_ration: did you mean --clip_ratio?"),
     (
         "{} --hidden_sizes [8]",

@@ -282,7 +282,7 @@ def test_runs_of_several_environments_are_told_apart_and_not_averaged(capsys):
         Path(folder, "config.json").write_text(json.dumps(config))
     (figure,) = make_plots("data")
     assert legend_names(figure) == ["a (CartPole-v1)", "a (Pendulum-v1)", "pendulum-v1_b"]
-    note = "these runs are of 2 environments, whose returns don't compare: CartPole-v1, Pendulum-v1"
+    note = "runs are in 2 environments, whose returns can't be compared: CartPole-v1, Pendulum-v1"
     assert note in capsys.readouterr().out
     assert legend_names(make_plots("data/Pendulum-v1")[0]) == ["a", "pendulum-v1_b"]
     assert "environments" not in capsys.readouterr().out
@@ -377,7 +377,7 @@ def test_a_legend_names_each_folder(folders):
 def test_a_missing_column_is_named_with_the_nearest(capsys):
     runs = [frame([1.0, 2], LossPi=[3.0, 4]), frame([1.0, 2], condition="b")]
     assert curves(plot_data(runs, value="LossPi")) == [[3, 4]]
-    note = "'b': left out all 1 runs, without a number in 'LossPi' over 'Epoch'"
+    note = "'b': left out all 1 runs: no number in 'LossPi' over 'Epoch'"
     assert note in capsys.readouterr().out
     there = "there are AverageEpRet, Epoch, LossPi"
     with pytest.raises(ValueError, match=f"^no column 'LossP'; {there}: did you mean LossPi.$"):
@@ -393,8 +393,8 @@ def test_runs_without_a_number_are_named(capsys):
     axes = plot_data(runs)
     assert curves(axes) == [[1, 2]]  # no jump, and no thin part, for a run that never had a number
     printed = capsys.readouterr().out
-    assert "'a': left out 1 of 2 runs, without a number in 'AverageEpRet' over 'Epoch'" in printed
-    assert "'b': left out all 1 runs, without a number in 'AverageEpRet' over 'Epoch'" in printed
+    assert "'a': left out 1 of 2 runs: no number in 'AverageEpRet' over 'Epoch'" in printed
+    assert "'b': left out all 1 runs: no number in 'AverageEpRet' over 'Epoch'" in printed
 
 
 def test_nothing_to_draw_is_an_error():
@@ -521,7 +521,7 @@ def test_the_command_writes_files_and_returns_zero(folders, capsys):
     assert main(["data/sac", "-y", "Performance", "Epoch", "--count"]) == 0  # no display: Agg
     assert Path("plot-Performance.png").exists() and Path("plot-Epoch.png").exists()
     out = capsys.readouterr().out
-    assert "no display to open a window on: writing a file" in out
+    assert "no display for a window: writing a file" in out
     assert "saved plot-Epoch.png" in out
 
 
@@ -575,7 +575,7 @@ def test_without_a_display(folders):
         env=env, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert "no display to open a window on" in done.stdout and "saved plot.png" in done.stdout
+    assert "no display for a window" in done.stdout and "saved plot.png" in done.stdout
     assert Path("plot.png").exists() and Path("python.png").exists()
 
 
@@ -589,7 +589,7 @@ def test_with_a_window_system_that_cannot_start(folders, monkeypatch, capsys):
 
     monkeypatch.setattr(plt, "figure", fail_once)
     assert main(["data/sac"]) == 0
-    assert "no display to open a window on" in capsys.readouterr().out
+    assert "no display for a window" in capsys.readouterr().out
     assert Path("plot.png").exists()
 
 

@@ -368,10 +368,10 @@ def test_wrappers_that_were_named_come_back(tmp_path):
 @pytest.mark.parametrize(
     ("env_fn", "reason"),
     [
-        (make_bare_env, "came from a function and has no id"),
+        (make_bare_env, "was made by a function and has no id"),
         (
             lambda: gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), MINUS_ONE, -MINUS_ONE),
-            "Pendulum-v1, came from a function that wrapped it in RescaleAction",
+            "Pendulum-v1, was made by a function that wrapped it in RescaleAction",
         ),
     ],
     ids=["bare", "wrapped"],
@@ -399,7 +399,7 @@ def test_render_mode(runs):
     env = load_env(runs("ppo"), render_mode="rgb_array")
     assert env.render_mode == "rgb_array"
     assert load_env(runs("ppo")).rendered("rgb_array").render_mode == "rgb_array"
-    with pytest.raises(ValueError, match=r"render_mode None: have it pass 'rgb_array'"):
+    with pytest.raises(ValueError, match=r"render_mode None: pass render_mode='rgb_array'"):
         load_env(runs("ppo"), lambda: gym.make("CartPole-v1"), render_mode="rgb_array")
 
 

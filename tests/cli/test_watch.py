@@ -311,6 +311,8 @@ def test_videos_need_moviepy(cartpole, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)  # as if it weren't installed
     with pytest.raises(SystemExit, match="2"):
         main([str(cartpole), "--video", str(tmp_path / "videos")])
-    expected = "spinup test_policy: --video needs MoviePy: pip install '.[video]' in the checkout\n"
+    expected = (
+        "spinup test_policy: --video needs MoviePy: in the checkout, pip install '.[video]'\n"
+    )
     assert capsys.readouterr().err == expected
     assert not (tmp_path / "videos").exists()
