@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
+from spinup.cli import policies
 from spinup.cli.watch import load_policy_and_env, main, record_frames, run_policy
-from spinup.runs import loading
 from tests.algos.runs import train
 
 needs_pygame = pytest.mark.skipif(
@@ -179,8 +179,8 @@ def test_with_a_display_it_opens_a_window_and_closes_it(cartpole, monkeypatch, c
         windows.append(open_window(env, render_mode))
         return windows[-1]
 
-    open_window = loading.RunEnv.rendered
-    monkeypatch.setattr(loading.RunEnv, "rendered", rendered)
+    open_window = policies.RunEnv.rendered
+    monkeypatch.setattr(policies.RunEnv, "rendered", rendered)
     monkeypatch.setattr("spinup.cli.watch.has_display", lambda: True)
     env, get_action = load_policy_and_env(cartpole, seed=1)
     with_window = run_policy(env, get_action, num_episodes=1)
