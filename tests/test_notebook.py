@@ -84,7 +84,7 @@ def test_the_quickstart(tmp_path):
     assert max(curve[-3:]) > 5 * curve[0]
     assert [len(images(cells[name])) for name in ("plot", "frames", "grid-plot")] == [1, 1, 1]
 
-    # The deterministic policy balances for longer than the policy of the first epoch; frames show it.
+    # The deterministic policy balances for longer than that of the first epoch, and frames show it.
     watched = printed(cells["watch"])
     assert watched.count("Episode ") == 5
     average = float(watched.split("AverageEpRet |")[1].split("|")[0])

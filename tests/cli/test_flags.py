@@ -167,7 +167,7 @@ def test_refuses(kinds, text, message):
         read_value("x", text, kinds)
 
 
-# --- What an algorithm takes ----------------------------------------------------------------------
+# --- Parameters of an algorithm -------------------------------------------------------------------
 
 
 def test_parameters_come_from_signature_and_docstring():
@@ -202,7 +202,7 @@ def test_reads_a_docstring():
     assert read_docstring(lambda: 0) == ("", {})
 
 
-def test_parameters_of_networks_of_a_users_own():
+def test_parameters_of_own_networks():
     class Own(torch.nn.Module):
         def __init__(self, observation_space, action_space, width: int = 8):
             """Makes them.

@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
 
 
 def run(line, capsys):
-    """Runs a command line in this process; returns its status and what it printed."""
+    """Runs a command line in this process; returns its status, output and errors."""
     status = spinup.cli.main.main(shlex.split(line))
     printed = capsys.readouterr()
     return status, printed.out, printed.err
@@ -275,7 +275,7 @@ def test_more_ranks_than_cores_are_refused_unless_asked_for(capsys, monkeypatch,
     assert run(f"{QUICK} --cpu 3 --oversubscribe", capsys)[0] == 0
     assert run(f"{QUICK} --cpu 2", capsys)[0] == 0
     assert [plan.experiments[0].num_cpu for plan in started] == [3, 2]
-    # A cluster's nodes have other cores than the machine from which jobs are submitted
+    # The nodes of a cluster may have more cores than the machine that submits the jobs
     assert "asks for more ranks" not in run(f"{QUICK} --cpu 3 --slurm mem=4G", capsys)[2]
 
 
@@ -329,7 +329,7 @@ def test_a_variant_that_fails_gives_status_1(capsys, here):
     assert re.search("cmd_ppo_s0: ZeroDivisionError", out)
 
 
-# A file as an installation makes it for `spinup`: its folder is not the current one
+# The script that an installation makes for `spinup`, whose folder isn't the current folder
 CONSOLE_SCRIPT = "import sys\nfrom spinup.cli.main import main\nsys.exit(main())\n"
 
 
@@ -355,7 +355,7 @@ def test_wrappers_and_networks_of_the_current_folder(run_python, here, how):
     result = run_python([*command, *"test_policy data/own/own_s0 -n 2 -nr".split()], timeout=100)
     assert (result.returncode, result.stderr) == (0, "")
     episodes = re.findall(r"EpRet ([\d.]+) \t EpLen (\d+)", result.stdout)
-    # Half of each reward, and then one more, in this order
+    # Each reward is halved first, and then increased by one
     assert len(episodes) == 2
     for ep_ret, length in episodes:
         assert float(ep_ret) == 1.5 * int(length)

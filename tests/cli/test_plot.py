@@ -27,7 +27,7 @@ def no_windows(tmp_path, monkeypatch):
 
 
 def write_run(folder, returns, exp_name=None, **columns):
-    """A run folder with one line per return; a further column for each keyword."""
+    """Writes a run folder with one line per return, and one more column per keyword."""
     steps = [1000 * (i + 1) for i in range(len(returns))]
     table = {"Epoch": range(len(returns)), "AverageEpRet": returns, "TotalEnvInteracts": steps}
     os.makedirs(folder)
@@ -77,7 +77,9 @@ def test_smoothing_is_spinning_ups_where_nothing_is_missing(width):
 
 def test_smoothing_passes_over_nan_and_infinity():
     runs = [frame([NAN, 2.0, NAN, 6.0, np.inf, NAN, NAN])]
-    assert curves(plot_data(runs, smooth=3)) == [[2, 2, 4, 6, 6]]  # the last window has no number
+    assert curves(plot_data(runs, smooth=3)) == [
+        [2, 2, 4, 6, 6]
+    ]  # the last window contains no number
 
 
 @pytest.mark.parametrize("smooth", [0, -3, 2.5, "5", None])
@@ -189,7 +191,7 @@ def test_a_run_has_the_columns_of_spinning_up():
     write_run("data/a/a_s0", [1.0, 2], "a")
     write_run("data/a/a_s1", [3.0, 4], "a", AverageTestEpRet=[5.0, 6])
     write_run("data/b/b_s0", [7.0, 8], "b")
-    for _ in range(2):  # nothing is kept between calls
+    for _ in range(2):  # no state is kept between calls
         runs = get_all_datasets(["data/a", "data/b"])
         assert [run["Unit"][0] for run in runs] == [0, 1, 0]
         assert [run["Condition1"][0] for run in runs] == ["a", "a", "b"]
@@ -208,10 +210,10 @@ HEADER = "Epoch\tAverageEpRet\tTotalEnvInteracts\n"
         ("1\t20\t2000\n", [10, 20]),
         ("1\tnan\t2000\n", [10, NAN]),
         ("1\t20\t2000\r\n", [10, 20]),
-        ("1\t20\t20", [10]),  # 2000 cut short
+        ("1\t20\t20", [10]),  # an incomplete 2000
         ("1\t2", [10]),
         ("1\t20\n", [10]),
-        ("1\t2\n2\t30\t3000\n", [10, 30]),  # appended to after it was cut
+        ("1\t2\n2\t30\t3000\n", [10, 30]),  # continued after an incomplete line
         ('1\t"20\t2000\n2\t30\t3000\n', [10, None, 30]),
         ("\0\0\0\t20\t2000\n", [10, 20]),
         ("", [10]),
@@ -445,7 +447,7 @@ def test_saving_appends_the_value_where_there_are_several(folders, capsys):
         "c.v1-Epoch.svg", "c.v1-Performance.svg",
     ]  # fmt: skip
     assert "saved c.v1-Epoch.svg" in capsys.readouterr().out
-    assert not plt.get_fignums()  # no window was in it
+    assert not plt.get_fignums()  # nothing was drawn by pyplot
 
 
 def test_settings_of_the_caller_stay(folders):

@@ -32,7 +32,7 @@ def names(grid):
 # --- Folders --------------------------------------------------------------------------------------
 
 
-# --- Names: what Spinning Up's code calls them ----------------------------------------------------
+# --- Names, as in Spinning Up's code --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_gpus_are_shared_evenly(here, monkeypatch):
         deadline = time.monotonic() + 200
         folders = Path(logger_kwargs["output_dir"]).parent
         while len(list(folders.glob("*/gpus"))) < 6 and time.monotonic() < deadline:
-            time.sleep(0.05)  # all six are under way at once
+            time.sleep(0.05)  # all six run at once
 
     grid_of("g", seed=list(range(6)), device=["cuda"]).run(seen, jobs=6)
     used = sorted(path.read_text() for path in here.glob("data/g/*/gpus"))
@@ -275,7 +275,7 @@ def test_gpus_are_shared_evenly(here, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "plotted"),
     [
-        (["demo"], "data/demo/"),  # not demo2, which another command may have made
+        (["demo"], "data/demo/"),  # excludes demo2, which another command may have made
         (["demo_a1", "demo_a10"], "data/demo_a1"),
         (["demo_a1", "demo_b2"], "data/demo"),
         (["demo", "demo_flag"], "data/demo"),
@@ -298,7 +298,7 @@ def test_a_grid_over_functions_and_overwriting(here, capsys):
         "g_algnote/g_algnote_s1",
         "g_algfake/g_algfake_s1",
     ]
-    assert read_status(folders[0])["state"] == "finished"  # though it makes no Logger
+    assert read_status(folders[0])["state"] == "finished"  # although it makes no Logger
     assert [p.parent.name for p in here.glob("data/*/*/progress.txt")] == ["g_algfake_s1"]
     assert "Starting in" not in capsys.readouterr().out  # only a terminal counts down
 
@@ -325,7 +325,7 @@ def test_a_folder_that_can_not_be_made_fails_its_variant_alone(here, monkeypatch
     assert read_status("data/g/g_s1")["state"] == "finished"
 
 
-# --- In a world that an outer mpiexec has started -------------------------------------------------
+# --- In an MPI world of an outer mpiexec ----------------------------------------------------------
 
 
 def test_a_world_runs_the_experiment_itself(run_on_ranks, here):

@@ -106,7 +106,9 @@ def test_ranks_take_as_many_slots_as_they_are(here):
     waiting = [Experiment("g", fake, {}, num_cpu=n) for n in (1, 2, 3, 9)]
     running = [SimpleNamespace(experiment=waiting[1])]
     assert [launch._fits(experiment, running, 4) for experiment in waiting] == [1, 1, 0, 0]
-    assert all(launch._fits(experiment, [], 4) for experiment in waiting)  # alone, all may
+    assert all(
+        launch._fits(experiment, [], 4) for experiment in waiting
+    )  # alone, each of them may run
 
 
 # --- Interruptions --------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ def test_ctrl_c_leaves_no_process_behind(launcher, here):
     process.send_signal(signal.SIGINT)
     wait_until(lambda: "Stopping" in (here / "printed.txt").read_text())
     time.sleep(1)
-    process.send_signal(signal.SIGINT)  # they don't heed the first
+    process.send_signal(signal.SIGINT)  # the runs ignore the first signal
     process.wait(100)
     printed = (here / "printed.txt").read_text()
     assert "Stopping g_s0, g_s1: waiting until the state is saved, for at most 60 s" in printed
