@@ -123,7 +123,7 @@ def undisturbed(tmp_path_factory):
 
 
 def kill_and_resume(algorithm, ranks, kills, rng, folder, undisturbed):
-    """Disturbs a run `kills` times; returns what was done and the steps where it continued."""
+    """Disturbs a run `kills` times; returns the disturbances and the steps where it continued."""
     expected, begin, end = undisturbed(algorithm, ranks)
     done = []
     for _ in range(kills):

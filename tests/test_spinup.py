@@ -50,6 +50,6 @@ def test_nothing_is_evaluated_and_no_pickle_is_read():
                 "pickle" in called and called.endswith(("load", "loads"))
             ):
                 found[path.name] = called
-    # The exception is the launcher's private file (mode 0600) outside of run folders: functions that
+    # The exception is the launcher's private file (mode 0600) outside run folders: functions that
     # can't be imported, such as those of a notebook, reach their process in no other way.
     assert found == {"spec.py": "pickle.load"}

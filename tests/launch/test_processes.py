@@ -146,7 +146,7 @@ def wait_until(condition, seconds=100):
 
 @pytest.fixture
 def launcher(here):
-    """Starts a grid of runs that never end, in a process of its own; returns it when two run."""
+    """Starts a process with a grid of runs that never end; returns it when two of them run."""
     started = []
 
     def start(num_cpu):
