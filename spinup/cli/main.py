@@ -30,7 +30,7 @@ from spinup.cli.flags import (
 )
 from spinup.cli.hints import hint, nearest
 from spinup.launch.cores import usable_cores
-from spinup.runs.wording import one_line
+from spinup.runs.wording import one_line, plural
 from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.version import __version__
 
@@ -265,8 +265,8 @@ def _check_cores(num_cpu):
     cores = usable_cores()
     if num_procs() == 1 and isinstance(num_cpu, int) and num_cpu > cores:
         raise UsageError(
-            f"--cpu {num_cpu} asks for more ranks than this machine has usable cores, {cores}: "
-            "they would share cores and be slower. Give --cpu auto for all cores, or "
+            f"--cpu {num_cpu} asks for more ranks than the {plural(cores, 'usable core')} of this "
+            "machine: they would share cores and be slower. Give --cpu auto for all cores, or "
             "--oversubscribe to start them anyway"
         )
 

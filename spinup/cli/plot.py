@@ -283,7 +283,7 @@ def _choose_folders(logdirs, select, exclude):
     folders = [f for f in folders if not any(s in f for s in exclude)]
     if not folders:
         raise ValueError(
-            f"no folder is left of {list(found.values())} after {select=} and {exclude=}"
+            f"{select=} and {exclude=} leave none of the folders {list(found.values())}"
         )
     return folders
 
@@ -302,7 +302,7 @@ def _find_folders(logdir):
         near = difflib.get_close_matches(prefix, there, n=8, cutoff=0.5) or there[:8]
         raise ValueError(
             f"no folder whose name starts with {prefix!r} in {parent or os.curdir!r}; "
-            f"there {f'are {near}' if near else 'is none at all'}"
+            f"there are {near or 'no folders there'}"
         )
     return [os.path.join(parent, name) for name in matches]
 

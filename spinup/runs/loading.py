@@ -43,7 +43,7 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} is not a run folder, it has no config.json{_runs_below(folder)}"
+            f"{str(folder)!r} is not a run folder: it has no config.json{_runs_below(folder)}"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def _runs_below(folder):
 def _did_you_mean(folders):
     names = [repr(str(folder)) for folder in folders]
     more = " ..." if names[4:] else ""
-    return f": did you mean {' or '.join(names[:4])}{more}?" if names else ""
+    return f"; did you mean {' or '.join(names[:4])}{more}?" if names else ""
 
 
 def find_weights(folder: Path, itr: int | str) -> Path:
@@ -182,7 +182,7 @@ def _torch_class(name, key):
     if found is None or found.__module__ != module:
         raise ValueError(
             f"The run's {key} is {name!r}, which is not a class of torch.nn and is not imported: "
-            "pass all of its ac_kwargs=... from Python"
+            "from Python, pass ac_kwargs=... with all of them"
         )
     return found
 

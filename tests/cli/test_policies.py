@@ -411,7 +411,7 @@ def test_render_mode(runs):
 def test_no_such_folder_names_those_that_begin_so(runs):
     parent = runs("ppo").parent
     with pytest.raises(
-        FileNotFoundError, match=r"no folder '.*ppo_C': did you mean '.*ppo_C.*_s0'"
+        FileNotFoundError, match=r"no folder '.*ppo_C'; did you mean '.*ppo_C.*_s0'"
     ):
         load_policy(parent / "ppo_C")
     with pytest.raises(FileNotFoundError, match=r"no folder '.*nothing'$"):
@@ -419,7 +419,7 @@ def test_no_such_folder_names_those_that_begin_so(runs):
 
 
 def test_an_experiments_folder_names_its_runs(runs):
-    with pytest.raises(FileNotFoundError, match=r"no config.json: did you mean '.*ppo_.*_s0'"):
+    with pytest.raises(FileNotFoundError, match=r"no config.json; did you mean '.*ppo_.*_s0'"):
         load_policy(runs("ppo").parent)
 
 

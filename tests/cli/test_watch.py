@@ -261,7 +261,7 @@ def test_the_command_interrupted(cartpole, monkeypatch, capsys):
         (["RUN", "-i", "../../x"], "argument --itr/-i: expected a number or 'last'"),
         (["RUN", "-i", "7"], "holds no save 7: it has last"),
         (["RUN_s"], "There is no folder"),
-        (["RUN/.."], "is not a run folder, it has no config.json: did you mean"),
+        (["RUN/.."], "is not a run folder: it has no config.json; did you mean"),
         (["RUN/config.json"], "There is no folder"),
         (["RUN", "--video", "RUN/config.json"], "File exists"),
     ],
