@@ -436,7 +436,7 @@ def _check_columns(data, xaxis, value, condition):
 
 
 def _curve(name, runs, xaxis, value, smooth):
-    """Returns tables of x, y, condition and part; part is 0 where no run is missing."""
+    """Returns tables of x, y, condition and part; part is 0 where the number of runs is largest."""
     curves = [
         (_finite(run[xaxis]), _smoothed(_finite(run[value]), smooth))
         for run in runs

@@ -174,7 +174,7 @@ class LoadedPolicy:
         self.ac, self.deterministic, self.max_ep_len = ac, deterministic, max_ep_len
         rng = np.random.default_rng() if seed is None else seed_everything(seed)
         self._act = acting_policy(ac, rng)
-        # On-policy networks must return a distribution, but their act() needn't take `deterministic`.
+        # On-policy networks must have a distribution, but act() needn't take `deterministic`.
         self._ask_pi = deterministic and hasattr(ac, "v") and not takes_deterministic(ac.act)
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:

@@ -174,7 +174,7 @@ class Run:
             self.process.send_signal(signal.SIGUSR1 if several else signal.SIGTERM)
 
     def end_for_time(self, timeout: float) -> None:
-        """Asks the run to end after `timeout` seconds; kills it if it hasn't ended later."""
+        """Asks a run that has exceeded `timeout` seconds to end; kills it after a grace time."""
         if self._late is None:
             self._late = f"it ran for longer than the timeout of {timeout:g} s"
             self.ask_to_end()
@@ -272,7 +272,7 @@ def outcome_of(experiment: Experiment, stage: Stage, exit_status: int, seconds: 
 
 
 def explain_exit(exit_status: int, log: str) -> str:
-    """Returns one line about why an experiment ended, if it recorded no reason.
+    """Returns in one line why an experiment ended that recorded no reason itself.
 
     Args:
         exit_status: exit status of its process; negative for a signal.
