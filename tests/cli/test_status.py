@@ -31,7 +31,7 @@ def test_every_run_below_a_folder_is_listed(tmp_path, monkeypatch, capsys):
     assert any(row.startswith("data/b interrupted") for row in rows)
     assert any(row.startswith("data/c unknown") for row in rows)
     assert "data/a/a_s1: ValueError: why" in rows
-    assert main(["status"]) == 0  # data, unless given
+    assert main(["status"]) == 0  # data by default
 
 
 def test_who_writes_is_running_and_who_was_killed_has_died(tmp_path):

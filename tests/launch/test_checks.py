@@ -93,6 +93,6 @@ def test_a_run_is_resumed_from_the_command_line(here, capsys):
     ]:
         assert spinup.cli.main.main([*words, *change.split(), "--resume"]) == 2
         error = capsys.readouterr().err
-        assert "cmd_ppo_s0 can't be resumed so: " + told in error
+        assert "cmd_ppo_s0 can't be resumed: " + told in error
         assert error.count("\n") == 1
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before

@@ -1,4 +1,4 @@
-"""Run folders: nothing is lost in them, and one odd file hides nothing."""
+"""Run folders: no results are lost, and an invalid status file hides no other run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PPO = dict(steps_per_epoch=100, epochs=1, ac_kwargs=dict(hidden_sizes=(8,)), tra
 
 
 def content(folder):
-    """All files of a folder but the lock's, which holds nothing."""
+    """Returns the content of all files in a folder, except for the empty lock file."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -43,7 +43,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run of PPO, started by the command line."""
+    """The folder of a run of PPO that the command line started."""
     data = tmp_path_factory.mktemp("made")
     words = "ppo --env CartPole-v1 --exp_name keep --steps_per_epoch 100 --epochs 1 --hid [8]"
     assert main([*words.split(), "--data_dir", str(data)]) == 0
@@ -52,7 +52,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def kept(made, here):
-    """A folder that holds such a run."""
+    """A copy of this run's folder."""
     folder = here / "data/keep/keep_s0"
     shutil.copytree(made, folder)
     assert {"log.txt", "experiment.json", "status.json", "config.json"} <= content(folder).keys()
@@ -107,7 +107,7 @@ def test_overwrite_removes_nothing_before_the_new_run_works(name, kept):
     with pytest.raises(error):
         getattr(spinup, algorithm)(logger_kwargs=logger_kwargs, **settings)
     assert content(kept) == before
-    # And by a launcher, whose own files are the call, the log and the status
+    # The same with a launcher, which also writes the call, the log and the status
     settings |= dict(thunk=getattr(spinup, algorithm), logger_kwargs=logger_kwargs)
     with pytest.raises(RuntimeError, match=r"log: data/keep/keep_s0/log\.failed\.txt"):
         call_experiment("keep", **settings)
@@ -190,7 +190,7 @@ def make():
 
 
 def test_two_runs_started_at_once_have_a_log_each(here, monkeypatch):
-    """The second starts when the first has looked at the folder, and hasn't locked it yet."""
+    """The second run starts after the first has checked the folder, but before it has locked it."""
     (here / "waits.py").write_text(WAITS)
     monkeypatch.syspath_prepend(here)
     import waits
@@ -222,7 +222,7 @@ def test_a_launcher_that_was_killed_leaves_nothing_for_ever(here):
     subprocess.run([sys.executable, "-c", code], check=False)
     assert len(list((here / "x").glob(".starting-*"))) == 1
     assert read_status("x")["state"] == State.STARTING
-    under_way = Stage("x")  # another launcher's, which lives
+    under_way = Stage("x")  # of another launcher, which is still running
     spinup.ppo("CartPole-v1", **PPO, logger_kwargs=dict(output_dir="x"))
     assert list((here / "x").glob(".starting-*")) == [under_way.path]
     under_way.close(has_finished=False)
@@ -235,7 +235,7 @@ ODD = {
     "text": ("ü{", "can't be read"),
     "truncated": ('{"state": "fini', "can't be read"),
     "nothing": ("", "can't be read"),
-    "list": ("[1]", "can't be read: ValueError: it holds no object, but a list"),
+    "list": ("[1]", "can't be read: ValueError: expected a JSON object, not a list"),
     "deep": ("[" * 100_000, "can't be read"),
     "digits": ('{"steps": ' + "9" * 5000 + "}", "can't be read"),
     "state": ('{"state": null}', "state is null"),
@@ -303,7 +303,7 @@ def test_a_name_that_is_too_long_is_one_line(words, here, capsys):
         return
     assert main(line.split()) == 2
     error = capsys.readouterr().err
-    assert "has 300 characters, and a folder's name can have 200 here: shorten it" in error
+    assert "has 300 characters, but at most 200 are allowed: shorten it" in error
     assert error.count("\n") == 1
     assert not list(here.iterdir())
 

@@ -353,7 +353,7 @@ def test_the_first_epoch_has_a_checkpoint_however_short(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        (dict(gamma=0.9), r"gamma is 0.9, but the run to resume has 0.99: give it that, or start"),
+        (dict(gamma=0.9), r"gamma is 0.9, but the run to resume has 0.99: use that value, or"),
         (dict(seed=4), "seed is 4, but the run to resume has 3"),
         (dict(ac_kwargs=dict(hidden_sizes=(8, 8))), r"ac_kwargs is \{'hidden_sizes': \[8, 8\]\}"),
         (dict(env_fn="MountainCarContinuous-v0"), "env_fn is 'MountainCarContinuous-v0'"),

@@ -61,9 +61,7 @@ def test_names_that_are_fit_for_a_folder(name):
     ],
 )
 def test_names_that_are_not_are_refused(name):
-    with pytest.raises(
-        ValueError, match=r"exp_name .* is not fit for a folder's name: use letters"
-    ):
+    with pytest.raises(ValueError, match=r"exp_name .* can't be the name of a folder: use letters"):
         check_exp_name(name)
 
 
