@@ -405,6 +405,8 @@ class RunFolder:
     def _take_over_launch(self):
         """Puts the launcher's files in place, and this run's status in place of the launcher's."""
         stage = stage_of(self.path)
+        if stage:
+            (stage / STATUS).unlink()  # says to the launcher, and to `stage_of`, that the run began
         for name in (SPEC, LOG) if stage else ():
             if (stage / name).exists():
                 os.replace(stage / name, self._file(name))
@@ -515,8 +517,12 @@ def _product(config, *keys):
 
 
 def stage_of(folder):
-    """Returns the folder of the Stage in which this process was started for a run in `folder`."""
+    """Returns the folder of the Stage in which this process was started for a run in `folder`.
+
+    None once the run has begun, which its Stage's missing status tells. The folder may be there
+    still: where the launcher has a file open, NFS keeps that under another name.
+    """
     name = os.environ.get(STAGE_VARIABLE)
-    if name is None or folder is None or not os.path.isdir(name):
+    if name is None or folder is None or not os.path.isfile(os.path.join(name, STATUS)):
         return None
     return Path(name) if os.path.dirname(name) == os.path.abspath(folder) else None
