@@ -25,7 +25,7 @@ from typing import Any
 from spinup.launch import tether
 from spinup.launch.mpiexec import launch_command
 from spinup.launch.spec import write_spec
-from spinup.runs.folder import LOG, State, holds_checkpoint, holds_results
+from spinup.runs.folder import LOG, State, holds_results, remedy
 from spinup.runs.stage import Stage
 from spinup.runs.watchdog import UNKNOWN_PLACE
 
@@ -195,9 +195,7 @@ class Run:
         folder = self.experiment.folder
         if self._stage.is_open and holds_results(folder) and not self.experiment.resumes:
             return "ended before it began; the results in its folder are as they were"
-        continues = holds_checkpoint(folder)
-        remedy = "continues from its last checkpoint" if continues else "starts it again"
-        return f"ended before it could save its state; --resume {remedy}"
+        return f"ended before it could save its state: {remedy(folder)}"
 
     def _end_group(self, number):
         if not hasattr(os, "killpg"):  # Windows knows no groups, and no ranks either

@@ -105,6 +105,30 @@ def holds_checkpoint(folder: StrPath) -> bool:
     return any(Path(folder, CHECKPOINT).glob("step-*"))
 
 
+def is_resumable(folder: StrPath) -> bool:
+    """Returns True if resuming a run loses nothing.
+
+    Without a checkpoint a run starts from the beginning. That is the same run where the first
+    epoch's checkpoint wasn't complete; where there are more results, they would be lost.
+    """
+    if holds_checkpoint(folder):
+        return True
+    has_finished = read_own_status(folder).get("state") == State.FINISHED
+    return _count_rows(folder) <= (0 if has_finished else 1)
+
+
+def _count_rows(folder):
+    progress = Path(folder, PROGRESS)
+    return max(0, progress.read_bytes().count(b"\n") - 1) if progress.is_file() else 0
+
+
+def remedy(folder: StrPath) -> str:
+    """Returns how to run a run again that has ended early: "continue with --resume", say."""
+    if holds_checkpoint(folder):
+        return "continue with --resume"
+    return f"start again with {'--resume' if is_resumable(folder) else '--overwrite'}"
+
+
 def find_runs(top: StrPath) -> list[Path]:
     """Lists the folders at or below `top` that hold a run, or one that starts or waits."""
     names = (STATUS, QUEUED, f"{STAGE}*/{STATUS}")

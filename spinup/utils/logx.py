@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from spinup.fast import capture
 from spinup.runs.files import as_os_error, may_pass
-from spinup.runs.folder import POLICY, PROGRESS, RunFolder, State
+from spinup.runs.folder import POLICY, PROGRESS, RunFolder, State, remedy
 from spinup.runs.underway import current_run
 from spinup.runs.versions import versions
 from spinup.runs.wording import describe_error
@@ -311,7 +311,7 @@ class Logger:
         return OSError(
             error.errno,
             f"{error.strerror}: {name} can't be written to {self.folder.path}. Make room, and "
-            "continue with --resume",
+            f"{remedy(self._path())}",
         )
 
     def _leave_out(self, name, error):
