@@ -128,7 +128,7 @@ class Run:
         self._late: str | None = None
         self._private = None
         self._stage = Stage(experiment.folder, experiment.resumes)
-        self.log = self._stage.path / LOG
+        self.log = self._stage.log
         try:
             self._private, spec = write_spec(
                 experiment.thunk, experiment.kwargs, experiment.num_cpu, self._stage.path
@@ -263,7 +263,7 @@ def outcome_of(experiment: Experiment, stage: Stage, exit_status: int, seconds: 
     state = status.get("state")
     if exit_status == 0 and state == State.FINISHED:
         return Outcome(experiment, state, "", seconds, status)
-    reason = status.get("error") or explain_exit(exit_status, _log_tail(stage.place / LOG))
+    reason = status.get("error") or explain_exit(exit_status, _log_tail(stage.log))
     if state not in (State.FAILED, State.INTERRUPTED):
         state = State.FAILED
         stage.amend_status(state, reason)

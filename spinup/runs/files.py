@@ -15,6 +15,9 @@ from safetensors import SafetensorError
 
 StrPath = str | os.PathLike
 
+# Which moves and removes no file that is open, and flushes none that is open for reading only.
+ON_WINDOWS = os.name == "nt"
+
 # Errors of a disk that is full, or out of reach for a while, and may have room again later.
 _MAY_PASS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EDQUOT, errno.ESTALE}
 

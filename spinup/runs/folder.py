@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from spinup.runs import files
 from spinup.runs.files import StrPath, open_own, read_object, write_json
 from spinup.runs.interrupts import Interrupted
 from spinup.runs.json_values import convert_json
@@ -149,6 +150,8 @@ def slurm_job() -> str | None:
 def read_status(folder: StrPath) -> dict[str, Any]:
     """Returns the last word about a run: its own, or of its start if that is newer.
 
+    A start whose launcher was killed doesn't count, unless there is nothing else: then it died.
+
     Returns:
         Values of the types that they should have, others are left out; ``state`` is a `State`.
         Empty where there is no status yet, or none that can be read.
@@ -158,8 +161,18 @@ def read_status(folder: StrPath) -> dict[str, Any]:
 
 def examine_status(folder: StrPath) -> tuple[dict[str, Any], str]:
     """Returns `read_status`, and what is wrong with the file in one line, or an empty string."""
-    names = [Path(folder, STATUS), Path(folder, QUEUED), *Path(folder).glob(f"{STAGE}*/{STATUS}")]
-    found = [read_status_file(path) for path in names]
+    known = [Path(folder, STATUS), Path(folder, QUEUED)]
+    dead: list[Path] = []
+    for path in Path(folder).glob(f"{STAGE}*/{STATUS}"):
+        is_dead = is_locked(path.parent) is False  # its launcher was killed before the run began
+        (dead if is_dead else known).append(path)
+    if dead and not any(path.exists() for path in known):
+        return {**_newest(dead)[0], "state": State.DIED}, ""
+    return _newest(known)
+
+
+def _newest(paths):
+    found = [read_status_file(path) for path in paths]
     return max(found, key=lambda read: read[0].get("updated", -math.inf))
 
 
@@ -527,7 +540,10 @@ def _refuse_results(folder):
 
 def _remove_results(folder):
     if holds_results(folder):
+        is_open = files.ON_WINDOWS and stage_of(folder) is not None  # the log, by the launcher
         for name in RESULTS:
+            if name == LOG and is_open:
+                continue
             path = folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -299,8 +299,8 @@ def write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
 def _finish(folder, unfinished, step, described):
     """Makes a checkpoint of what all ranks have written, and removes the oldest."""
     names = [f"rank{r}.{end}" for r in range(num_procs()) for end in ("safetensors", "json")]
-    files = dict(zip(names, described, strict=True))
-    manifest = dict(format=FORMAT, step=step, ranks=num_procs(), files=files)
+    contents = dict(zip(names, described, strict=True))
+    manifest = dict(format=FORMAT, step=step, ranks=num_procs(), files=contents)
     manifest["sha256"] = _digest(manifest)
     (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     _flush(unfinished / "manifest.json")
@@ -415,7 +415,9 @@ def _describe(path, flushes=True):
 
 
 def _flush(path):
-    descriptor = os.open(path, os.O_RDONLY)
+    if files.ON_WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if files.ON_WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

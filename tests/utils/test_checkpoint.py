@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -127,6 +128,22 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write(tmp_path, 2)
     assert checkpoint.find(tmp_path) == 1
+
+
+def test_on_windows_only_files_that_are_open_for_writing_are_flushed(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    flushed = []
+
+    def fsync(descriptor):
+        assert not stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        flushed.append(descriptor)
+
+    monkeypatch.setattr("spinup.runs.files.ON_WINDOWS", True)
+    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    write(tmp_path, 7)
+    assert checkpoint.find(tmp_path) == 7
+    assert len(flushed) == 3
 
 
 # --- What is saved ---
