@@ -559,7 +559,7 @@ def _draw(axes, table, xaxis, value, estimator="mean", **kwargs):
     fewer = table[table["part"] > 0]
     if len(fewer):
         pieces = fewer["condition"] + "\n" + fewer["part"].astype(str)
-        pattern = {piece: dashes[piece.split("\n")[0]] for piece in pieces.unique()}
+        pattern = {piece: dashes[piece.rpartition("\n")[0]] for piece in pieces.unique()}
         thin = {
             "style": pieces,
             "style_order": list(pattern),

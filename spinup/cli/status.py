@@ -20,8 +20,8 @@ from spinup.runs.folder import (
     State,
     examine_status,
     find_runs,
-    holds_checkpoint,
     is_locked,
+    remedy,
 )
 from spinup.runs.wording import clock, short_return, with_commas
 
@@ -122,9 +122,8 @@ def state_of(folder: str | os.PathLike, jobs: Mapping[str, str] | None = None) -
         late = time.time() - status.get("updated", 0) > STARTING_SECONDS
         waits = state == State.RUNNING or (state == State.STARTING and late)
         died = waits and job is None and is_locked(folder) is False
-    if died:
-        remedy = "can be continued with" if holds_checkpoint(folder) else "starts again with"
-        status.update(state=State.DIED, error=f"it was killed, and {remedy} --resume")
+    if died or state == State.DIED:
+        status.update(state=State.DIED, error=f"it was killed: {remedy(folder)}")
     return status
 
 

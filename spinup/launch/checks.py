@@ -88,15 +88,18 @@ def _check_resumes(experiment):
 
 
 def _config_of(experiment):
-    """Returns all hyperparameters in the form of ``config.json``, including the defaults."""
+    """Returns the hyperparameters as ``config.json`` has them, with those that are left out."""
+    from spinup.utils.training import check_hyperparameters  # imports torch, as the algorithm has
+
     thunk = experiment.thunk
     defaults = {
         key: parameter.default
         for key, parameter in inspect.signature(thunk).parameters.items()
         if parameter.default is not parameter.empty
     }
-    algo = f"spinup.{thunk.__name__}"
-    return convert_json({"algo": algo, **defaults, **with_env_fn(experiment.kwargs)})
+    values = {**defaults, **with_env_fn(experiment.kwargs)}
+    as_run = check_hyperparameters(thunk, values, experiment.num_cpu)
+    return convert_json({"algo": f"spinup.{thunk.__name__}", **values, **as_run})
 
 
 def _is_taken(experiment):

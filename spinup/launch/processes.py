@@ -25,7 +25,7 @@ from typing import Any
 from spinup.launch import tether
 from spinup.launch.mpiexec import launch_command
 from spinup.launch.spec import write_spec
-from spinup.runs.folder import LOG, State, holds_checkpoint, holds_results
+from spinup.runs.folder import LOG, State, holds_results, remedy
 from spinup.runs.stage import Stage
 from spinup.runs.watchdog import UNKNOWN_PLACE
 
@@ -127,7 +127,7 @@ class Run:
         self._late: str | None = None
         self._private = None
         self._stage = Stage(experiment.folder, experiment.resumes)
-        self.log = self._stage.path / LOG
+        self.log = self._stage.log
         try:
             self._private, spec = write_spec(
                 experiment.thunk, experiment.kwargs, experiment.num_cpu, self._stage.path
@@ -193,10 +193,8 @@ class Run:
     def _why_killed(self):
         folder = self.experiment.folder
         if self._stage.is_open and holds_results(folder) and not self.experiment.resumes:
-            return "killed before it began; the results in its folder are unchanged"
-        continues = holds_checkpoint(folder)
-        remedy = "continues from its last checkpoint" if continues else "starts it again"
-        return f"killed before it could save its state; --resume {remedy}"
+            return "ended before it began; the results in its folder are as they were"
+        return f"ended before it could save its state: {remedy(folder)}"
 
     def _end_group(self, number):
         if not hasattr(os, "killpg"):  # Windows has no process groups, and spinup no ranks there
@@ -264,7 +262,7 @@ def outcome_of(experiment: Experiment, stage: Stage, exit_status: int, seconds: 
     state = status.get("state")
     if exit_status == 0 and state == State.FINISHED:
         return Outcome(experiment, state, "", seconds, status)
-    reason = status.get("error") or explain_exit(exit_status, _log_tail(stage.place / LOG))
+    reason = status.get("error") or explain_exit(exit_status, _log_tail(stage.log))
     if state not in (State.FAILED, State.INTERRUPTED):
         state = State.FAILED
         stage.amend_status(state, reason)

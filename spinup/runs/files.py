@@ -15,7 +15,10 @@ from safetensors import SafetensorError
 
 StrPath = str | os.PathLike
 
-# Errors that may be temporary: the disk is full or out of reach.
+# Which moves and removes no file that is open, and flushes none that is open for reading only.
+ON_WINDOWS = os.name == "nt"
+
+# Errors of a disk that is full, or out of reach for a while, and may have room again later.
 _MAY_PASS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EDQUOT, errno.ESTALE}
 
 

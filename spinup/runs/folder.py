@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from spinup.runs import files
 from spinup.runs.files import StrPath, open_own, read_object, write_json
 from spinup.runs.interrupts import Interrupted
 from spinup.runs.json_values import convert_json
@@ -105,6 +106,30 @@ def holds_checkpoint(folder: StrPath) -> bool:
     return any(Path(folder, CHECKPOINT).glob("step-*"))
 
 
+def is_resumable(folder: StrPath) -> bool:
+    """Returns True if resuming a run loses nothing.
+
+    Without a checkpoint a run starts from the beginning. That is the same run where the first
+    epoch's checkpoint wasn't complete; where there are more results, they would be lost.
+    """
+    if holds_checkpoint(folder):
+        return True
+    has_finished = read_own_status(folder).get("state") == State.FINISHED
+    return _count_rows(folder) <= (0 if has_finished else 1)
+
+
+def _count_rows(folder):
+    progress = Path(folder, PROGRESS)
+    return max(0, progress.read_bytes().count(b"\n") - 1) if progress.is_file() else 0
+
+
+def remedy(folder: StrPath) -> str:
+    """Returns how to run a run again that has ended early: "continue with --resume", say."""
+    if holds_checkpoint(folder):
+        return "continue with --resume"
+    return f"start again with {'--resume' if is_resumable(folder) else '--overwrite'}"
+
+
 def find_runs(top: StrPath) -> list[Path]:
     """Lists the run folders at or below `top`, including those of queued and starting runs."""
     names = (STATUS, QUEUED, f"{STAGE}*/{STATUS}")
@@ -125,6 +150,8 @@ def slurm_job() -> str | None:
 def read_status(folder: StrPath) -> dict[str, Any]:
     """Returns the newest status of a run: its own, or that of a newer start.
 
+    A start whose launcher was killed doesn't count, unless there is nothing else: then it died.
+
     Returns:
         The valid values; values of a wrong type are left out. ``state`` is a `State`. Empty if
         there is no status yet, or if it can't be read.
@@ -133,9 +160,19 @@ def read_status(folder: StrPath) -> dict[str, Any]:
 
 
 def examine_status(folder: StrPath) -> tuple[dict[str, Any], str]:
-    """Returns `read_status`, and one line about errors in the file, or an empty string."""
-    names = [Path(folder, STATUS), Path(folder, QUEUED), *Path(folder).glob(f"{STAGE}*/{STATUS}")]
-    found = [read_status_file(path) for path in names]
+    """Returns `read_status`, and what is wrong with the file in one line, or an empty string."""
+    known = [Path(folder, STATUS), Path(folder, QUEUED)]
+    dead: list[Path] = []
+    for path in Path(folder).glob(f"{STAGE}*/{STATUS}"):
+        is_dead = is_locked(path.parent) is False  # its launcher was killed before the run began
+        (dead if is_dead else known).append(path)
+    if dead and not any(path.exists() for path in known):
+        return {**_newest(dead)[0], "state": State.DIED}, ""
+    return _newest(known)
+
+
+def _newest(paths):
+    found = [read_status_file(path) for path in paths]
     return max(found, key=lambda read: read[0].get("updated", -math.inf))
 
 
@@ -404,6 +441,8 @@ class RunFolder:
     def _take_over_launch(self):
         """Moves the launcher's files into the folder, and replaces the launcher's status."""
         stage = stage_of(self.path)
+        if stage:
+            (stage / STATUS).unlink()  # says to the launcher, and to `stage_of`, that the run began
         for name in (SPEC, LOG) if stage else ():
             if (stage / name).exists():
                 os.replace(stage / name, self._file(name))
@@ -500,7 +539,10 @@ def _refuse_results(folder):
 
 def _remove_results(folder):
     if holds_results(folder):
+        is_open = files.ON_WINDOWS and stage_of(folder) is not None  # the log, by the launcher
         for name in RESULTS:
+            if name == LOG and is_open:
+                continue
             path = folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -514,8 +556,12 @@ def _product(config, *keys):
 
 
 def stage_of(folder):
-    """Returns the folder of this process's Stage if it belongs to `folder`, else None."""
+    """Returns the folder of the Stage in which this process was started for a run in `folder`.
+
+    None once the run has begun, which its Stage's missing status tells. The folder may be there
+    still: where the launcher has a file open, NFS keeps that under another name.
+    """
     name = os.environ.get(STAGE_VARIABLE)
-    if name is None or folder is None or not os.path.isdir(name):
+    if name is None or folder is None or not os.path.isfile(os.path.join(name, STATUS)):
         return None
     return Path(name) if os.path.dirname(name) == os.path.abspath(folder) else None

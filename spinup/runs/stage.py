@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from spinup.runs import files
 from spinup.runs.files import StrPath, write_json
 from spinup.runs.folder import (
     FAILED_LOG,
@@ -49,7 +50,7 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = Path(tempfile.mkdtemp(prefix=STAGE, dir=self.folder))
         lock(self.path)
-        if resumes and (self.folder / LOG).is_file():
+        if resumes and not files.ON_WINDOWS and (self.folder / LOG).is_file():
             shutil.copyfile(self.folder / LOG, self.path / LOG)
         write_json(self.path / STATUS, _starting(self.folder, State.STARTING, resumes))
 
@@ -60,13 +61,18 @@ class Stage:
 
     @property
     def is_open(self) -> bool:
-        """True if the run hasn't begun yet."""
-        return self.path.exists()
+        """Whether the run hasn't begun yet; it removes the status here when it does."""
+        return (self.path / STATUS).exists()
 
     @property
     def place(self) -> Path:
-        """The folder with the status and the log: the stage, or the run folder after the start."""
+        """Where the run's status is: here, or in its folder once it has begun."""
         return self.path if self.is_open else self.folder
+
+    @property
+    def log(self) -> Path:
+        """What the run prints; on Windows, where it can't be moved, in its folder at once."""
+        return (self.folder if files.ON_WINDOWS else self.place) / LOG
 
     def status(self) -> dict[str, Any]:
         """Returns the status of the run, as `read_status` does."""
@@ -87,7 +93,7 @@ class Stage:
             The path of the run's log.
         """
         log = self.folder / LOG
-        if self.path.exists():  # the run didn't begin, or is a function without a Logger
+        if self.is_open:  # the run hasn't begun, or is a function without a Logger
             is_taken = holds_results(self.folder) or is_locked(self.folder)
             if has_finished or not is_taken:
                 for name in (SPEC, LOG, STATUS):
@@ -97,8 +103,8 @@ class Stage:
                 log = self.folder / FAILED_LOG
                 os.replace(self.path / LOG, log)
             (self.folder / QUEUED).unlink(missing_ok=True)
-            shutil.rmtree(self.path, ignore_errors=True)
-        unlock(self.path)
+        unlock(self.path)  # before it is removed: NFS keeps a folder in which a file is open
+        shutil.rmtree(self.path, ignore_errors=True)
         return log
 
 

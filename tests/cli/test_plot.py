@@ -492,6 +492,13 @@ def test_a_thin_part_keeps_its_curves_pattern():
     assert first.is_dashed() and rest.is_dashed()
 
 
+def test_a_thin_part_keeps_its_curves_pattern_where_the_name_has_two_lines():
+    name = "two\nlines"
+    axes = plot_data([frame([5.0, 6, 7], condition=name), frame([1.0], 1, condition=name)])
+    assert curves(axes) == [[3], [6, 7]]
+    assert legend_names(axes.figure) == [name, "fewer runs"]
+
+
 @pytest.mark.parametrize("shares", [False, True])
 def test_long_names_stay_within_the_figure(shares):
     figure, axes = plt.subplots(1, 1 + shares, figsize=(8, 5))

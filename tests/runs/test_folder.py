@@ -21,7 +21,7 @@ from spinup.launch.experiment import call_experiment
 from spinup.launch.processes import Experiment, Run
 from spinup.runs import folder as run_folder
 from spinup.runs.folder import RunFolder, State, check_exp_name, read_status
-from spinup.runs.stage import Stage
+from spinup.runs.stage import Stage, note_end
 from tests.algos.plain import OnPolicy
 from tests.thunks import fake
 
@@ -221,12 +221,71 @@ def test_a_launcher_that_was_killed_leaves_nothing_for_ever(here):
     )
     subprocess.run([sys.executable, "-c", code], check=False)
     assert len(list((here / "x").glob(".starting-*"))) == 1
+    assert read_status("x")["state"] == State.DIED
+    under_way = Stage("x")  # another launcher's, which lives
     assert read_status("x")["state"] == State.STARTING
-    under_way = Stage("x")  # of another launcher, which is still running
     spinup.ppo("CartPole-v1", **PPO, logger_kwargs=dict(output_dir="x"))
     assert list((here / "x").glob(".starting-*")) == [under_way.path]
     under_way.close(has_finished=False)
     assert read_status("x")["state"] == State.FINISHED
+
+
+def test_a_run_has_begun_though_its_launchers_folder_is_there_still(here, monkeypatch):
+    """As on NFS, which keeps a folder in which the launcher has a file open."""
+    stage = Stage("x")
+    (stage.path / "log.txt").write_text("printed")
+    for name, value in stage.environment.items():
+        monkeypatch.setenv(name, value)
+    run = RunFolder("x")
+    assert stage.is_open and run.is_launched
+    monkeypatch.setattr(run_folder.shutil, "rmtree", lambda *args, **kwargs: None)
+    run.begin()
+    run.note_row({"Epoch": 3, "AverageEpRet": 42.0})
+    run.write_status(State.RUNNING)
+    assert stage.path.exists() and not stage.is_open and not run.is_launched
+    assert (stage.status()["state"], stage.status()["epoch"]) == (State.RUNNING, 3)
+    run.close()
+    note_end("x", State.FINISHED, None)
+    assert (stage.status()["state"], stage.status()["return"]) == (State.FINISHED, 42)
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert stage.close(has_finished=True).read_text() == "printed"
+    assert read_status("x") == stage.status() and read_status("x")["epoch"] == 3
+    assert not stage.path.exists()
+
+
+@pytest.mark.parametrize("settings", [{}, dict(overwrite=True), dict(resume=True)])
+def test_on_windows_no_file_is_moved_or_removed_while_it_is_open(settings, here, monkeypatch):
+    monkeypatch.setattr("spinup.runs.files.ON_WINDOWS", True)
+    (here / "x").mkdir()
+    (here / "x/log.txt").write_text("before\n")
+    if settings:
+        (here / "x/progress.txt").write_text("Epoch\n1\n")
+    stage = Stage("x", settings.get("resume", False))
+    monkeypatch.setenv(*stage.environment.popitem())
+    assert stage.log == here / "x/log.txt"
+    with open(stage.log, "ab", buffering=0) as log:
+        log.write(b"printed\n")
+        run = RunFolder("x", **settings)
+        run.begin()
+        assert os.path.samestat(os.fstat(log.fileno()), os.stat("x/log.txt"))
+        run.close()
+    assert stage.close(has_finished=True) == here / "x/log.txt"
+    assert (here / "x/log.txt").read_text() == "before\nprinted\n"
+    assert (here / "x/progress.txt").exists() == ("resume" in settings)
+    assert not stage.path.exists()
+
+
+def test_on_windows_a_launched_run_has_its_log(here, monkeypatch):
+    monkeypatch.setattr("spinup.runs.files.ON_WINDOWS", True)
+    folder = call_experiment("x", fake, seed=3, data_dir="data")
+    assert "seed 3 on None" in (here / folder / "log.txt").read_text()
+    log = here / "data/y/y_s0/log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("before\n")
+    with pytest.raises(RuntimeError, match=r"CartPoel.*log: data/y/y_s0/log\.txt"):
+        call_experiment("y", spinup.ppo, env_name="CartPoel-v1", data_dir="data")
+    assert log.read_text().startswith("before\n") and "Traceback" in log.read_text()
 
 
 # --- Status ---------------------------------------------------------------------------------------
