@@ -36,7 +36,10 @@ _TRUSTED_FUNCTIONS = {
     f"spinup.utils.mpi_tools.{name}" for name in ("num_procs", "proc_id", "rank_share")
 } | {"spinup.runs.watchdog.still_alive"}
 # Parts of them that look beyond their arguments, or compute past PyTorch's dispatcher
-_DISTRUSTED = (*("numpy.random", "torch.utils.data", "torch._dynamo", "torch.compiler"),)
+_DISTRUSTED = (
+    *("numpy.random", "torch.utils.data", "torch._dynamo", "torch.compiler"),
+    "torch.utils.checkpoint",  # sets the state of the random generator
+)
 _DISTRUSTED_BUILTINS = {print, input, open, eval, exec, compile, __import__, globals, locals, id}
 _DISTRUSTED_NAMES = {"manual_seed", "set_rng_state", "get_rng_state", "set_state", "get_state"}
 _DISTRUSTED_NAMES |= {"fork_rng", "initial_seed", "set_default_dtype", "set_num_threads"}
@@ -488,7 +491,7 @@ class _Walk:
                 elif callable(inner) and not isinstance(inner, type):
                     self.see(inner, label)
             return
-        if _root(module) in sys.stdlib_module_names:
+        if _root(module) in sys.stdlib_module_names or module.startswith(_DISTRUSTED):
             raise _Uncertain(f"it calls {module}.{f.__qualname__}()")
         fast = {}
         if bound is not _UNKNOWN and f.__code__.co_argcount:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 import spinup
 from spinup.fast.capture import Captured
@@ -624,6 +625,41 @@ def test_a_tensor_that_an_update_stores_is_each_calls_own(remember):
             step()
             assert stored() == 3 * i
     assert not step.is_captured
+
+
+@pytest.mark.parametrize("is_reentrant", [True, False])
+@pytest.mark.parametrize("how", ["function", "module", "import"])
+def test_checkpointed_activations_run_as_written(how, is_reentrant):
+    def make():
+        leaf, result = torch.ones(64, requires_grad=True), torch.zeros(64)
+        leaf.grad = torch.zeros(64)
+        dropout = nn.Dropout(0.5)
+
+        def by_module(*args):
+            return torch.utils.checkpoint.checkpoint(*args, use_reentrant=is_reentrant)
+
+        def by_import(*args):
+            from torch.utils.checkpoint import checkpoint as cp
+
+            return cp(*args, use_reentrant=is_reentrant)
+
+        compute = {
+            "function": functools.partial(checkpoint.checkpoint, use_reentrant=is_reentrant),
+            "module": by_module,
+            "import": by_import,
+        }[how]
+
+        def update():
+            leaf.grad.zero_()
+            out = compute(lambda x: dropout(x) ** 2, leaf)
+            out.sum().backward()
+            result.copy_(out.detach())
+
+        return update, lambda i: [result, leaf.grad]
+
+    step, messages = compare(make, calls=40)
+    assert len(messages) == 1 and "torch.utils.checkpoint" in messages[0]
+    assert step.num_replays == 0
 
 
 @pytest.mark.parametrize(
