@@ -394,6 +394,8 @@ class _Tape(TorchDispatchMode):
                 self._outside.add(address)
                 self.held.append(x.untyped_storage())
             where = (address, None) if made is None else (None, made)
+            if not self.looks:
+                return (*where, x.numel())
             return (*where, x.shape, x.stride(), x.storage_offset(), x.dtype)
         if isinstance(x, (tuple, list)):
             return tuple(map(self._describe, x))

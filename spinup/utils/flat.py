@@ -52,6 +52,7 @@ def flatten(module: nn.Module) -> nn.Parameter:
     return vector
 
 
+@capture.capturable
 def check_views(vector: nn.Parameter) -> None:
     """Raises RuntimeError if a vector from `flatten` no longer holds its module's parameters."""
     for owner, name, p, place, grad in getattr(vector, "views", ()):
@@ -128,6 +129,7 @@ class Adam:
                 changed. The gradient being the average over ranks, all of them raise.
             RuntimeError: the vector no longer holds the module's parameters or gradients.
         """
+        check_views(self.params)  # guards do so at a replay
         capture.run(self._step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,7 +152,6 @@ class Adam:
             self._torch.state[self.params] = {"step": step, **moments}
 
     def _step(self):
-        check_views(self.params)
         step = self.steps + 1
         if self._torch is not None:
             # A look at a GPU's gradient would be a wait: losses are looked at once an epoch
