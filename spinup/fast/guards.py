@@ -484,13 +484,15 @@ class _Walk:
         module = f.__globals__.get("__name__", "")
         cells = dict(zip(f.__code__.co_freevars, f.__closure__ or ()))
         if _is_trusted(module):
-            self.see(bound, label.rpartition(".")[0])  # of which it may read anything
-            for cell in cells.values():  # the function that a decorator holds
-                inner = getattr(cell, "cell_contents", None)
-                if isinstance(inner, types.FunctionType):
-                    self.see_function(inner, label, bound)
-                elif callable(inner) and not isinstance(inner, type):
-                    self.see(inner, label)
+            inner = [getattr(x, "cell_contents", None) for x in cells.values()]
+            inner = [x for x in inner if callable(x) and not isinstance(x, type)]
+            for function in inner:  # that a decorator holds
+                if isinstance(function, types.FunctionType):
+                    self.see_function(function, label, bound)
+                else:
+                    self.see(function, label)
+            if not inner:
+                self.see(bound, label.rpartition(".")[0])  # of which it may read anything
             return
         if _root(module) in sys.stdlib_module_names or module.startswith(_DISTRUSTED):
             raise _Uncertain(f"it calls {module}.{f.__qualname__}()")

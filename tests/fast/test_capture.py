@@ -200,6 +200,25 @@ def test_a_frozen_network_of_a_users_own_is_captured():
     assert captured.step.num_replays == replays(300)
 
 
+def test_a_network_that_gets_attributes_by_name_is_captured():
+    plain, captured = both(calls=300, make=ByName)
+    assert_same(plain, captured)
+    assert captured.step.num_replays == replays(300)
+
+
+class ByName(nn.Module):
+    """Calls its layers by their names, so that guards look at all attributes of what they meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out, self.scale = nn.Linear(3, 16), nn.Linear(16, 1), 1.0
+
+    def forward(self, x):
+        for name in ("hidden", "out"):
+            x = getattr(self, name)(x.relu() if name == "out" else x)
+        return x * vars(self)["scale"]
+
+
 class Scaled(nn.Module):
     """Adds a little of a frozen network's output."""
 
