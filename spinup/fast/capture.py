@@ -339,7 +339,8 @@ class _Tape(TorchDispatchMode):
             if (address not in self._made and address not in self._outside) or x.numel() == 0:
                 made.append(x)
                 self._made[address] = len(self._made)
-        if not self.builds:
+        is_empty = outs and not any(x.numel() for x in outs)
+        if not self.builds or (is_empty and not func._schema.is_mutable):
             return None
         if func._schema.is_mutable:
             if made:  # besides what it changes
