@@ -30,7 +30,7 @@ _LOGGERS = ("EpochLogger", "Logger")
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first used: the command line's help needs no torch."""
+    """Imports a public name on first use, so that the command line's help needs no torch."""
     if name not in __all__:
         raise AttributeError(f"module 'spinup' has no attribute {name!r}")
     algorithm = name.removesuffix("_pytorch")

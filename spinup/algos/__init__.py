@@ -1,4 +1,4 @@
-"""The algorithms: a file each, and a line each in the table of what they are and can handle.
+"""The algorithms, one file each, and a table of their properties.
 
 The table holds plain data, so that the command line can show it without importing PyTorch.
 """
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Algorithm(NamedTuple):
-    """An algorithm, as known without importing its file.
+    """The properties of an algorithm, available without importing its file.
 
     Attributes:
-        title: its name in full.
+        title: its full name.
         actions: the kinds of action space that it handles: ``"Discrete"``, ``"Box"`` (of
-            floating-point numbers), or ``"bounded Box"`` (its bounds finite, too).
+            floating-point numbers), or ``"bounded Box"`` (of which all bounds are finite).
         example: id of an environment that it can learn.
     """
 
@@ -21,7 +21,7 @@ class Algorithm(NamedTuple):
     example: str
 
 
-# The function `NAME` lies in the module `spinup.algos.NAME`.
+# The function `NAME` is in the module `spinup.algos.NAME`.
 ALGORITHMS = {
     "ppo": Algorithm("Proximal Policy Optimization", ("Box", "Discrete"), "CartPole-v1"),
     "sac": Algorithm("Soft Actor-Critic", ("bounded Box",), "Pendulum-v1"),

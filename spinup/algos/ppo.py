@@ -1,9 +1,9 @@
 """Proximal Policy Optimization, with a clipped objective.
 
-PPO takes as large a step as it can on the data of the present policy without moving so far that
-performance collapses. The clip removes the incentive to move the probability of an action further
-than a ratio of 1 ± epsilon from the policy that took it, and an epoch's policy updates stop early
-once the new policy's KL divergence from the old one is too large. Advantages are estimated by GAE.
+PPO improves the policy as much as possible on data from the old policy, without moving so far that
+performance collapses. The clipped objective gives no incentive to move the probability ratio of
+the new to the old policy outside 1 ± epsilon. An epoch's policy updates also stop early when the KL
+divergence between the two policies is too large. Advantages are estimated by GAE.
 
 Paper: arXiv:1707.06347. Key equations, with r = pi(a|s) / pi_old(a|s):
 
@@ -12,10 +12,10 @@ Paper: arXiv:1707.06347. Key equations, with r = pi(a|s) / pi_old(a|s):
 
 Names: clip_ratio is epsilon, adv is A, ret is R, lam is GAE's lambda.
 
-Differs from the paper: policy and value function share nothing and have optimizers of their own;
-updates use the whole epoch's batch, not minibatches; no entropy bonus; early stopping on the KL.
-Differs from Spinning Up: an episode that an epoch's end cuts off goes on in the next epoch, so that
-long episodes end and are logged however many ranks share an epoch.
+Differs from the paper: policy and value function share no parameters and have separate optimizers;
+updates use the epoch's whole batch, not minibatches; there is no entropy bonus; policy updates stop
+early on the KL divergence. Differs from Spinning Up: an episode that is unfinished at the end of an
+epoch continues in the next epoch, so that long episodes end and are logged on any number of ranks.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ def policy_loss(
     """Computes the clipped objective, negated (eq. 7 of arXiv:1707.06347).
 
     Args:
-        logp: log-probabilities of the actions under the policy being trained, ``(batch,)``.
-        logp_old: the same under the policy that took them.
-        adv: advantages.
-        clip_ratio: how far the ratio of probabilities may move from 1 to any gain.
+        logp: log-probabilities of the actions under the new policy, ``(batch,)``.
+        logp_old: log-probabilities of the actions under the old policy, ``(batch,)``.
+        adv: advantages, ``(batch,)``.
+        clip_ratio: distance of the probability ratio from 1 at which the objective is clipped.
 
     Returns:
-        The loss, and ``KL`` (estimated from the old policy to the new) and ``ClipFrac``.
+        The loss, and a dict of ``KL``, the estimated divergence KL(old || new), and ``ClipFrac``,
+        the fraction of clipped ratios.
     """
     ratio = torch.exp(logp - logp_old)
     clipped = torch.clamp(ratio, 1 - clip_ratio, 1 + clip_ratio)
@@ -97,34 +98,34 @@ def ppo(
     """Trains a policy by Proximal Policy Optimization.
 
     Args:
-        env_fn: Gymnasium id, or function that returns a new environment. Actions may be a Box or
-            Discrete.
-        actor_critic: class (or function) that builds the networks from ``(observation_space,
-            action_space, **ac_kwargs)``. It has ``pi(obs, act)``, which returns a torch
+        env_fn: Gymnasium id, or a function that returns a new environment. Its action space is a
+            Box or Discrete.
+        actor_critic: class or function, called with ``(observation_space, action_space,
+            **ac_kwargs)``. It returns a module with ``pi(obs, act)``, which returns a torch
             distribution over actions and the log-probabilities of `act` ``(batch,)`` (None without
             `act`); ``v(obs)``, which returns values ``(batch,)``; and ``act(obs)``, which returns
-            an action as an array, given one observation. No parameter may be shared by pi and v.
+            the action for one observation as an array. `pi` and `v` must not share parameters.
         ac_kwargs: keyword arguments for `actor_critic`.
-        seed: of torch, NumPy, environment and action space; rank r uses ``seed + 10000 * r``.
-        steps_per_epoch: environment steps per epoch, of all ranks together.
-        epochs: epochs, each one policy update.
+        seed: seed of all random generators; rank r uses ``seed + 10000 * r``.
+        steps_per_epoch: environment steps per epoch, summed over ranks.
+        epochs: number of epochs, each of which collects data and then trains on it.
         gamma: discount factor, in [0, 1].
-        clip_ratio: how far the new policy may go from the old one to any gain in the objective,
+        clip_ratio: distance of the probability ratio from 1 at which the objective is clipped,
             usually 0.1 to 0.3. Denoted epsilon.
         pi_lr: learning rate of the policy.
         vf_lr: learning rate of the value function.
-        train_pi_iters: gradient steps on the policy per epoch, at most.
-        train_v_iters: gradient steps on the value function per epoch.
-        lam: lambda of GAE, in [0, 1], close to 1.
-        max_ep_len: environment steps after which an episode is cut off.
-        target_kl: KL divergence between old and new policy thought fit, usually 0.01 or 0.05;
-            policy updates stop at 1.5 times that.
+        train_pi_iters: maximum number of gradient steps on the policy per epoch.
+        train_v_iters: number of gradient steps on the value function per epoch.
+        lam: lambda of GAE, in [0, 1], usually close to 1.
+        max_ep_len: environment steps after which an episode is truncated.
+        target_kl: desired KL divergence between old and new policy, usually 0.01 or 0.05. An
+            epoch's policy updates stop early above 1.5 times this value.
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
             ``overwrite``, ``resume``, ``verbose``, ``tensorboard``, ``wandb``.
-        save_freq: epochs between saves of the policy; the last epoch is always saved.
-        device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
-        checkpoint_every: seconds between checkpoints, from which a run that was stopped can be
-            resumed, checked at each epoch's end; 0 for one each epoch.
+        save_freq: epochs between saves of the policy. The last epoch is always saved.
+        device: device that trains the networks: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
+            be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
 
     Returns:
         The trained actor-critic.
@@ -132,14 +133,14 @@ def ppo(
     Raises:
         ValueError: a hyperparameter or a space can't be handled.
         FileExistsError: the output folder holds results.
-        Interrupted: a signal asked the run to stop; its checkpoint is saved.
-        FloatingPointError: an observation, reward or loss is NaN or infinite.
+        Interrupted: a signal stopped the run, after a checkpoint was saved.
+        FloatingPointError: an observation, a reward or a loss is NaN or infinite.
     """
     config = dict(algo="spinup.ppo", **locals())
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
-    # Ranks split an epoch's steps; a rank's gradient weighs as much as its share.
+    # Ranks share each epoch's steps. A rank's gradient is weighted by its share.
     local_steps = rank_share(steps_per_epoch)
     weight = local_steps / steps_per_epoch
 
@@ -156,7 +157,7 @@ def ppo(
     check_action_space(env.action_space, "ppo", ALGORITHMS)
     logger.save_config(describe_env(env))
 
-    # Networks, equal on all ranks
+    # Networks, identical on all ranks
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
     ac = check_actor_critic(ac, env, torch_device, "v", "logp")
     pi_params, v_params = flatten_each(ac.pi, ac.v)
@@ -173,7 +174,7 @@ def ppo(
     vf_optimizer = Adam(v_params, vf_lr, f"LossV in {env.name}")
 
     def compute_losses(data):
-        """Evaluates both losses, and what is logged of them, averaged over ranks."""
+        """Computes both losses and the statistics to log, averaged over ranks."""
         with torch.no_grad():
             pi, logp = ac.pi(data["obs"], data["act"])
             loss_pi, info = policy_loss(logp, logp_old, data["adv"], clip_ratio)
@@ -181,8 +182,8 @@ def ppo(
             values = [loss_pi, loss_v, info["KL"], info["ClipFrac"], pi.entropy().mean()]
         return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
 
-    # In fixed places, for captures: log-probabilities under the policy that acted, and the KL
-    # divergence of the one being trained from it, on this rank
+    # Allocated once, as captures require: log-probabilities under the old policy, and this rank's
+    # estimate of KL(old || new)
     logp_old = torch.zeros(local_steps, device=torch_device)
     kl = torch.zeros((), device=torch_device)
 
@@ -210,7 +211,7 @@ def ppo(
             logp_old.copy_(ac.pi(data["obs"], data["act"])[1])
         loss_pi_old, loss_v_old, _, _, entropy = compute_losses(data)
 
-        # Gradient steps on the policy, until it is too far from the one that acted
+        # Gradient steps on the policy, until it is too far from the old one
         policy_gradient.check_next()
         stop_iter = 0
         while stop_iter < train_pi_iters:
@@ -234,7 +235,7 @@ def ppo(
         logger.store(KL=new_kl, ClipFrac=clip_frac, StopIter=stop_iter)
         policy.refresh()
 
-    # Checkpoints, and the start: that of the run, or where one was taken
+    # Checkpoints: a resumed run starts from the newest one, a new run from step 0
     total_steps = epochs * steps_per_epoch
     parts = dict(ac=ac, pi_optimizer=pi_optimizer, vf_optimizer=vf_optimizer, rng=rng, env=env)
     checkpoint = Checkpoint(

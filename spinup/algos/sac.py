@@ -1,24 +1,24 @@
 """Soft Actor-Critic.
 
-SAC maximises return plus alpha times the policy's entropy, so that it explores as long as that
-costs nothing. It learns off-policy, from replay: two critics regress on a soft Bellman backup that
-takes the smaller of two target critics, and a stochastic policy, squashed by tanh to the action
-bounds, ascends the smaller of the two critics by reparameterisation.
+SAC maximises the return plus alpha times the policy's entropy, so that the policy stays as random
+as the return allows. It learns off-policy from a replay buffer. Two critics regress on a soft
+Bellman backup, which uses the minimum of two target critics. A stochastic policy, squashed by tanh
+to the action bounds, is trained on the minimum of the critics by the reparameterization trick.
 
 Papers: arXiv:1801.01290, and arXiv:1812.05905 for two critics and the automatic temperature. Key
-equations, with a, a2 ~ pi and d = 1 where s2 is terminal:
+equations, with d = 1 where s2 is terminal, a2 ~ pi(.|s2), and in L(pi) and L(alpha) a ~ pi(.|s):
 
     backup   = r + gamma (1 - d) ( min_i Q_targ,i(s2, a2) - alpha log pi(a2|s2) )
     L(Q)     = sum_i E[ (Q_i(s, a) - backup)^2 ]
     L(pi)    = E[ alpha log pi(a|s) - min_i Q_i(s, a) ]
     L(alpha) = -E[ log alpha (log pi(a|s) + target entropy) ]         (alpha="auto" only)
 
-Names: backup is y in the papers, q_targ is Q_targ (s2, .), polyak is 1 - tau.
+Names: backup is y in the papers, polyak is 1 - tau.
 
-The density is that of the action scaled to [-1, 1], whatever the units of the Box.
+Log-densities are those of actions scaled to [-1, 1], and don't depend on the units of the Box.
 
-Differs from the first paper: no separate state-value function. Differs from Spinning Up: actions
-are scaled to each dimension's own bounds.
+Differs from the first paper: there is no separate state-value function. Differs from Spinning Up:
+each action dimension is scaled to its own bounds.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def critic_loss(q: Tensor, backup: Tensor) -> Tensor:
 
 
 def policy_loss(logp: Tensor, q_pi: Tensor, alpha: Tensor | float) -> Tensor:
-    """Computes the policy's loss from log-densities ``(batch,)`` and critics ``(2, batch)``."""
+    """Computes the policy's loss from log-densities ``(batch,)`` and values ``(2, batch)``."""
     return (alpha * logp - q_pi.amin(0)).mean()
 
 
@@ -115,38 +115,38 @@ def sac(
     """Trains a policy by Soft Actor-Critic.
 
     Args:
-        env_fn: Gymnasium id, or function that returns a new environment. Actions are a bounded
-            Box.
-        actor_critic: class (or function) that builds the networks from ``(observation_space,
-            action_space, **ac_kwargs)``. It has ``pi(obs)``, which returns sampled actions
-            ``(batch, act_dim)``, through which gradients flow, and their log-densities
-            ``(batch,)``; critics ``q1(obs, act)`` and ``q2(obs, act)``, which return values
-            ``(batch,)``, or both as one module ``q(obs, act)``, which returns ``(2, batch)``; and
-            ``act(obs, deterministic)``, which returns an action as an array, given one observation.
-            No parameter may be shared by policy and critics.
+        env_fn: Gymnasium id, or a function that returns a new environment. Its action space is a
+            bounded Box.
+        actor_critic: class or function, called with ``(observation_space, action_space,
+            **ac_kwargs)``. It returns a module with ``pi(obs)``, which returns differentiable
+            actions ``(batch, act_dim)`` and their log-densities ``(batch,)``; critics
+            ``q1(obs, act)`` and ``q2(obs, act)``, which return values ``(batch,)``, or one module
+            ``q(obs, act)`` for both, which returns ``(2, batch)``; and ``act(obs, deterministic)``,
+            which returns the action for one observation as an array. Policy and critics must not
+            share parameters.
         ac_kwargs: keyword arguments for `actor_critic`.
-        seed: of torch, NumPy, environment and action space; rank r uses ``seed + 10000 * r``.
-        steps_per_epoch: environment steps per epoch, of all ranks together.
-        epochs: epochs.
-        replay_size: transitions that the replay buffers of all ranks hold together.
+        seed: seed of all random generators; rank r uses ``seed + 10000 * r``.
+        steps_per_epoch: environment steps per epoch, summed over ranks.
+        epochs: number of epochs.
+        replay_size: capacity of the replay buffers in transitions, summed over ranks.
         gamma: discount factor, in [0, 1].
-        polyak: how much of a target network stays at each update, in [0, 1], close to 1:
-            ``targ = polyak * targ + (1 - polyak) * main``.
-        lr: learning rate of policy, critics and temperature.
-        alpha: temperature, the weight of the entropy, at least 0; or ``"auto"``: learned, so that
-            the entropy comes to ``-act_dim``.
-        batch_size: transitions in a minibatch, of all ranks together.
-        start_steps: environment steps at the start with uniformly random actions.
+        polyak: interpolation factor of the target networks, in [0, 1], usually close to 1. Each
+            update sets ``targ = polyak * targ + (1 - polyak) * main``.
+        lr: learning rate of the policy, the critics and the temperature.
+        alpha: temperature, the weight of the entropy, at least 0. ``"auto"`` learns it so that the
+            entropy approaches ``-act_dim``.
+        batch_size: transitions in a minibatch, summed over ranks.
+        start_steps: environment steps at the start of the run that take uniformly random actions.
         update_after: environment steps before the first update.
-        update_every: environment steps between updates; then as many updates follow.
-        num_test_episodes: episodes per epoch with the policy's mode, of all ranks together.
-        max_ep_len: environment steps after which an episode is cut off.
+        update_every: environment steps between blocks of updates, each of `update_every` updates.
+        num_test_episodes: test episodes per epoch with deterministic actions, summed over ranks.
+        max_ep_len: environment steps after which an episode is truncated.
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
             ``overwrite``, ``resume``, ``verbose``, ``tensorboard``, ``wandb``.
-        save_freq: epochs between saves of the policy; the last epoch is always saved.
-        device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
-        checkpoint_every: seconds between checkpoints, from which a run that was stopped can be
-            resumed, checked at each epoch's end; 0 for one each epoch.
+        save_freq: epochs between saves of the policy. The last epoch is always saved.
+        device: device that trains the networks: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
+            be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
 
     Returns:
         The trained actor-critic.
@@ -154,18 +154,18 @@ def sac(
     Raises:
         ValueError: a hyperparameter or a space can't be handled.
         FileExistsError: the output folder holds results.
-        Interrupted: a signal asked the run to stop; its checkpoint is saved.
-        FloatingPointError: an observation, reward or loss is NaN or infinite.
+        Interrupted: a signal stopped the run, after a checkpoint was saved.
+        FloatingPointError: an observation, a reward or a loss is NaN or infinite.
     """
     config = dict(algo="spinup.sac", **locals())
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
-    # Ranks split a minibatch; a rank's gradient weighs as much as its share.
+    # Ranks share each minibatch. A rank's gradient is weighted by its share.
     rank, num_ranks = proc_id(), num_procs()
     local_batch_size = rank_share(batch_size)
     weight = local_batch_size / batch_size
-    update_after = max(update_after, num_ranks)  # each has a transition to draw by then
+    update_after = max(update_after, num_ranks)  # every rank has stored a transition by then
 
     # Logger and configuration
     logger = EpochLogger(**(logger_kwargs or {}))
@@ -180,7 +180,7 @@ def sac(
     check_action_space(env.action_space, "sac", ALGORITHMS)
     logger.save_config(describe_env(env))
 
-    # Networks, equal on all ranks
+    # Networks, identical on all ranks
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
     ac = check_actor_critic(ac, env, torch_device, "act", "logp", "q")
     q = twin_critic(ac)
@@ -202,7 +202,7 @@ def sac(
     pi_optimizer = Adam(pi_params, lr, f"LossPi in {env.name}")
     q_optimizer = Adam(q_params, lr, f"LossQ in {env.name}")
 
-    # Temperature: fixed, or learned by its logarithm
+    # Temperature: fixed, or learned through its logarithm
     learns_alpha = alpha == "auto"
     if learns_alpha:
         log_alpha = torch.nn.Parameter(torch.zeros(1, device=torch_device))
@@ -245,7 +245,7 @@ def sac(
             alpha_optimizer.step()
             logger.store(Alpha=temperature)
 
-        # Targets follow
+        # One step on the targets
         with torch.no_grad():
             q_targ_params.lerp_(q_params, 1 - polyak)
 
@@ -253,7 +253,7 @@ def sac(
 
     update = capture(update, torch_device)
 
-    # Checkpoints, and the start: that of the run, or where one was taken
+    # Checkpoints: a resumed run starts from the newest one, a new run from step 0
     total_steps = epochs * steps_per_epoch
     parts = dict(ac=ac, q_targ=q_targ, pi_optimizer=pi_optimizer, q_optimizer=q_optimizer)
     parts |= dict(log_alpha=log_alpha, alpha_optimizer=alpha_optimizer) if learns_alpha else {}
@@ -267,7 +267,7 @@ def sac(
     logger.begin()
 
     for t in range(start.t + 1, total_steps + 1):
-        # Ranks take turns at the steps: together they take one at each t
+        # One rank steps its environment at each t, in turn
         if t % num_ranks == rank:
             act = policy(obs) if t > start_steps else env.random_action()
             next_obs, rew, terminated, truncated, _ = env.step(act)

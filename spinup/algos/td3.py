@@ -1,9 +1,9 @@
 """Twin Delayed Deep Deterministic Policy Gradient.
 
-TD3 is DDPG with three remedies for its overestimated values: two critics, of which the backup
-takes the smaller; a policy that is updated less often than the critics; and noise on the target
-policy's actions, so that the policy can't exploit sharp errors of the critics. It learns
-off-policy, from replay, and explores by Gaussian noise on a deterministic policy's actions.
+TD3 is DDPG with three remedies for overestimated action values. The backup uses the minimum of two
+target critics. The policy is updated less often than the critics. Noise on the target policy's
+actions prevents the policy from exploiting sharp errors of the critics. TD3 learns off-policy from
+a replay buffer, and explores by adding Gaussian noise to a deterministic policy's actions.
 
 Paper: arXiv:1802.09477. Key equations, with d = 1 where s2 is terminal:
 
@@ -14,9 +14,9 @@ Paper: arXiv:1802.09477. Key equations, with d = 1 where s2 is terminal:
 
 Names: backup is y in the paper, noise_clip is c, polyak is 1 - tau.
 
-Differs from the paper: the first steps act uniformly at random, and updates come in blocks of
-update_every. Differs from Spinning Up: noise is in units of half the range of each action (as in
-the paper's own code), so that bounds may differ by dimension and be asymmetric.
+Differs from the paper: start_steps is the same for all environments, and updates come in blocks of
+update_every. Differs from Spinning Up: noise is scaled by half the range of each action dimension
+(as in the authors' code), so that bounds may differ by dimension and be asymmetric.
 """
 
 from __future__ import annotations
@@ -110,43 +110,43 @@ def td3(
     """Trains a policy by Twin Delayed DDPG.
 
     Args:
-        env_fn: Gymnasium id, or function that returns a new environment. Actions are a bounded
-            Box.
-        actor_critic: class (or function) that builds the networks from ``(observation_space,
-            action_space, **ac_kwargs)``. It has ``pi(obs)``, which returns actions
-            ``(batch, act_dim)``, through which gradients flow; critics ``q1(obs, act)`` and
-            ``q2(obs, act)``, which return values ``(batch,)``, or both as one module ``q(obs,
-            act)``, which returns ``(2, batch)`` and has ``first(obs, act)``, which returns the
-            first one's; and ``act(obs)``, which returns an action as an array, given one
-            observation. No parameter may be shared by policy and critics.
+        env_fn: Gymnasium id, or a function that returns a new environment. Its action space is a
+            bounded Box.
+        actor_critic: class or function, called with ``(observation_space, action_space,
+            **ac_kwargs)``. It returns a module with ``pi(obs)``, which returns differentiable
+            actions ``(batch, act_dim)``; critics ``q1(obs, act)`` and ``q2(obs, act)``, which
+            return values ``(batch,)``, or one module ``q(obs, act)`` for both, which returns
+            ``(2, batch)`` and whose method ``first(obs, act)`` returns the first critic's values;
+            and ``act(obs)``, which returns the action for one observation as an array. Policy and
+            critics must not share parameters.
         ac_kwargs: keyword arguments for `actor_critic`.
-        seed: of torch, NumPy, environment and action space; rank r uses ``seed + 10000 * r``.
-        steps_per_epoch: environment steps per epoch, of all ranks together.
-        epochs: epochs.
-        replay_size: transitions that the replay buffers of all ranks hold together.
+        seed: seed of all random generators; rank r uses ``seed + 10000 * r``.
+        steps_per_epoch: environment steps per epoch, summed over ranks.
+        epochs: number of epochs.
+        replay_size: capacity of the replay buffers in transitions, summed over ranks.
         gamma: discount factor, in [0, 1].
-        polyak: how much of a target network stays at each update, in [0, 1], close to 1:
-            ``targ = polyak * targ + (1 - polyak) * main``.
+        polyak: interpolation factor of the target networks, in [0, 1], usually close to 1. Each
+            update sets ``targ = polyak * targ + (1 - polyak) * main``.
         pi_lr: learning rate of the policy.
         q_lr: learning rate of the critics.
-        batch_size: transitions in a minibatch, of all ranks together.
-        start_steps: environment steps at the start with uniformly random actions.
+        batch_size: transitions in a minibatch, summed over ranks.
+        start_steps: environment steps at the start of the run that take uniformly random actions.
         update_after: environment steps before the first update.
-        update_every: environment steps between updates; then as many updates follow.
+        update_every: environment steps between blocks of updates, each of `update_every` updates.
         act_noise: standard deviation of the exploration noise, in units of half the range of each
-            action (1 for actions in [-1, 1]).
+            action dimension (1 for actions in [-1, 1]).
         target_noise: standard deviation of the noise on the target policy's actions, in the same
             units.
-        noise_clip: limit of that noise, in the same units. Denoted c.
-        policy_delay: updates of the critics per update of the policy and targets; denoted d.
-        num_test_episodes: episodes per epoch without noise, of all ranks together.
-        max_ep_len: environment steps after which an episode is cut off.
+        noise_clip: limit of the target noise, in the same units. Denoted c.
+        policy_delay: critic updates per update of the policy and the targets. Denoted d.
+        num_test_episodes: test episodes per epoch with deterministic actions, summed over ranks.
+        max_ep_len: environment steps after which an episode is truncated.
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
             ``overwrite``, ``resume``, ``verbose``, ``tensorboard``, ``wandb``.
-        save_freq: epochs between saves of the policy; the last epoch is always saved.
-        device: where the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
-        checkpoint_every: seconds between checkpoints, from which a run that was stopped can be
-            resumed, checked at each epoch's end; 0 for one each epoch.
+        save_freq: epochs between saves of the policy. The last epoch is always saved.
+        device: device that trains the networks: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
+            be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
 
     Returns:
         The trained actor-critic.
@@ -154,18 +154,18 @@ def td3(
     Raises:
         ValueError: a hyperparameter or a space can't be handled.
         FileExistsError: the output folder holds results.
-        Interrupted: a signal asked the run to stop; its checkpoint is saved.
-        FloatingPointError: an observation, reward or loss is NaN or infinite.
+        Interrupted: a signal stopped the run, after a checkpoint was saved.
+        FloatingPointError: an observation, a reward or a loss is NaN or infinite.
     """
     config = dict(algo="spinup.td3", **locals())
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
-    # Ranks split a minibatch; a rank's gradient weighs as much as its share.
+    # Ranks share each minibatch. A rank's gradient is weighted by its share.
     rank, num_ranks = proc_id(), num_procs()
     local_batch_size = rank_share(batch_size)
     weight = local_batch_size / batch_size
-    update_after = max(update_after, num_ranks)  # each has a transition to draw by then
+    update_after = max(update_after, num_ranks)  # every rank has stored a transition by then
 
     # Logger and configuration
     logger = EpochLogger(**(logger_kwargs or {}))
@@ -180,7 +180,7 @@ def td3(
     check_action_space(env.action_space, "td3", ALGORITHMS)
     logger.save_config(describe_env(env))
 
-    # Networks, equal on all ranks
+    # Networks, identical on all ranks
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
     ac = check_actor_critic(ac, env, torch_device, "act", "q", "first")
     q = twin_critic(ac)
@@ -202,7 +202,7 @@ def td3(
     pi_optimizer = Adam(pi_params, pi_lr, f"LossPi in {env.name}")
     q_optimizer = Adam(q_params, q_lr, f"LossQ in {env.name}")
 
-    # Bounds, and the noise's unit
+    # Action bounds, and the unit of the noise
     low, high = box_bounds(env.action_space)
     half_range = (high - low) / 2
     act_low, act_high, unit = (torch.as_tensor(x).to(torch_device) for x in (low, high, half_range))
@@ -241,13 +241,14 @@ def td3(
         pi_optimizer.step()
         logger.store(LossPi=loss_pi)
 
-        # Targets follow
+        # One step on the targets
         with torch.no_grad():
             pi_targ_params.lerp_(pi_params, 1 - polyak)
             q_targ_params.lerp_(q_params, 1 - polyak)
 
     update = capture(update, torch_device)
-    # Checkpoints, and the start: that of the run, or where one was taken
+
+    # Checkpoints: a resumed run starts from the newest one, a new run from step 0
     total_steps = epochs * steps_per_epoch
     parts = dict(ac=ac, pi_targ=pi_targ, q_targ=q_targ)
     parts |= dict(pi_optimizer=pi_optimizer, q_optimizer=q_optimizer)
@@ -257,12 +258,12 @@ def td3(
     )
     start = checkpoint.restore(num_updates=0)
     policy.refresh()
-    num_updates = start.num_updates  # of the whole run: the delay doesn't start anew in each block
+    num_updates = start.num_updates  # counted over the whole run: the delay spans blocks
     obs, ep_ret, ep_len = env.continue_episode()
     logger.begin()
 
     for t in range(start.t + 1, total_steps + 1):
-        # Ranks take turns at the steps: together they take one at each t
+        # One rank steps its environment at each t, in turn
         if t % num_ranks == rank:
             act = explore(obs) if t > start_steps else env.random_action()
             next_obs, rew, terminated, truncated, _ = env.step(act)

@@ -1,8 +1,8 @@
-"""What makes networks fast on a CPU. ``SPINUP_FAST=0`` in the environment switches it off."""
+"""Fast networks on a CPU. The environment variable ``SPINUP_FAST=0`` switches them off."""
 
 import os
 
-_IS_ON = os.environ.get("SPINUP_FAST") != "0"  # read once: a run doesn't change its path
+_IS_ON = os.environ.get("SPINUP_FAST") != "0"  # read once, so that it stays the same during a run
 
 
 def is_on() -> bool:

@@ -1,6 +1,6 @@
-/* Layers of neural networks on one core of an x86-64 CPU, in float32: see kernels.py, which calls them.
+/* Layers of neural networks on one core of an x86-64 CPU, in float32. kernels.py calls them.
 
-   Built if there is a C compiler; without it, or on another CPU, kernels.py uses PyTorch. */
+   This file is built if there is a C compiler. Otherwise, or on another CPU, kernels.py uses PyTorch. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -10,11 +10,12 @@
 
 enum { IDENTITY, RELU, TANH }; /* activations, as numbered in kernels.py */
 
-/* What becomes of a product's sums s, by an activation f where the name has one:
-     FORWARD   out = f(s + other), other a vector along the columns: the bias
-     BACKWARD  out = s * f'(.) from f's output, which is other, a matrix like out
+/* Kinds of epilogue: how results `out` are computed from the sums s of a product. f is the activation
+   in the name; without one, f is the identity.
+     FORWARD   out = f(s + other); other is a vector with one number for each column (the bias)
+     BACKWARD  out = s * f'; other is a matrix like out that holds the output of f, which gives f'
      ADD       out += s
-   With `out_rows`, row i goes to row out_rows[i]; with `other_rows`, it comes from other_rows[i]. */
+   If given, `out_rows[i]` is the row of `out`, and `other_rows[i]` the row of `other`, for row i. */
 enum { FORWARD, FORWARD_RELU, FORWARD_TANH, BACKWARD, BACKWARD_RELU, BACKWARD_TANH, ADD };
 
 typedef struct {
@@ -27,13 +28,13 @@ typedef struct {
 } epilogue;
 
 enum {
-    BATCH_ROWS = 512, /* rows of a batch taken at a time: they stay in the cache */
-    BLOCK_ROWS = 128, /* rows of a panel that do, where they are read in no order */
+    BATCH_ROWS = 512, /* rows of a batch that are processed together and stay in the cache */
+    BLOCK_ROWS = 128, /* rows of a panel that stay in the cache when they are read in any order */
 };
 
-static float *panel_room; /* for one panel; the interpreter's lock guards it, as all rooms */
+static float *panel_room; /* memory for one panel; Python's global lock protects all such memory */
 
-static struct { /* a matrix without its zeros, and the sums of its product: see compress() */
+static struct { /* the nonzero numbers of a matrix, and the sums of its product: see compress() */
     float *values, *sums, *flipped;
     int *places;
     long *starts;
@@ -41,8 +42,8 @@ static struct { /* a matrix without its zeros, and the sums of its product: see 
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
-/* Copies a block transposed. The probe stays zero as long as all numbers are finite: zero times any
-   other isn't zero. */
+/* Copies the transpose of a block. The probe stays zero if all numbers are finite: only a finite number
+   times zero is zero. */
 static inline __attribute__((always_inline)) void transpose_8x8(const float *from, long from_row,
                                                                 float *to, long to_row,
                                                                 __m256 *probe) {
@@ -90,18 +91,18 @@ static int has_avx512;
 #define add_rows(...) (has_avx512 ? add_rows_avx512 : add_rows_avx2)(__VA_ARGS__)
 #define activation_grad(...) (has_avx512 ? activation_grad_avx512 : activation_grad_avx2)(__VA_ARGS__)
 
-static const long MAX_DOT_COLUMNS = 4; /* columns that are not worth a panel */
+static const long MAX_DOT_COLUMNS = 4; /* so few columns aren't worth a panel */
 
 /* --- Networks ------------------------------------------------------------------------------------ */
 
 enum { MOST_LAYERS = 32 };
 
-/* A stack of networks of one shape, and their outputs on a batch. Layer i maps h[i] to h[i + 1]; h[0]
-   is the same for the whole stack. Networks that needn't keep their outputs share the room for them. */
+/* A stack of networks of the same shape, and their layers' outputs on a batch. Layer i maps h[i] to
+   h[i + 1]. All networks have the same input h[0]. If `kept` is 0, they share memory for hidden layers. */
 typedef struct {
     long layers, stack, rows;
     long size[MOST_LAYERS + 1], activation[MOST_LAYERS];
-    float *params[2 * MOST_LAYERS]; /* weights and biases by turns */
+    float *params[2 * MOST_LAYERS]; /* weight and bias of each layer, in turn */
     float *h[MOST_LAYERS + 1];
     int kept;
 } network;
@@ -111,7 +112,7 @@ static float *output(const network *net, long layer, long s) {
     return net->h[layer] + (own ? s * net->rows * net->size[layer] : 0);
 }
 
-/* Evaluates the network of index s. */
+/* Evaluates network s of a stack. */
 static void run_forward(const network *net, long s) {
     for (long i = 0; i < net->layers; i++) {
         long n_in = net->size[i], n_out = net->size[i + 1];
@@ -127,7 +128,7 @@ static void run_forward(const network *net, long s) {
     }
 }
 
-/* Adds the products of a batch's gradients and inputs to the gradients of a layer's parameters. */
+/* Adds a batch's gradients of a layer's parameters, from the gradients of its output and its input x. */
 static void add_param_grads(long rows, long n_in, long n_out, int sparse_grad, const float *grad,
                             const float *x, float *weight_grad, float *bias_grad) {
     epilogue to = {.kind = ADD, .out = weight_grad, .out_row = n_in};
@@ -143,7 +144,7 @@ static void add_param_grads(long rows, long n_in, long n_out, int sparse_grad, c
     }
 }
 
-/* Copies the rows that aren't all zero; `places` gets their indices. Returns how many there are. */
+/* Copies the rows that aren't all zero, and their indices to `places`. Returns the number of rows. */
 static long gather(long rows, long cols, const float *from, float *to, long *places) {
     long n = 0;
     for (long row = 0; row < rows; row++) {
@@ -156,9 +157,10 @@ static long gather(long rows, long cols, const float *from, float *to, long *pla
     return n;
 }
 
-/* Adds to the gradients of parameters, if given, and of some columns of the input, if any.
+/* Adds the gradients of all parameters to `param_grads`, unless it is NULL, and those of some columns of
+   the input to `input_grad`.
 
-   `rooms` are two of rows times the widest layer, and `places` has room for a number for each row. */
+   `rooms` are two arrays of rows times the widest layer; `places` has one number for each row. */
 static void run_backward(const network *net, const float *grad, float *const *param_grads,
                          long columns, const long *start, const long *width, float *const *input_grad,
                          float *const *rooms, long *places) {
@@ -168,7 +170,7 @@ static void run_backward(const network *net, const float *grad, float *const *pa
         int activation = (int)net->activation[last - 1];
         activation_grad(n, activation, output(net, last, s), grad + s * n, g);
         const long *gathered = NULL;
-        if (!param_grads) { /* rows without a gradient, as of the greater of two critics, are left out */
+        if (!param_grads) { /* omits rows with zero gradients, such as those of the greater critic */
             rows = gather(rows, net->size[last], g, g, places);
             gathered = places;
         }
@@ -199,16 +201,18 @@ static void run_backward(const network *net, const float *grad, float *const *pa
 
 /* --- The squashed Gaussian policy ---------------------------------------------------------------- */
 
-/* A bounded log(std): nets.py has the bounds, and the formulas of this section. NaN stays NaN. */
+/* Returns the clamped log(std). nets.py has the bounds and this section's formulas. NaN stays NaN. */
 static float bounded(float log_std, float least, float most) {
     return log_std < least ? least : log_std > most ? most : log_std;
 }
 
-/* Samples actions mid + half_range * tanh(u), u = mu + std * eps, with their log-densities, from a
-   network's output: a row holds mu, then log(std). Keeps tanh(u) and std * eps for the gradients.
+/* Samples actions mid + half_range * tanh(u) with u = mu + std * eps, and computes their log-densities.
+   Each row of `out`, the network's output, holds mu and then log(std). The gradients need tanh(u) and
+   std * eps, which go to `squashed` and `noise`.
 
-   With z = exp(-2|u|) - 1 both are stable: tanh|u| = -z / (2 + z), and
-   log(1 - tanh(u)^2) = 2 (log 2 - |u| - log(2 + z)), whose sum takes one logarithm of a product. */
+   With z = exp(-2|u|) - 1, two formulas are stable: tanh|u| = -z / (2 + z), and
+   log(1 - tanh(u)^2) = 2 (log 2 - |u| - log(2 + z)). The sum of log(2 + z) over dimensions is computed
+   as the logarithm of a product. */
 static void squash(long rows, long dim, const float *out, const float *eps, const float *mid,
                    const float *half_range, float *act, float *logp, float *squashed, float *noise,
                    float least, float most) {
@@ -232,7 +236,7 @@ static void squash(long rows, long dim, const float *out, const float *eps, cons
     }
 }
 
-/* The gradient by the network's output, from those by actions and log-densities. */
+/* Computes the gradient of the network's output from those of the actions and log-densities. */
 static void squash_grad(long rows, long dim, const float *out, const float *half_range,
                         const float *squashed, const float *noise, const float *act_grad,
                         const float *logp_grad, float *grad, float least, float most) {
@@ -247,7 +251,7 @@ static void squash_grad(long rows, long dim, const float *out, const float *half
 
 /* --- From Python --------------------------------------------------------------------------------- */
 
-/* Makes room in a buffer that is kept for the next call. Returns 0 with an exception set if it can't. */
+/* Enlarges memory that is reused by later calls. On failure, sets an exception and returns 0. */
 static int make_room(void **room, size_t *has, size_t bytes) {
     if (bytes <= *has) return 1;
     free(*room);
@@ -257,11 +261,11 @@ static int make_room(void **room, size_t *has, size_t bytes) {
     return *room != NULL;
 }
 
-/* Makes room for a matrix of at most `tall` rows and columns: see compress(). */
+/* Allocates `sparse` for a matrix of at most `tall` rows and columns: see compress(). */
 static int make_sparse_room(long tall) {
     static void *room;
     static size_t has;
-    size_t most = tall * tall + 16, before = has; /* whole vectors are written at the end */
+    size_t most = tall * tall + 16, before = has; /* +16: the last write is a whole vector */
     size_t starts = tall * (tall / BLOCK_ROWS + 1) + 1, sums = tall * 64;
     if (!make_room(&room, &has, (3 * most + sums) * sizeof(float) + starts * sizeof(long) + 64))
         return 0;
@@ -274,7 +278,8 @@ static int make_sparse_room(long tall) {
     return 1;
 }
 
-/* Reads integers, or addresses, out of a tuple. Returns how many, or -1 with an exception set. */
+/* Reads integers or addresses from a tuple. Returns their number; on failure, sets an exception and
+   returns -1. */
 static long read_numbers(PyObject *tuple, long most, long *values) {
     if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) > most) {
         PyErr_Format(PyExc_TypeError, "a tuple of at most %ld numbers is needed", most);
@@ -287,9 +292,9 @@ static long read_numbers(PyObject *tuple, long most, long *values) {
     return (long)PyTuple_GET_SIZE(tuple);
 }
 
-/* Reads a network from the first seven arguments: of the stack, how many networks; rows; sizes;
-   activations; parameters; outputs to keep (the input, then each hidden layer's), or 0; the result.
-   Returns 0 with an exception set if they aren't one. */
+/* Reads a network from the first seven arguments: number of networks in the stack; number of rows;
+   sizes; activations; parameters; memory for the input and then each hidden layer's output, or 0 to not
+   keep them; memory for the result. On failure, sets an exception and returns 0. */
 static int read_network(PyObject *const *args, Py_ssize_t given, Py_ssize_t wanted, network *net) {
     static void *room;
     static size_t has, panel_has;
@@ -310,11 +315,11 @@ static int read_network(PyObject *const *args, Py_ssize_t given, Py_ssize_t want
     }
     long widest = 0;
     for (long i = 0; i < sizes; i++) widest = net->size[i] > widest ? net->size[i] : widest;
-    long tall = widest > BATCH_ROWS ? widest : BATCH_ROWS; /* of a panel, which is 64 floats wide at most */
+    long tall = widest > BATCH_ROWS ? widest : BATCH_ROWS; /* rows of a panel, at most 64 floats wide */
     if (!make_room((void **)&panel_room, &panel_has, tall * 64 * sizeof(float))) return 0;
     if (!make_sparse_room(tall)) return 0;
     net->kept = h != NULL;
-    if (!net->kept) { /* layers take turns at two rooms, which stay in the cache */
+    if (!net->kept) { /* layers alternate between two arrays, which stay in the cache */
         if (!make_room(&room, &has, 2 * net->rows * widest * sizeof(float))) return 0;
         for (long i = 0; i < net->layers; i++) net->h[i] = (float *)room + i % 2 * net->rows * widest;
     } else
@@ -328,7 +333,7 @@ static int read_network(PyObject *const *args, Py_ssize_t given, Py_ssize_t want
 
 static PyObject *mlp_forward(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     network net;
-    long inputs[3 * MOST_LAYERS]; /* of each its address, step to the next row, and width */
+    long inputs[3 * MOST_LAYERS]; /* for each input: address, distance between rows, width */
     if (!read_network(args, given, 8, &net)) return NULL;
     long n = read_numbers(args[7], 3 * MOST_LAYERS, inputs);
     if (n < 0) return NULL;
@@ -371,7 +376,7 @@ static PyObject *mlp_backward(PyObject *self, PyObject *const *args, Py_ssize_t 
     Py_RETURN_NONE;
 }
 
-/* Reads integers, or addresses, and then floats. Returns 0 with an exception set if they aren't. */
+/* Reads integers or addresses, and then floats. On failure, sets an exception and returns 0. */
 static int read_args(PyObject *const *args, Py_ssize_t given, Py_ssize_t integers, long *values,
                      Py_ssize_t floats, double *numbers) {
     if (given != integers + floats) {

@@ -1,16 +1,17 @@
-/* Fully connected layers for one length of vector. _kernels.c includes this once for each, having
-   defined VL, the floats of a vector; MR, the rows of a tile; NAME(f), the name of f for this length.
+/* Fully connected layers for one vector length. _kernels.c includes this file once for each length,
+   and defines VL, the number of floats in a vector; MR, the number of rows in a tile; and NAME(f), the
+   name of the function f for this length.
 
-   A product is cut into panels, two vectors wide, and these into tiles of MR rows, whose sums stay in
-   registers while the whole inner dimension passes. A step takes two loads and MR broadcasts for 2 MR
-   multiply-adds, which are then the limit. Every sum is taken in the order of its index and on its
-   own: a row's result doesn't depend on the other rows, nor any result on VL.
+   A product is split into panels, two vectors wide, and each panel into tiles of MR rows. The sums of a
+   tile stay in registers during the loop over the inner dimension. Each iteration takes two loads and
+   MR broadcasts for 2 MR multiply-adds, which limit the speed. Each sum adds its terms in the order of
+   their index. Therefore no row's result depends on other rows, and no result depends on VL.
 
-   After a ReLU most numbers are soon zero, and so are the gradients through it: on HalfCheetah 55% of
-   the first layer's and, after some thousand updates, 90% of the second's. Such a product is faster
-   number by number, over those that aren't zero, and the same to the bit: what is left out would have
-   added zero (where the other factor is finite: see sparse_product). Each of them multiplies a row of a
-   panel SPARSE_WIDTH floats wide, by one load for each multiply-add. */
+   After a ReLU, most outputs and their gradients soon become zero: on HalfCheetah 55% of those of the
+   first layer and, after some thousand updates, 90% of those of the second. Such a product is faster
+   over the nonzero numbers only. The result is the same to the bit, because the omitted terms are zero
+   (if the other factor is finite: see sparse_product). Each nonzero number multiplies a row of a panel
+   that is SPARSE_WIDTH floats wide, with one load for each multiply-add. */
 
 #define vec NAME(vec)
 #define unaligned NAME(unaligned)
@@ -46,7 +47,7 @@ INLINE void NAME(tile)(const int rows, const int vectors, long inner, const floa
         for (int j = 0; j < vectors; j++) *(vec *)(sums + i * WIDTH + j * VL) = acc[i][j];
 }
 
-/* tile() for a number of rows that the compiler knows */
+/* Calls tile() with a number of rows that is known at compile time. */
 #define CASE(m)                                                                                     \
     case m:                                                                                         \
         if (vectors == 2)                                                                           \
@@ -72,19 +73,19 @@ INLINE vec NAME(load)(const float *p, int n) {
     return v;
 }
 
-/* Zero where a mask is set, else x; the mask is a comparison's, so that NaN stays NaN in x. */
+/* Returns x, with zeros where a mask is set. A comparison with NaN sets no mask, so NaN stays NaN. */
 INLINE vec NAME(zero_where)(ints mask, vec x) { return (vec)(~mask & (ints)x); }
 
-/* tanh, within two units of the last place. It is exactly +-1 from |x| = 9.02 on, as PyTorch's is: a
-   value short of 1 would give 1 - tanh^2 a floor, which Adam turns into full steps.
+/* tanh, within two units in the last place. It is exactly +-1 for |x| >= 9.02, as in PyTorch. With a
+   smaller value, 1 - tanh^2 would never vanish, and Adam would turn that gradient into full steps.
 
-   Below 5/8 a polynomial, from there on 1 - 2 / (exp(2|x|) + 1), with exp(z) = 2^n exp(r). Both
-   polynomials are those of Cephes, in single precision. */
+   It is a polynomial for |x| < 5/8, otherwise 1 - 2 / (exp(2|x|) + 1), with exp(z) = 2^n exp(r). Both
+   polynomials are from Cephes, in single precision. */
 INLINE vec NAME(tanh)(vec x) {
     const ints sign = (ints)x & (int)0x80000000;
     vec a = (vec)((ints)x ^ sign), s = a * a;
-    const vec ten = (vec){0} + 10; /* far beyond 9.02, and exp stays finite */
-    ints above = a > ten;          /* false for NaN, which passes through */
+    const vec ten = (vec){0} + 10; /* above 9.02, but exp is still finite */
+    ints above = a > ten;          /* false for NaN, so that NaN stays NaN */
 
     vec small = s * -5.70498872745e-3f + 2.06390887954e-2f;
     small = s * small + -5.37397155531e-2f;
@@ -109,7 +110,7 @@ INLINE vec NAME(tanh)(vec x) {
     return (vec)(sign | (is_large & (ints)large) | (~is_large & (ints)small));
 }
 
-/* Makes results of a tile's sums: see `epilogue`. */
+/* Computes and stores results from the sums of a tile: see the enum of epilogues in _kernels.c. */
 INLINE void NAME(apply_epilogue_as)(const int kind, const epilogue *to, const float *sums, long row,
                                     int rows, long col, int cols) {
     for (int i = 0; i < rows; i++) {
@@ -147,14 +148,15 @@ static void NAME(apply_epilogue)(const epilogue *to, const float *sums, long row
 }
 #undef CASE
 
-/* Returns whether probes, which add up zero times numbers, have seen finite ones only. */
+/* Returns 1 if all probes are zero. A probe is a sum of numbers times zero: zero if all are finite. */
 INLINE int NAME(all_zero)(long n, const float *probe) {
     int zero = 1;
     for (long i = 0; i < n; i++) zero &= probe[i] == 0;
     return zero;
 }
 
-/* Copies columns of b into a panel, `width` wide, zeros beyond them. Returns whether all are finite. */
+/* Copies columns of b to a panel of `width` columns, the rest of them zero. Returns 1 if all numbers are
+   finite. */
 static int NAME(copy_panel)(const float *b, long b_row, long inner, int cols, int width,
                             float *panel) {
     vec probe[SPARSE_WIDTH / VL] = {{0}};
@@ -170,14 +172,14 @@ static int NAME(copy_panel)(const float *b, long b_row, long inner, int cols, in
     return NAME(all_zero)(SPARSE_WIDTH, (const float *)probe);
 }
 
-/* As copy_panel, of the transpose of b: its rows become the panel's columns. */
+/* Does the same as copy_panel for the transpose of b: rows of b become columns of the panel. */
 static int NAME(transpose_panel)(const float *b, long b_row, long inner, int cols, int width,
                                  float *panel) {
     __m256 probe = _mm256_setzero_ps();
     float rest = 0;
     memset(panel, 0, cols < width ? inner * width * sizeof(float) : 0);
     long k = 0;
-    for (; k + 16 <= inner; k += 16) { /* whole lines of the cache */
+    for (; k + 16 <= inner; k += 16) { /* whole cache lines */
         int n = 0;
         for (; n + 8 <= cols; n += 8)
             for (int i = 0; i < 16; i += 8)
@@ -196,8 +198,8 @@ static int NAME(transpose_panel)(const float *b, long b_row, long inner, int col
     return NAME(all_zero)(8, (const float *)&probe) && rest == 0;
 }
 
-/* Gives an epilogue the sums over k of a[i * a_row + k * a_col] * b[k * b_row + n], or, transposed, of
-   a[i * a_row + k * a_col] * b[n * b_row + k]. */
+/* Passes to an epilogue the sums over k of a[i * a_row + k * a_col] * b[k * b_row + n], or, if
+   `transposed`, of a[i * a_row + k * a_col] * b[n * b_row + k]. */
 static void NAME(product)(long rows, long cols, long inner, const float *a, long a_row, long a_col,
                           const float *b, long b_row, int transposed, const epilogue *to) {
     float sums[MR * WIDTH] __attribute__((aligned(64)));
@@ -214,7 +216,7 @@ static void NAME(product)(long rows, long cols, long inner, const float *a, long
             panel_row = width;
         }
         for (long i = 0, row = 0; i < tiles; i++) {
-            int tall = (int)((rows - row + tiles - i - 1) / (tiles - i)); /* tiles of like height */
+            int tall = (int)((rows - row + tiles - i - 1) / (tiles - i)); /* tiles of similar height */
             NAME(any_tile)(tall, vectors, inner, a + row * a_row, a_row, a_col, panel, panel_row, sums);
             NAME(apply_epilogue)(to, sums, row, tall, col, wide);
             row += tall;
@@ -222,8 +224,8 @@ static void NAME(product)(long rows, long cols, long inner, const float *a, long
     }
 }
 
-/* Compresses a matrix to the values that aren't zero, row by row and, within a row, in blocks of
-   BLOCK_ROWS columns, and to the places of the panel's rows that they multiply. */
+/* Compresses a matrix to its nonzero values, row by row and, within a row, in blocks of BLOCK_ROWS
+   columns. `sparse.places` gets, for each value, the position of the panel's row that it multiplies. */
 static void NAME(compress)(long rows, long cols, const float *a, long a_row) {
     long n = 0, *start = sparse.starts;
     for (long row = 0; row < rows; row++)
@@ -264,7 +266,7 @@ INLINE void NAME(add_compressed)(long nonzeros, const float *values, const int *
     for (int j = 0; j < SPARSE_WIDTH / VL; j++) *(vec *)(sums + j * VL) = acc[j];
 }
 
-/* Returns the epilogue of the results from a row and a column on. */
+/* Returns an epilogue for the results from a given row and column on. */
 static epilogue NAME(part_of)(const epilogue *to, long row, long col) {
     epilogue part = *to;
     part.out += col + (to->out_rows ? 0 : row * to->out_row);
@@ -274,8 +276,8 @@ static epilogue NAME(part_of)(const epilogue *to, long row, long col) {
     return part;
 }
 
-/* As product, where many numbers of `a`, whose rows are contiguous, are zero. Where `b` isn't finite a
-   zero times it isn't zero, and product does the panel. */
+/* Computes the same as product, for an `a` with contiguous rows and many zeros. If a panel of `b` isn't
+   finite, zero times it isn't zero, so product computes this panel. */
 static void NAME(sparse_product)(long rows, long cols, long inner, const float *a, long a_row,
                                  const float *b, long b_row, int transposed, const epilogue *to) {
     long blocks = (inner + BLOCK_ROWS - 1) / BLOCK_ROWS;
@@ -293,7 +295,7 @@ static void NAME(sparse_product)(long rows, long cols, long inner, const float *
                 continue;
             }
             memset(sparse.sums, 0, tall * SPARSE_WIDTH * sizeof(float));
-            for (long block = 0; block < blocks; block++) /* a part of the panel stays in the cache */
+            for (long block = 0; block < blocks; block++) /* this part of the panel stays in the cache */
                 for (long row = 0; row < tall; row++) {
                     const long *start = sparse.starts + row * blocks + block;
                     NAME(add_compressed)(start[1] - start[0], sparse.values + start[0],
@@ -306,7 +308,7 @@ static void NAME(sparse_product)(long rows, long cols, long inner, const float *
     }
 }
 
-/* Returns whether sparse_product is faster than product, for an `a` of contiguous rows. */
+/* Returns 1 if sparse_product is faster than product, for an `a` with contiguous rows. */
 static int NAME(is_sparse)(long rows, long cols, long inner, const float *a, long a_row) {
     if (rows < MR || inner < 2 * VL || cols < SPARSE_WIDTH) return 0;
     long zeros = 0;
@@ -322,12 +324,13 @@ static int NAME(is_sparse)(long rows, long cols, long inner, const float *a, lon
     return (rows * inner - zeros) * 1.4 * sparse_cols < rows * inner * 0.85 * wide; /* measured on Zen 4 */
 }
 
-/* Copies a matrix transposed. */
+/* Copies the transpose of a matrix. */
 static void NAME(transpose)(long rows, long cols, const float *from, float *to) {
     NAME(transpose_panel)(from, cols, cols, (int)rows, (int)rows, to);
 }
 
-/* As product, transposed, of contiguous rows and few columns: sums along vectors, no panels. */
+/* Computes the same as product with `transposed`, for contiguous rows and few columns: sums along
+   vectors, without panels. */
 static void NAME(dots)(long rows, long cols, long inner, const float *a, const float *b,
                        const epilogue *to) {
     float sums[WIDTH] __attribute__((aligned(64)));
@@ -361,7 +364,7 @@ static void NAME(add_rows)(long rows, long cols, const float *g, float *sums) {
     }
 }
 
-/* Gradient through an activation, from that by its output y, which is `grad`. */
+/* Computes the gradient of an activation's input from `grad`, that of its output y. */
 static void NAME(activation_grad)(long n, int activation, const float *y, const float *grad,
                                   float *out) {
     for (long i = 0; i < n; i += VL) {
@@ -373,7 +376,7 @@ static void NAME(activation_grad)(long n, int activation, const float *y, const 
     }
 }
 
-/* Returns whether all numbers are finite: zero times any other isn't zero. */
+/* Returns 1 if all numbers are finite: only a finite number times zero is zero. */
 static int NAME(all_finite)(long n, const float *x) {
     vec sum = {0};
     for (long i = 0; i < n; i += VL) sum += 0 * NAME(load)(x + i, n - i < VL ? (int)(n - i) : VL);

@@ -1,9 +1,9 @@
-"""An update of networks, captured once and replayed: what it computes without Python's share.
+"""Captures an update of networks once, and replays it without Python's overhead.
 
-With small networks an update on a CPU spends as much time in Python, in autograd and in allocating
-memory as in arithmetic. `capture` records the operations that compute, and from then on repeats
-only these, each on the memory where it worked first: what CUDA graphs are to a GPU. `Guards` and
-repeated recordings see to it that a replay computes what the update would.
+With small networks, an update on a CPU spends as much time in Python, in autograd and in allocating
+memory as in arithmetic. `capture` records the operations of the update, and then repeats only
+these, each on the memory that it used at the recording, as CUDA graphs do on a GPU. `Guards` and
+repeated recordings ensure that a replay computes the same as the update.
 """
 
 from __future__ import annotations
@@ -28,47 +28,48 @@ from spinup import fast
 from spinup.fast.guards import Guards
 from spinup.runs.watchdog import still_alive
 
-# A recording is compared with the captured one at each of the first calls, then at every 97th: a
-# prime, so that what happens every 10 or every 50 calls doesn't keep falling between two of them.
+# Each of the first calls is recorded and compared with the capture, and later every 97th call. As
+# 97 is a prime, comparisons don't keep missing an event that occurs every 10 or every 50 calls.
 _FIRST_CHECKS = 25
 _CHECK_EVERY = 97
-_LARGEST_CONSTANT = 64  # numbers in a torch.tensor() that an update makes
+_LARGEST_CONSTANT = 64  # numbers in a torch.tensor(...) of an update
 _MOST_COMBINATIONS = 8  # of flags
-_MOST_CHANGES, _WITHIN = 5, 25  # of what the update reads, in so many calls; above, none pays
+# A capture doesn't pay if values that the update reads change so often within so many calls.
+_MOST_CHANGES, _WITHIN = 5, 25
 
-_local = threading.local()  # its `tape` is that of the recording in progress in a thread
+_local = threading.local()  # its attribute `tape` is the recording in progress in this thread
 
 
 def capture(update: Callable[..., Any], device: torch.device | str = "cpu") -> Captured:
-    """Makes an update of networks fast, if it can be captured; it computes the same.
+    """Speeds up an update of networks, without changing its results.
 
-    On a CPU the update is recorded and replayed. It must work on tensors that stay where they are
-    (parameters, their gradients, a minibatch from `ReplayBuffer`), by PyTorch's operations and the
-    library's. Its arguments are flags, and each combination of them has a capture. If something
-    changes that the update reads from Python, it is recorded again. An update that can't be
-    captured with certainty runs as written, with one warning that tells why. On a GPU, and where
-    ``SPINUP_FAST=0`` switches the fast path off, all updates run as written, without a warning.
+    On a CPU the update is recorded and replayed. It must use operations of PyTorch and of this
+    library, on tensors that stay in place (parameters, their gradients, a minibatch from
+    `ReplayBuffer`). Its arguments are flags; each combination of their values has its own capture.
+    If a Python value that the update reads has changed, the update is recorded again. An update
+    that can't be captured with certainty runs as written, with one warning that gives the reason.
+    On a GPU, and with ``SPINUP_FAST=0``, all updates run as written, without a warning.
 
     Args:
         update: a function that returns nothing.
-        device: where its tensors are.
+        device: device of its tensors.
 
     Returns:
-        A function to call in its place.
+        A function to call instead.
     """
     return Captured(update, fast.is_on() and torch.device(device).type == "cpu")
 
 
 class Captured:
-    """An update in the form that `capture` returns.
+    """An update, as `capture` returns it.
 
     Args:
         update: the update.
-        is_captured: whether to capture it, or to run it as written.
+        is_captured: whether to capture the update, or to run it as written.
 
     Attributes:
-        is_captured: False once it runs as written.
-        num_replays: calls that were replays.
+        is_captured: False once the update runs as written.
+        num_replays: number of calls that were replays.
     """
 
     def __init__(self, update: Callable[..., Any], is_captured: bool = True):
@@ -77,9 +78,9 @@ class Captured:
         self._captures: dict[tuple, _Capture] = {}
 
     def __call__(self, *flags: Any, **named: Any) -> Any:
-        """Does what the update does."""
+        """Runs the update or its replay."""
         still_alive()
-        if not self.is_captured or _tape() is not None:  # another update that calls it records it
+        if not self.is_captured or _tape() is not None:  # or an outer update is recording it
             return self.__wrapped__(*flags, **named)
         key = (*flags, *map(type, flags), *named.items(), *map(type, named.values()))
         try:
@@ -95,17 +96,17 @@ class Captured:
         return known(self)
 
     def check_next(self) -> None:
-        """Has the next call, with each flags, compared with what was captured."""
+        """Makes the next call with each combination of flags compare itself with its capture."""
         for known in self._captures.values():
             known.is_checked = False
 
     def run_as_written(self, obstacle: str, stacklevel: int = 2) -> None:
-        """Gives captures up, with a warning."""
+        """Drops all captures with a warning; from now on the update runs as written."""
         self.is_captured, self._captures = False, {}
         name = getattr(self.__wrapped__, "__qualname__", "The update")
         warnings.warn(
             f"{name} runs as written, which is slower than captured: {obstacle}. "
-            'The page "Speed" of the documentation tells what a captured update may do',
+            'See the page "Speed" of the documentation for what a captured update may do',
             stacklevel=stacklevel + 1,
         )
 
@@ -113,36 +114,38 @@ class Captured:
         for flag in flags:
             if not isinstance(flag, (bool, int, str, type(None), Enum)):
                 return (
-                    f"its argument {flag!r:.60} is not a flag (bool, int, str, None). Keep what "
-                    "changes in a tensor that is changed in place"
+                    f"its argument {flag!r:.60} is not a flag (bool, int, str, None). Store "
+                    "changing values in a tensor, and update it in place"
                 )
         if len(self._captures) == _MOST_COMBINATIONS:
             return (
-                f"its arguments had more than {_MOST_COMBINATIONS} combinations of values. Keep "
-                "what changes in a tensor that is changed in place"
+                f"its arguments had more than {_MOST_COMBINATIONS} combinations of values. Store "
+                "changing values in a tensor, and update it in place"
             )
         return None
 
 
 def run(function: Callable[..., Any], *args: Any, tensors: Sequence[Tensor] = ()) -> Any:
-    """Calls a function, and has every replay of the update being captured call it too.
+    """Calls a function, and makes every replay of the update that is being captured call it, too.
 
-    It is for what PyTorch doesn't see: drawing a minibatch, an average over ranks, compiled code.
+    It is meant for operations that PyTorch doesn't see, such as drawing a minibatch, averaging over
+    ranks, and calling compiled code.
 
     Args:
-        function: what to call.
-        *args: arguments, the same at each replay.
-        tensors: those whose addresses are among the arguments. They are kept as long as the
-            capture, which is given up if one that the update didn't make comes from elsewhere.
+        function: the function.
+        *args: its arguments, the same at each replay.
+        tensors: tensors whose addresses are among the arguments. The capture keeps them alive. If
+            a later call has another address for a tensor that the update didn't create, the update
+            can't be captured.
     """
     tape = _tape()
     return function(*args) if tape is None else tape.run(function, args, tensors)
 
 
 def array(x: Tensor) -> np.ndarray:
-    """Returns a tensor's memory as an array, for a function that `run` is to call.
+    """Returns a tensor's memory as an array, as an argument for a function called by `run`.
 
-    Where an update takes values out of PyTorch in another way, its capture is given up.
+    An update that takes values out of PyTorch in another way can't be captured.
     """
     tape = _tape()
     if tape is None:
@@ -151,7 +154,7 @@ def array(x: Tensor) -> np.ndarray:
 
 
 def capturable(function: Callable) -> Callable:
-    """Marks a function of which replays need no more than PyTorch's operations and `run` do."""
+    """Marks a function of which a replay needs only the PyTorch operations and calls of `run`."""
     function._is_capturable = True  # type: ignore[attr-defined]
     return function
 
@@ -161,28 +164,28 @@ def _tape() -> _Tape | None:
 
 
 class _Capture:
-    """An update with given flags: run as written once, then recorded, compared and replayed."""
+    """An update with given flags: first run as written, then recorded, compared and replayed."""
 
     def __init__(self, update, flags, named):
         self.update = functools.partial(update, *flags, **named)
         self.calls = 0
-        self.changes: deque[int] = deque(maxlen=_MOST_CHANGES)  # calls where it was recorded again
+        self.changes: deque[int] = deque(maxlen=_MOST_CHANGES)  # calls that found a change
         self.forget()
 
     def forget(self):
-        """Drops what was recorded."""
+        """Drops the recordings."""
         self.tape: _Tape | None = None
         self.guards: Guards | None = None
-        self.is_checked = False  # since a check was asked for
-        self.was_checked = False  # at all
+        self.is_checked = False  # compared since the last `check_next`
+        self.was_checked = False  # compared at least once
         # A second recording, without the lookout: comparisons with it cost half as much. It counts
-        # once the next call has been compared with `tape`, as the call that it recorded was not.
+        # after a later call has been compared with `tape`, because its own call wasn't compared.
         self.light: _Tape | None = None
         self.light_counts = False
 
     def __call__(self, owner):  # which isn't kept: a cycle would keep the update's buffer
         self.calls += 1
-        if self.calls == 1:  # may allocate what stays
+        if self.calls == 1:  # may allocate persistent tensors
             return self.update()
         if self.tape is not None and not self.guards.hold():
             self.follow_change(self.guards.change(), owner)
@@ -197,21 +200,21 @@ class _Capture:
                 function(*args)
 
     def follow_change(self, changed, owner):
-        """Drops what was recorded if a value has changed that the update reads."""
+        """Drops the recordings if a value that the update reads has changed."""
         if changed is None:
             return
         self.forget()
         self.changes.append(self.calls)
         if len(self.changes) == _MOST_CHANGES and self.calls - self.changes[0] < _WITHIN:
             owner.run_as_written(
-                f"{changed} changes so often that recordings cost more than they save. Keep it in "
-                "a tensor that is changed in place",
+                f"{changed} changes so often that recordings cost more than they save. Store it in "
+                "a tensor, and update that in place",
                 stacklevel=4,
             )
 
     def record(self, owner):
-        """Runs the update, and records it or compares it with what was recorded."""
-        self.is_checked = False  # until it has been, if this call should fail
+        """Runs the update, and records it or compares it with the recording."""
+        self.is_checked = False  # stays False if this call fails
         is_light = self.was_checked and self.calls >= _FIRST_CHECKS - 1
         is_light &= self.light is None or self.light_counts
         tape = _Tape(builds=self.tape is None, looks=not is_light)
@@ -219,7 +222,7 @@ class _Capture:
             result = self.update()
         obstacle = tape.obstacle
         if result is not None:
-            obstacle = "it returns a value. Store it in a tensor that stays where it is"
+            obstacle = "it returns a value. Store it in a tensor that stays in place"
         if obstacle is None and self.tape is None:
             guards = Guards(owner.__wrapped__, tape.functions)
             obstacle = guards.obstacle
@@ -228,7 +231,7 @@ class _Capture:
         elif obstacle is None:
             changed = None if self.guards.hold() else self.guards.change()
             if changed is not None:
-                obstacle = f"it changes {changed}. Keep it in a tensor that is changed in place"
+                obstacle = f"it changes {changed}. Store it in a tensor, and update that in place"
             elif is_light and self.light is None:
                 self.light = tape
                 return result
@@ -243,27 +246,27 @@ class _Capture:
 
 
 class _Tape(TorchDispatchMode):
-    """What an update computes, as functions and their arguments.
+    """A recording of an update, as functions and their arguments.
 
     Args:
-        builds: whether it is to be replayed; otherwise it is only compared with one that is.
-        looks: whether it sees values leave PyTorch in other ways than by the dispatcher.
+        builds: whether the tape will be replayed; otherwise it is only compared with another one.
+        looks: whether to detect values that leave PyTorch past the dispatcher.
     """
 
     def __init__(self, builds: bool = True, looks: bool = True):
         super().__init__()
         self.builds, self.looks = builds, looks
         self.calls: list[tuple[Callable, tuple]] = []
-        self.kept: list[Any] = []  # memory of what is computed, which has one owner while it is
-        self.held: list[Any] = []  # what the trace has by its address, so that none is used twice
-        self.trace: list[Any] = []  # operations with what must be the same at each call
-        self.functions: set[Any] = set()  # code of those called as a whole
+        self.kept: list[Any] = []  # keeps the memory of all results allocated
+        self.held: list[Any] = []  # keeps the addresses in the trace in use
+        self.trace: list[Any] = []  # operations, with all that must be the same at each call
+        self.functions: set[Any] = set()  # code of the functions called by `run`
         self.obstacle: str | None = None
         self._lookout: _Lookout | None = None
-        self._inside = self._stopped = False  # inside of a function called as a whole
-        self._made: dict[int, int] = {}  # storages made on the way, by address
-        self._outside: set[int] = set()  # addresses of those from before
-        self._arrays: dict[int, Any] = {}  # descriptions of tensors whose memory is an array's
+        self._inside = self._stopped = False  # _inside: in a function called by `run`
+        self._made: dict[int, int] = {}  # numbers of the storages made by the update, by address
+        self._outside: set[int] = set()  # addresses of storages from before the update
+        self._arrays: dict[int, Any] = {}  # descriptions of the tensors of arrays, by address
 
     @classmethod
     def _should_skip_dynamo(cls):
@@ -271,7 +274,7 @@ class _Tape(TorchDispatchMode):
 
     def __enter__(self):
         _local.tape = self
-        # PyTorch's distributions look at their arguments' values, to check them
+        # PyTorch's distributions would read the values of their arguments, to check them
         self._checks = Distribution._validate_args
         Distribution.set_default_validate_args(False)
         if self.looks:
@@ -290,7 +293,7 @@ class _Tape(TorchDispatchMode):
             self.calls, self.kept = [], []
 
     def stop(self):
-        """Stops recording: what follows in the update is computed as without it."""
+        """Stops recording; the rest of the update runs as written."""
         if not self._stopped and _get_current_dispatch_mode() is self:
             self._stopped = True
             super().__exit__(None, None, None)
@@ -299,7 +302,7 @@ class _Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._inside or self.obstacle is not None:
             return func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():  # or the lookout sees each look at a tensor
+        with torch._C.DisableTorchFunction():  # or the lookout would see this code, too
             described = self._guarded(self._describe_all, func, args, kwargs)
             out = func(*args, **kwargs)
             self.trace.append(described)
@@ -307,10 +310,10 @@ class _Tape(TorchDispatchMode):
         return out
 
     def _guarded(self, note, func, *args):
-        """Takes a note of an operation, or that this failed: the update itself goes on."""
+        """Takes a note of an operation. If this fails, the update continues, with an obstacle."""
         try:
             return note(func, *args)
-        except Exception as error:  # noqa: BLE001 (the update itself must go on)
+        except Exception as error:  # noqa: BLE001 (the update itself must continue)
             reason = str(error).strip().partition("\n")[0]
             self.obstacle = self.obstacle or f"{func} can't be recorded ({reason})"
 
@@ -329,13 +332,13 @@ class _Tape(TorchDispatchMode):
         if not all(isinstance(x, Tensor) for x in outs):
             return self.reads_value()
         if torch.Tag.dynamic_output_shape in func.tags and not _is_by_numbers(func, args):
-            self.obstacle = f"the shape of what {func} returns depends on values"
+            self.obstacle = f"the shape of the result of {func} depends on values"
             return None
         made = []
         for x in outs:
             storage = x.untyped_storage()
             address = storage.data_ptr()
-            self.kept.append(storage)  # not `x`: PyTorch treats a tensor with two owners otherwise
+            self.kept.append(storage)  # not `x`: PyTorch treats tensors with two owners differently
             if (address not in self._made and address not in self._outside) or x.numel() == 0:
                 made.append(x)
                 self._made[address] = len(self._made)
@@ -343,7 +346,7 @@ class _Tape(TorchDispatchMode):
         if not self.builds or (is_empty and not func._schema.is_mutable):
             return None
         if func._schema.is_mutable:
-            if made:  # besides what it changes
+            if made:  # besides the tensors that it changes
                 self.calls.append(_copied(func, args, kwargs, outs, made))
             else:
                 self.calls.append((functools.partial(func, **_detached(kwargs)), _detached(args)))
@@ -355,8 +358,8 @@ class _Tape(TorchDispatchMode):
         return None
 
     def run(self, function, args, tensors):
-        """Calls what is to be called as a whole, and writes it down."""
-        if self._inside or self.obstacle is not None:  # of one that calls another
+        """Calls a function, and records the call; see the function `run`."""
+        if self._inside or self.obstacle is not None:  # _inside: a recorded call makes this one
             return self.aside(function, *args)
         self.calls.append((function, args))
         self.kept.append(_detached(tensors))
@@ -374,7 +377,7 @@ class _Tape(TorchDispatchMode):
         return array
 
     def aside(self, function, *args):
-        """Calls a function without a look at what it does."""
+        """Calls a function without recording its operations."""
         inside, self._inside = self._inside, True
         try:
             return function(*args)
@@ -382,12 +385,12 @@ class _Tape(TorchDispatchMode):
             self._inside = inside
 
     def reads_value(self):
-        """Notes that the update does what a replay can't."""
+        """Notes that the update reads a value, which a replay can't do."""
         if not self._inside and self.obstacle is None:
-            self.obstacle = "it reads a tensor's value, as .item(), .numpy() and if do"
+            self.obstacle = "it reads a tensor's value (by .item(), .numpy(), if or the like)"
 
     def _describe(self, x):
-        """Returns what must be the same at each call: numbers, shapes, memory from before."""
+        """Returns all that must be the same at each call: numbers, shapes, memory from before."""
         if isinstance(x, Tensor):
             address = _address(x)
             made = self._made.get(address)
@@ -411,16 +414,16 @@ class _Tape(TorchDispatchMode):
             if ours != theirs:
                 name = getattr(ours[0], "co_name", ours[0])
                 return (
-                    f"{name} gets other numbers or other memory than before. Keep what changes in "
-                    "a tensor that is changed in place"
+                    f"{name} gets other numbers or other memory than before. Store changing values "
+                    "in a tensor, and update it in place"
                 )
         if len(self.trace) != len(other.trace):
-            return "it takes other steps than before"
+            return "it runs other operations than before"
         return None
 
 
 class _Lookout(TorchFunctionMode):
-    """Sees values leave PyTorch, which the dispatcher doesn't."""
+    """Detects that values leave PyTorch, which the dispatcher doesn't see."""
 
     ways = frozenset((Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__))
     differs = frozenset((torch.prod, Tensor.prod))  # in the backward pass
@@ -433,7 +436,7 @@ class _Lookout(TorchFunctionMode):
         if func in self.ways:
             self.tape.reads_value()
         elif func in self.differs:
-            self.tape.obstacle = f"{func.__name__} rounds otherwise while it is recorded"
+            self.tape.obstacle = f"{func.__name__} rounds differently while it is recorded"
         if self.tape.obstacle is not None:
             self.tape.stop()
         return func(*args, **(kwargs or {}))
@@ -444,13 +447,13 @@ def _address(x):
 
 
 def _is_by_numbers(func, args):
-    """Returns True for an index by whole numbers, whose result's shape depends on no values."""
+    """Returns True for indexing by integers, whose result has a shape independent of values."""
     indices = list(_flat(args[1])) if func is _aten.index.Tensor else []
     return bool(indices) and all(x.dtype in (torch.int64, torch.int32) for x in indices)
 
 
 def _flat(x):
-    """Yields what is in nested lists and tuples, without None."""
+    """Yields the items of nested lists and tuples, without None."""
     if isinstance(x, (tuple, list)):
         for y in x:
             yield from _flat(y)
@@ -459,7 +462,7 @@ def _flat(x):
 
 
 def _detached(x):
-    """Returns what holds tensors with the same tensors outside of autograd."""
+    """Returns nested dicts, lists and tuples with their tensors detached."""
     if isinstance(x, dict):
         return {k: _detached(v) for k, v in x.items()}
     if isinstance(x, (tuple, list)):
@@ -471,7 +474,7 @@ _aten = torch.ops.aten
 _EMPTY = {_aten.empty, _aten.empty_like, _aten.new_empty, _aten.empty_strided}
 _EMPTY |= {_aten.new_empty_strided}
 
-# How to make again, in place, what these make. Of randn_like others draw from a user's generator.
+# In-place forms of functions that make tensors. Other overloads of randn_like take a generator.
 _FACTORIES: dict[Any, Callable[[Tensor], Any]] = {
     _aten.zeros.default: Tensor.zero_,
     _aten.zeros_like.default: Tensor.zero_,
@@ -481,7 +484,7 @@ _FACTORIES: dict[Any, Callable[[Tensor], Any]] = {
 
 
 def _into(func, args, kwargs, outs):
-    """Returns a function and arguments that compute an operation's results into their memory."""
+    """Returns a function and arguments that repeat an operation and write its results to `outs`."""
     packet = func.overloadpacket
     args, kwargs, outs = _detached(args), _detached(kwargs), _detached(outs)
     if func in _FACTORIES:
@@ -490,11 +493,11 @@ def _into(func, args, kwargs, outs):
         swapped = torch.tensor(args[1], dtype=outs[0].dtype), args[0]
         if _computes(torch.sub, swapped, kwargs, outs[0]):
             return functools.partial(torch.sub, **kwargs, out=outs[0]), swapped
-    # Losses resize the memory that they are given, to that of the unreduced loss and back
+    # Losses would resize the memory of their result to that of the unreduced loss and back
     reduces = any(x.name == "reduction" for x in func._schema.arguments)
     is_safe = torch.Tag.nondeterministic_seeded not in func.tags and not reduces
     if len(outs) == 1 and is_safe:
-        # By its name in torch, an operation is called twice as fast as by its overload
+        # The call of an operation by its name in torch takes half the time of its overload
         for into in (getattr(torch, packet.__name__, None), getattr(packet, "out", None)):
             if into is not None and _computes(into, args, kwargs, outs[0]):
                 return functools.partial(into, **kwargs, out=outs[0]), args
@@ -502,12 +505,12 @@ def _into(func, args, kwargs, outs):
         with torch.no_grad():  # as a replay does
             again = list(_flat(func(*args, **kwargs)))
         if [(x.shape, x.dtype) for x in again] != [(x.shape, x.dtype) for x in outs]:
-            raise RuntimeError("it returns something else outside of autograd")
+            raise RuntimeError("its results differ outside of autograd")
     return _copied(func, args, kwargs, outs, outs)
 
 
 def _copied(func, args, kwargs, outs, made):
-    """Returns a function and arguments that repeat an operation, and copy what it makes."""
+    """Returns a function and arguments that repeat an operation and copy its results to `made`."""
     kwargs = _detached(kwargs)
     targets = [y.detach() if any(y is x for x in made) else None for y in outs]
 
@@ -520,7 +523,7 @@ def _copied(func, args, kwargs, outs, made):
 
 
 def _computes(into, args, kwargs, out):
-    """Returns True if an operation's variant gives the same result, bit for bit, in its memory."""
+    """Returns True if `into` writes the same result as `out`, bit for bit, to given memory."""
     trial = torch.empty_like(out)
     where = trial.data_ptr()
     always, _ = torch.is_warn_always_enabled(), torch.set_warn_always(True)

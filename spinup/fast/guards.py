@@ -1,10 +1,11 @@
-"""What a captured update reads from Python, and whether that has changed.
+"""Guards: the Python values that a captured update reads, compared at each call.
 
-A replay doesn't run the update's Python code, so everything that this code reads must be as it was
-at the recording: numbers and flags by value, tensors and modules by identity and place. `Guards`
-finds it by walking the code of the update and of all functions that it can reach, through closures,
-globals, attributes and containers, and compares it within microseconds. Code whose behavior depends
-on something that can't be compared (a random number, the time, an iterator) is refused by name.
+A replay doesn't run the update's Python code. All values that this code reads must therefore be the
+same as at the recording: numbers and flags by value, tensors and modules by identity and address.
+`Guards` finds these values by walking the code of the update and of all functions that it can reach
+through closures, globals, attributes and containers, and compares them within microseconds. Code
+that depends on values that can't be compared (a random number, the time, an iterator) is refused by
+name.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-# Modules whose functions depend on their arguments alone, or on tensors, which a recording sees
+# Modules whose functions depend only on their arguments, or on tensors, which a recording sees
 _TRUSTED = {"torch", "numpy", "math", "cmath", "operator", "functools", "itertools", "collections"}
 _TRUSTED |= {"contextlib", "copy", "dataclasses", "enum", "typing", "types", "abc", "numbers"}
 _TRUSTED |= {"_operator", "_functools", "_collections", "_collections_abc", "builtins"}
-# Functions of the library that give the same at each call
+# Functions of this library that return the same at each call
 _TRUSTED_FUNCTIONS = {
     f"spinup.utils.mpi_tools.{name}" for name in ("num_procs", "proc_id", "rank_share")
 } | {"spinup.runs.watchdog.still_alive"}
-# Parts of them that look beyond their arguments, or compute past PyTorch's dispatcher
+# Parts of trusted modules that read more than their arguments, or bypass PyTorch's dispatcher
 _DISTRUSTED = (
     *("numpy.random", "torch.utils.data", "torch._dynamo", "torch.compiler"),
     "torch.utils.checkpoint",  # sets the state of the random generator
@@ -44,7 +45,7 @@ _DISTRUSTED_BUILTINS = {print, input, open, eval, exec, compile, __import__, glo
 _DISTRUSTED_NAMES = {"manual_seed", "set_rng_state", "get_rng_state", "set_state", "get_state"}
 _DISTRUSTED_NAMES |= {"fork_rng", "initial_seed", "set_default_dtype", "set_num_threads"}
 _DISTRUSTED_NAMES |= {"data_ptr", "untyped_storage", "set_flush_denormal", "from_dlpack"}
-# With one of these (the last is an instruction), code can read an attribute that it doesn't name
+# Names (the last is an instruction) by which code can read attributes that it doesn't name
 _REFLECTION = {"getattr", "setattr", "hasattr", "delattr", "vars", "attrgetter", "methodcaller"}
 _REFLECTION |= {"__dict__", "__getattribute__", "asdict", "astuple", "replace", "MATCH_CLASS"}
 
@@ -67,10 +68,10 @@ _MODULE_VARS = vars(nn.Module()).keys()
 _NOT_CALLED = {"__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__"}
 _NOT_CALLED |= {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__class_getitem__"}
 
-_LARGEST_ARRAY = 64  # elements that are compared at each call
+_LARGEST_ARRAY = 64  # elements; all of them are compared at each call
 _MOST_READS = 3000
 _HEAP_TYPE = 1 << 9
-_MISSING, _UNKNOWN = object(), object()  # the latter: made by a call of the update alone
+_MISSING, _UNKNOWN = object(), object()  # _UNKNOWN: exists only in a call
 
 _content = attrgetter("cell_contents")
 _is_trained = attrgetter("requires_grad")
@@ -79,14 +80,14 @@ _pointer = Tensor.data_ptr
 
 
 class Guards:
-    """What an update reads from Python, as it is when this is made.
+    """The Python values that an update reads, as they are when the guards are made.
 
     Args:
         update: the update.
-        skip: code of functions that every replay calls again, which need no guard.
+        skip: code of functions that every replay calls, and that therefore need no guards.
 
     Attributes:
-        obstacle: why it can't be compared with certainty, or None.
+        obstacle: why the values can't be compared with certainty, or None.
     """
 
     def __init__(self, update: Callable[..., Any], skip: set[types.CodeType]):
@@ -112,11 +113,11 @@ class Guards:
             self._states = self._read_states()
         except _Uncertain as error:
             self.obstacle = str(error)
-        except Exception as error:  # noqa: BLE001 (of an object with a behavior of its own)
-            self.obstacle = f"its code can't be analyzed ({type(error).__name__}: {error})"
+        except Exception as error:  # noqa: BLE001 (a user's object may raise anything)
+            self.obstacle = f"its code can't be analysed ({type(error).__name__}: {error})"
 
     def hold(self) -> bool:
-        """Returns True if everything is as it was."""
+        """Returns True if no value has changed."""
         try:
             return all(reads.hold() for reads in self._reads) and (
                 self._read_states() == self._states
@@ -125,7 +126,7 @@ class Guards:
             return False
 
     def change(self) -> str | None:
-        """Returns the name of a value that has changed, or None where all are equal."""
+        """Returns the name of a value that has changed, or None if all are equal."""
         for reads in self._reads:
             label = reads.change()
             if label is not None:
@@ -149,7 +150,7 @@ class Guards:
 
 
 class _Reads:
-    """Values that are read in one way: at each call they must be the same objects."""
+    """Values that one function reads. They must be the same objects at each call."""
 
     def __init__(self, read, places, labeled):
         self.read, self.places = read, places
@@ -161,7 +162,7 @@ class _Reads:
         return all(map(is_, map(self.read, *self.columns), self.values)) if self.columns else True
 
     def change(self):
-        """Returns the first one's name whose value differs; equal numbers aren't a change."""
+        """Returns the name of the first value that has changed. Equal numbers aren't a change."""
         for i, (place, before) in enumerate(zip(self.places, self.values)):
             try:
                 now = self.read(*place)
@@ -202,15 +203,15 @@ def _settings():
 
 
 class _Uncertain(Exception):
-    """Why it can't be known what code depends on."""
+    """Says why the values on which code depends can't be known."""
 
 
 class _Walk:
-    """Finds all that code can read. Each kind is a dict from an identity to (object, name)."""
+    """Finds all values that code can read. Each kind is a dict from id to (object, name)."""
 
     def __init__(self, skip):
         self.skip = skip
-        self.names: set[str] = set()  # of attributes of objects that aren't known from the code
+        self.names: set[str] = set()  # of attributes whose objects aren't known
         self.reflects = False
         self.reset()
 
@@ -224,17 +225,17 @@ class _Walk:
         self.tensors: dict[Any, Any] = {}
         self.seen: dict[Any, Any] = {}
         self.first_labels: dict[int, str] = {}
-        self.kept: list[Any] = []  # so that no identity is used twice
+        self.kept: list[Any] = []  # keeps objects alive, so that no id is reused
 
     def run(self, update):
         known = None
-        while known != (len(self.names), self.reflects):  # what is found late may concern the first
+        while known != (len(self.names), self.reflects):  # a later name may be of an earlier object
             known = len(self.names), self.reflects
             self.reset()
             self.see(update, getattr(update, "__qualname__", "the update"))
 
     def is_new(self, *key):
-        """Returns True at the first visit of something, and keeps it alive."""
+        """Returns True at the first visit of objects, and keeps them alive."""
         self.kept.append(key)
         if len(self.seen) > 10 * _MOST_READS or len(self.items) > _MOST_READS:
             raise _Uncertain("it depends on too many values to compare them at each call")
@@ -254,7 +255,7 @@ class _Walk:
             raise _Uncertain(f"{label} is compiled by torch.compile")
         if isinstance(x, Tensor):
             if x.layout is not torch.strided or x.device.type != "cpu":
-                raise _Uncertain(f"{label} is a tensor of another layout or device")
+                raise _Uncertain(f"{label} is a tensor that is not dense or not on the CPU")
             self.tensors[id(x)] = x, label
             self.see_attributes(x, self.names_of(x) & vars(x).keys(), label)
         elif kind in (list, deque) or isinstance(x, tuple):
@@ -282,7 +283,7 @@ class _Walk:
         elif isinstance(x, types.ModuleType):
             self.see_attributes(x, () if _is_trusted(x.__name__) else self.names_of(x), label)
         elif isinstance(x, torch.jit.ScriptModule):
-            raise _Uncertain(f"{label} is a module of TorchScript")
+            raise _Uncertain(f"{label} is a TorchScript module")
         elif isinstance(x, nn.Module):
             self.see_module(x, label)
         elif isinstance(x, torch.optim.Optimizer):
@@ -294,7 +295,7 @@ class _Walk:
             self.see_instance(x, label)
 
     def label(self, x, label):
-        """Returns the first name that an object had: better than `self`."""
+        """Returns the first name of an object, which says more than `self`."""
         if isinstance(x, _ATOMS):
             return label
         self.kept.append(x)
@@ -345,7 +346,7 @@ class _Walk:
                     self.see_function(function, f"{label}.{name}", x)
 
     def see_class(self, x, label):
-        """Visits a class, whose methods see instances that aren't known."""
+        """Visits a class, whose methods may be called on unknown instances."""
         names = self.names_of(x)
         for owner in x.__mro__:
             if _is_trusted(owner.__module__):
@@ -398,7 +399,7 @@ class _Walk:
                 self.see(value, f"{label}.{name}")
 
     def attribute(self, x, name, label):
-        """Guards where an attribute is read, and returns its value or `_UNKNOWN`."""
+        """Guards the place that holds an attribute, and returns its value or `_UNKNOWN`."""
         label = f"{label}.{name}"
         if isinstance(x, types.ModuleType):
             if _is_trusted(x.__name__):
@@ -451,7 +452,7 @@ class _Walk:
         if hasattr(type(on_class), "__get__"):
             self.see((on_class, x), label)
             return _UNKNOWN
-        self.sized[id(homes[0])] = homes[0], label  # where it would be hidden
+        self.sized[id(homes[0])] = homes[0], label  # an attribute here would hide it
         self.kept.append(homes[0])
         return self.item(vars(owner), name, label)
 
@@ -486,13 +487,13 @@ class _Walk:
         if _is_trusted(module):
             inner = [getattr(x, "cell_contents", None) for x in cells.values()]
             inner = [x for x in inner if callable(x) and not isinstance(x, type)]
-            for function in inner:  # that a decorator holds
+            for function in inner:  # such as the function in a decorator
                 if isinstance(function, types.FunctionType):
                     self.see_function(function, label, bound)
                 else:
                     self.see(function, label)
             if not inner:
-                self.see(bound, label.rpartition(".")[0])  # of which it may read anything
+                self.see(bound, label.rpartition(".")[0])  # it may read any of its attributes
             return
         if _root(module) in sys.stdlib_module_names or module.startswith(_DISTRUSTED):
             raise _Uncertain(f"it calls {module}.{f.__qualname__}()")
@@ -516,9 +517,9 @@ class _Walk:
             raise _Uncertain(f"it uses {min(bad)}")
         value, label = _UNKNOWN, ""
         for name in fast.keys() & {name for how, name in steps if "STORE" in how and name in fast}:
-            self.see(fast.pop(name), name)  # another object takes its name
+            self.see(fast.pop(name), name)  # its name is assigned to another object
         for i, (how, name) in enumerate(steps):
-            has_it = isinstance(value, Tensor) and name in vars(value)  # as `p.lr_mult`
+            has_it = isinstance(value, Tensor) and name in vars(value)  # such as `p.lr_mult`
             is_plain = isinstance(value, _PLAIN) and not has_it
             if how in _OF_UNKNOWN or (how in _BY_ATTRIBUTE and value is _UNKNOWN):
                 self.names.add(name)
@@ -559,7 +560,7 @@ class _Walk:
                 self.see_code(const, cells, variables, inner)
 
     def load(self, how, name, cells, variables, fast):
-        """Returns what an instruction loads, `_UNKNOWN` if only a call of the update makes it."""
+        """Returns the value that an instruction loads, `_UNKNOWN` if it exists only in a call."""
         if how == "IMPORT_NAME":
             return sys.modules.get(name, _UNKNOWN)
         if name in fast:

@@ -1,11 +1,11 @@
-"""An MLP forwards and backwards, and Adam: what most of the time of training goes to.
+"""The forward and backward passes of MLPs, and Adam, which take most of the time of training.
 
-On one thread of an x86-64 CPU ``_kernels.c`` does it, which the installation builds where it finds
-a C compiler; everywhere else PyTorch does. The numbers are the same up to rounding.
+On one thread of an x86-64 CPU, ``_kernels.c`` computes them; the installation builds it if it finds
+a C compiler. Otherwise PyTorch computes them. The results are the same up to rounding.
 
 Shapes: a layer of ``n_out`` units maps its input ``(rows, n_in)`` by a weight ``(n_out, n_in)`` and
 a bias ``(n_out,)``. In a stack of networks the weight is ``(stack, n_out, n_in)``, the bias
-``(stack, 1, n_out)``, and the output ``(stack, rows, n_out)``; all see the same input.
+``(stack, 1, n_out)``, and the output ``(stack, rows, n_out)``; all networks have the same input.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if fast.is_on() and os.environ.get("SPINUP_COMPILED") != "0":
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.Tanh: 2}
 IDENTITY, RELU, TANH = ACTIVATIONS.values()
 
-# Wider layers outgrow the cache that _kernels.c counts on: PyTorch is faster from there on.
+# Wider layers don't fit into the cache for which _kernels.c is designed: PyTorch is faster.
 _WIDEST = 512
 _MOST_PARAMS = 64
 
 
 class TorchMLP:
-    """MLPs by PyTorch's functions, on any device."""
+    """MLPs computed by PyTorch, on any device."""
 
     @staticmethod
     def forward(
@@ -50,13 +50,13 @@ class TorchMLP:
         """Evaluates a network, or a stack of them.
 
         Args:
-            inputs: one or several ``(rows, features)``, which are concatenated.
-            params: weights and biases by turns.
-            activations: of each layer.
-            keep: whether `backward` will follow.
+            inputs: one or several tensors ``(rows, features)``, which are concatenated.
+            params: weight and bias of each layer, in turn.
+            activations: activation of each layer, a value of `ACTIVATIONS`.
+            keep: whether `backward` will be called.
 
         Returns:
-            The last layer's output, and what `backward` needs.
+            The output of the last layer, and the tensors that `backward` needs.
         """
         h = [torch.cat(list(inputs), dim=-1) if len(inputs) > 1 else inputs[0]]
         for i, activation in enumerate(activations):
@@ -75,14 +75,15 @@ class TorchMLP:
         """Computes the gradients of a network.
 
         Args:
-            saved: what `forward` returned for it, besides its output.
-            params, activations: as they were.
-            grad: gradient by the output.
-            param_grads: tensors shaped as `params`, to which their gradients are added.
-            columns: parts of the input whose gradients are asked for.
+            saved: the tensors that `forward` returned for this function.
+            params, activations: the arguments of `forward`.
+            grad: gradient with respect to the output.
+            param_grads: tensors with the shapes of `params`, to which the gradients with respect to
+                `params` are added; None if those aren't needed.
+            columns: slices of the input's features whose gradients are needed.
 
         Returns:
-            The gradients of those parts, each ``(rows, features)``.
+            The gradients with respect to these slices of the input, each ``(rows, features)``.
         """
         grad = _activation_backward(grad, saved[-1], activations[-1])
         for i in reversed(range(len(activations))):
@@ -96,7 +97,7 @@ class TorchMLP:
 
 
 class CompiledMLP:
-    """The same by ``_kernels.c``: see `mlp_engine` for what it can do."""
+    """MLPs computed by ``_kernels.c``, with the interface of `TorchMLP`; see `mlp_engine`."""
 
     @staticmethod
     def forward(
@@ -108,7 +109,7 @@ class CompiledMLP:
         stack, rows, sizes = _shape(params, len(inputs[0]))
         result = params[0].new_empty(*params[0].shape[:-2], rows, sizes[-1])
         outputs = params[0].new_empty(rows * (sizes[0] + stack * sum(sizes[1:-1])) if keep else 0)
-        # Of each input its address, the step to its next row, and its features
+        # For each input: address, distance between rows, number of features
         where = [x for i in inputs for x in (i.data_ptr(), i.stride(0), i.shape[1])]
         capture.run(
             _kernels.mlp_forward,
@@ -143,13 +144,13 @@ class CompiledMLP:
 
 
 def compiled() -> str | None:
-    """Returns the vectors that the compiled functions use, or None where there are no such."""
+    """Returns the vector instructions of the compiled functions, or None if they aren't in use."""
     return _kernels and ("avx512" if _kernels.has_avx512() else "avx2")
 
 
 @contextlib.contextmanager
 def switched_off() -> Iterator[None]:
-    """Makes PyTorch do everything in a block."""
+    """Switches the compiled functions off in a block, so that PyTorch computes everything."""
     global _kernels
     before, _kernels = _kernels, None
     try:
@@ -159,7 +160,10 @@ def switched_off() -> Iterator[None]:
 
 
 def can_run_on(*tensors: Tensor) -> bool:
-    """Returns True if ``_kernels.c`` can take tensors: contiguous, float32, CPU, one thread."""
+    """Returns True if ``_kernels.c`` can take tensors.
+
+    It needs contiguous float32 tensors on the CPU, and a single thread.
+    """
     return (
         _kernels is not None
         and torch.get_num_threads() == 1
@@ -173,7 +177,7 @@ def can_run_on(*tensors: Tensor) -> bool:
 def mlp_engine(
     inputs: Sequence[Tensor], params: Sequence[Tensor]
 ) -> type[TorchMLP] | type[CompiledMLP]:
-    """Returns the fastest of `TorchMLP` and `CompiledMLP` that can evaluate a network.
+    """Returns `CompiledMLP` if it can evaluate a network, otherwise `TorchMLP`.
 
     Mismatched shapes go to `TorchMLP`, which raises.
     """
@@ -189,7 +193,7 @@ def mlp_engine(
 
 
 def _match(inputs, params):
-    """Returns True if inputs and layers have the shapes of a network, and none is too wide."""
+    """Returns True if the shapes of inputs and layers match, and no layer is too wide."""
     stack, n_in = params[0].shape[:-2], sum(x.shape[1] for x in inputs)
     if len({len(x) for x in inputs}) > 1 or len(stack) > 1:
         return False
@@ -206,17 +210,17 @@ def _match(inputs, params):
 def squashed_gaussian(
     out: Tensor, eps: Tensor, mid: Tensor, half_range: Tensor, bounds: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Computes `nets.squashed_gaussian` and the map to the Box, where `can_run_on` returns True.
+    """Computes `nets.squashed_gaussian` and the map to the Box. Requires `can_run_on`.
 
     Args:
-        out: ``mu`` and ``log(std)``, ``(rows, 2 * act_dim)``.
+        out: ``mu`` and ``log(std)``, concatenated, ``(rows, 2 * act_dim)``.
         eps: standard normal noise, ``(rows, act_dim)``.
-        mid, half_range: of the Box of actions, ``(act_dim,)``.
-        bounds: of ``log(std)``.
+        mid, half_range: centre and half the range of the Box of actions, ``(act_dim,)``.
+        bounds: bounds of ``log(std)``.
 
     Returns:
-        Actions ``(rows, act_dim)``, log-densities ``(rows,)``, and for `squashed_gaussian_grad`
-        the squashed actions and the noise, ``(rows, act_dim)``.
+        Actions ``(rows, act_dim)`` and log-densities ``(rows,)``. For `squashed_gaussian_grad` also
+        the squashed actions and the noise ``std * eps``, each ``(rows, act_dim)``.
     """
     rows, dim = eps.shape
     act, squashed, noise = out.new_empty(3, rows, dim).unbind()
@@ -236,7 +240,7 @@ def squashed_gaussian_grad(
     logp_grad: Tensor,
     bounds: tuple[float, float],
 ) -> Tensor:
-    """Returns the gradient by `out` from those by what `squashed_gaussian` returned."""
+    """Returns the gradient with respect to `out`, given those of actions and log-densities."""
     grad = torch.empty_like(out)
     act_grad, logp_grad = act_grad.contiguous(), logp_grad.contiguous()
     tensors = (out, half_range, squashed, noise, act_grad, logp_grad, grad)
@@ -255,17 +259,17 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
 ) -> bool:
-    """Takes the `step`-th step of Adam, counted from 1, where `can_run_on` returns True.
+    """Takes step number `step` of Adam, counted from 1. Requires `can_run_on`.
 
     Returns:
-        Whether it did: not if the gradient isn't finite; then nothing has changed.
+        True, or False if the gradient isn't finite, in which case nothing has changed.
     """
     addresses = _addresses((params, grad, exp_avg, exp_avg_sq))
     return _kernels.adam(params.numel(), *addresses, step, lr, *betas, eps)
 
 
 def _shape(params, rows):
-    """Returns the networks in a stack, the rows, and the features of the input and each layer."""
+    """Returns the number of networks and of rows, and the features of the input and each layer."""
     weights = params[::2]
     stack = len(weights[0]) if weights[0].dim() == 3 else 1
     return stack, rows, (weights[0].shape[-1], *[weight.shape[-2] for weight in weights])
@@ -288,7 +292,7 @@ def _layer(x, weight, bias, activation):
 
 
 def _activation_backward(grad, y, activation):
-    """Returns the gradient by an activation's input from that by its output, which is `y`."""
+    """Returns the gradient of an activation's input, given that of its output `y`."""
     if activation == RELU:
         return torch.ops.aten.threshold_backward(grad, y, 0)
     return torch.ops.aten.tanh_backward(grad, y) if activation == TANH else grad
@@ -305,21 +309,21 @@ def _add_param_grads(grad, x, weight_grad, bias_grad):
 
 
 def _product(a, b):
-    """Computes ``a @ b``, transposed where the result is then wide: up to three times as fast."""
+    """Computes ``a @ b``. A tall result is computed transposed, up to three times as fast."""
     if b.shape[-1] < a.shape[-2]:
         return (b.transpose(-2, -1) @ a.transpose(-2, -1)).transpose(-2, -1)
     return a @ b
 
 
 def _tanh_(x):
-    """Overwrites `x` with its tanh; on a CPU by NumPy's, seven times as fast as PyTorch's."""
+    """Overwrites `x` with its tanh. On a CPU it uses NumPy's, seven times as fast as PyTorch's."""
     if x.device.type != "cpu":
         return x.tanh_()
     capture.run(_numpy_tanh_, capture.array(x), tensors=(x,))
     return x
 
 
-# From here on tanh is 1 in float32. NumPy's falls short of it by 6e-8 up to 10.
+# From this x on, tanh(x) is 1 in float32. NumPy's is 6e-8 too small up to x = 10.
 _TANH_IS_ONE = 9.011
 
 

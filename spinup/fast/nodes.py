@@ -1,7 +1,7 @@
 """Networks as single nodes of the autograd graph, with their backward passes in closed form.
 
-A node computes what the modules of `spinup.utils.nets` compute, where the formulas are, for a
-fraction of autograd's overhead. ``SPINUP_FAST=0`` in the environment switches the nodes off.
+A node computes the same as a module of `spinup.utils.nets`, which documents the formulas, with a
+fraction of autograd's overhead. The environment variable ``SPINUP_FAST=0`` switches the nodes off.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ ENABLED = os.environ.get("SPINUP_FAST") != "0"
 
 
 def are_plain(modules: Sequence[nn.Module], linear: tuple[type[nn.Module], ...]) -> bool:
-    """Returns True if modules are linear layers and activations by turns, and nothing else.
+    """Returns True if linear layers and activations alternate, and all are unmodified.
 
-    A subclass may have a forward pass of its own, a hook may look at what passes or change it, and
-    a parametrization (weight_norm, spectral_norm) computes the weight: these are never plain.
+    Subclasses, which may override the forward pass, modules with hooks, which may read or change
+    values, and parametrizations (weight_norm, spectral_norm), which compute the weight, are never
+    plain.
 
     Args:
-        modules: those of an ``nn.Sequential``.
+        modules: the modules of an ``nn.Sequential``.
         linear: classes of layers with a ``weight`` and a ``bias``.
     """
     kinds = linear, ACTIVATIONS
@@ -51,7 +52,7 @@ def are_plain(modules: Sequence[nn.Module], linear: tuple[type[nn.Module], ...])
 
 
 def is_changed(module: nn.Module) -> bool:
-    """Returns True if a module has hooks, or a ``forward`` that its class doesn't have."""
+    """Returns True if a module has hooks, or an instance attribute ``forward``."""
     own = module.__dict__
     return bool(
         own["_forward_hooks"]
@@ -71,8 +72,8 @@ def mlp(inputs: Sequence[Tensor], modules: Sequence[nn.Module], first: bool = Fa
     """Evaluates an MLP as one node of the autograd graph.
 
     Args:
-        inputs: one or several ``(rows, features)``, which are concatenated.
-        modules: layers and activations by turns, for which `are_plain` is true.
+        inputs: one or several tensors ``(rows, features)``, which are concatenated.
+        modules: layers and activations, for which `are_plain` returns True.
         first: evaluate only the first network of a stack.
     """
     owners: list[Any] = [p for m in modules[::2] for p in (m.weight, m.bias)]
@@ -128,15 +129,16 @@ class _MLP(torch.autograd.Function):
 
 
 def _versions(params):
-    """Returns the counts of in-place changes of parameters.
+    """Returns the version counters of parameters, which count in-place changes.
 
-    Parameters that `flatten` has moved into a vector change with it; the vector counts apart.
+    A change of a flat vector (see `flatten`) also changes its parameters, but is counted only by
+    the vector's own counter, which is therefore included.
     """
     return [(p._version, getattr(p, "vector", p)._version) for p in params]
 
 
 def _takes_sums(p):
-    """Returns True if a gradient may be added to that of `p` without autograd's knowledge."""
+    """Returns True if a gradient may be added to ``p.grad`` in place, without autograd."""
     return (
         p.is_leaf
         and p.grad is not None
@@ -151,10 +153,10 @@ _adds_in_place = False
 
 @contextlib.contextmanager
 def gradients_in_place() -> Iterator[None]:
-    """Makes closed-form backward passes add to gradients that are allocated, past autograd.
+    """Makes closed-form backward passes add to allocated gradients in place, without autograd.
 
-    The sums are the same, for one pass over the memory instead of three. In the block,
-    ``torch.autograd.grad`` doesn't see the gradients of such parameters: ``backward()`` does.
+    The sums are the same, but take one pass over the memory instead of three. In the block, use
+    ``backward()``: ``torch.autograd.grad`` doesn't return the gradients of these parameters.
     """
     global _adds_in_place
     before, _adds_in_place = _adds_in_place, True
@@ -165,11 +167,11 @@ def gradients_in_place() -> Iterator[None]:
 
 
 def _refuse_second_derivatives():
-    """Raises in a backward pass with ``create_graph=True``, which would leave terms out."""
+    """Raises RuntimeError in a backward pass with ``create_graph=True``, which would be wrong."""
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "The library's networks have first derivatives only; for second ones (a gradient "
-            "penalty, say) build the network from nn.Sequential, or set SPINUP_FAST=0"
+            "The library's networks have first derivatives only; for second derivatives (such as a "
+            "gradient penalty) build the network from nn.Sequential, or set SPINUP_FAST=0"
         )
 
 
@@ -189,11 +191,11 @@ def squashed_gaussian(
     """Samples actions ``mid + half_range * tanh(u)`` and their log-densities as one node.
 
     Args:
-        formula: `nets.squashed_gaussian`, of which this is the derivative.
-        bounds: of the logarithm of the deviation.
-        out: means and logarithms of deviations, ``(..., 2 * act_dim)``.
+        formula: the function `nets.squashed_gaussian`, for the forward pass.
+        bounds: bounds of ``log(std)``.
+        out: ``mu`` and ``log(std)``, concatenated, ``(..., 2 * act_dim)``.
         eps: standard normal noise, ``(..., act_dim)``.
-        mid, half_range: of the Box of actions, ``(act_dim,)``.
+        mid, half_range: centre and half the range of the Box of actions, ``(act_dim,)``.
 
     Returns:
         Actions ``(..., act_dim)`` and log-densities ``(...)``.
@@ -208,8 +210,8 @@ def squashed_gaussian(
 class _SquashedGaussian(torch.autograd.Function):
     """``tanh(u)`` and its log-density, with ``u = mu + noise``, ``noise = std * eps``.
 
-    The Gaussian's exponent depends on no parameter, and ``log(1 - tanh(u)^2)`` has the derivative
-    ``-2 tanh(u)`` by u.
+    The Gaussian's exponent doesn't depend on the parameters. The derivative of
+    ``log(1 - tanh(u)^2)`` with respect to ``u`` is ``-2 tanh(u)``.
     """
 
     @staticmethod
@@ -231,7 +233,7 @@ class _SquashedGaussian(torch.autograd.Function):
 
 
 class _CompiledSquashedGaussian(torch.autograd.Function):
-    """`_SquashedGaussian` and the map to the Box, from ``_kernels.c``."""
+    """`_SquashedGaussian` and the map to the Box, computed by ``_kernels.c``."""
 
     @staticmethod
     def forward(ctx, bounds, out, eps, mid, half_range):

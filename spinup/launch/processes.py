@@ -193,8 +193,8 @@ class Run:
     def _why_killed(self):
         folder = self.experiment.folder
         if self._stage.is_open and holds_results(folder) and not self.experiment.resumes:
-            return "ended before it began; the results in its folder are as they were"
-        return f"ended before it could save its state: {remedy(folder)}"
+            return "killed before it began; the results in its folder are unchanged"
+        return f"killed before it could save its state; {remedy(folder)}"
 
     def _end_group(self, number):
         if not hasattr(os, "killpg"):  # Windows has no process groups, and spinup no ranks there

@@ -1,9 +1,9 @@
 """The policy that steps environments: on the CPU, one observation at a time, without autograd.
 
-Stepping needs the action alone. For the library's own networks a NumPy copy of the policy acts in
-about 10 microseconds, where a PyTorch module takes some hundred; it reads the weights where the
-module has them, so that on a CPU it follows training by itself. A module of a user's own acts
-itself.
+Stepping an environment needs only the action. For the library's networks, a NumPy mirror of the
+policy acts in about 10 microseconds, where a PyTorch module takes hundreds. On a CPU the mirror
+shares the module's memory, so that training updates it. A user's actor-critic acts by its own
+method ``act``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class ActingPolicy:
     """A policy for stepping an environment.
 
     Args:
-        act: function of an observation ``(obs_dim,)`` and whether to be deterministic.
-        refresh: function that fetches the module's present weights.
+        act: function ``act(obs, deterministic)`` of one observation ``(obs_dim,)``.
+        refresh: function that fetches the module's current weights.
     """
 
     def __init__(self, act: Callable, refresh: Callable[[], None] = lambda: None):
@@ -36,24 +36,24 @@ class ActingPolicy:
     def __call__(self, obs: np.ndarray, deterministic: bool = False) -> np.ndarray:
         """Returns an action: an array ``(act_dim,)``, or the index of a Discrete action.
 
-        Where the network's outputs are NaN, so is the action, which no environment takes.
+        If the network's outputs are NaN, so is the action, which `AdaptedEnv.step` refuses.
         """
         return self._act(obs, deterministic)
 
 
 def acting_policy(ac: Any, rng: np.random.Generator) -> ActingPolicy:
-    """Makes the acting policy of an actor-critic.
+    """Returns the acting policy of an actor-critic.
 
     Args:
-        ac: the actor-critic. One of a user's own needs a method ``act(obs)``, and ``act(obs,
-            deterministic)`` if it is to be deterministic in tests.
-        rng: generator of the actions' noise (a user's own module draws from torch's).
+        ac: the actor-critic. A user's actor-critic needs a method ``act(obs)``, or
+            ``act(obs, deterministic)`` for deterministic actions in tests.
+        rng: generator of the action noise. A user's actor-critic draws from torch's instead.
     """
     return _NumpyPolicy(ac.pi, rng) if _is_library_policy(ac) else _module_policy(ac)
 
 
 def _is_library_policy(ac):
-    """Returns True if an actor-critic acts by one of the library's policies, unchanged."""
+    """Returns True if an actor-critic's policy is one of the library's, and is unmodified."""
     if getattr(type(ac), "act", None) not in _LIBRARY_ACTS or "act" in ac.__dict__:
         return False
     net = next((m for m in ac.pi.children() if type(m) is nets.MLP), None)
@@ -65,8 +65,8 @@ def _is_library_policy(ac):
 class _NumpyPolicy(ActingPolicy):
     """A policy that reads its module's tensors as NumPy arrays.
 
-    On a CPU they are the same memory, else copies. Where the module's tensors have moved, by
-    ``.to()``, ``.double()`` or ``load_state_dict(assign=True)``, the next `refresh` follows them.
+    On a CPU the arrays share the tensors' memory; otherwise they are copies. After ``.to()``,
+    ``.double()`` or ``load_state_dict(assign=True)``, the next `refresh` reads the new tensors.
     """
 
     def __init__(self, pi, rng):
@@ -115,12 +115,12 @@ def _categorical(net, arrays, rng):
     def act(obs, deterministic):
         logits = net(obs)
         greatest = logits.max()
-        if not math.isfinite(greatest):  # no distribution: argmax would choose, and the draw miss
+        if not math.isfinite(greatest):  # not a distribution: argmax and a draw have no meaning
             return np.float32(math.nan)
         if deterministic:
             return logits.argmax()
-        # In double precision the draw stays below the last sum: in single it may round up to it,
-        # and pick an action of no probability.
+        # In double precision, because in single precision the draw may round up to the last sum,
+        # which selects an index out of range.
         chances = np.exp(logits - greatest).cumsum(dtype=np.float64)
         return chances.searchsorted(rng.random() * chances[-1], "right")
 
@@ -140,7 +140,7 @@ def _gaussian(net, arrays, rng):
 
 
 def _squashed_gaussian(net, arrays, rng):
-    """As `nets.squashed_gaussian`, without the density."""
+    """Samples as `nets.squashed_gaussian` does, without computing the density."""
     mid, half_range = arrays["mid"], arrays["half_range"]
 
     def act(obs, deterministic):
@@ -167,7 +167,7 @@ _NUMPY_POLICIES = {
 }
 
 
-# A subclass that overrides `act` isn't mirrored.
+# A subclass that overrides `act` gets no NumPy mirror.
 _LIBRARY_ACTS = {
     nets.MLPActorCritic.act,
     nets.DeterministicActorCritic.act,
@@ -176,7 +176,7 @@ _LIBRARY_ACTS = {
 
 
 def _module_policy(ac):
-    """Acts with the module itself, or with its copy on the CPU where it trains elsewhere."""
+    """Returns a policy that calls the module, or a CPU copy if the module is on another device."""
     on_cpu = all(p.device.type == "cpu" for p in ac.parameters())
     module = ac if on_cpu else copy.deepcopy(ac).cpu()
     takes_mode = takes_deterministic(module.act)

@@ -1,4 +1,4 @@
-"""Replay for off-policy algorithms: the last transitions, and minibatches of them."""
+"""The replay buffer of the off-policy algorithms."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from spinup.utils.mpi_tools import num_local_procs, num_procs
 
 
 class ReplayBuffer:
-    """The last transitions of this rank, in a ring. All ranks make theirs together.
+    """A ring buffer of this rank's most recent transitions. All ranks must create theirs together.
 
     Args:
-        observation_space, action_space: the environment's; the actions' is a Box.
-        size: transitions to keep.
+        observation_space, action_space: the environment's spaces; `action_space` is a Box.
+        size: maximum number of transitions.
         rng: generator that draws minibatches.
 
     Raises:
-        ValueError: so many don't fit into the memory that is free.
+        ValueError: the buffer doesn't fit into the free memory.
     """
 
-    order = ("obs", "next_obs", "act", "rew", "terminated")  # of the parts of a row
+    order = ("obs", "next_obs", "act", "rew", "terminated")  # of the fields in a row
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class ReplayBuffer:
     ):
         obs_dim, act_dim = space_dim(observation_space), space_dim(action_space)
         _check_memory(size, 4 * size * (2 * obs_dim + act_dim + 2))
-        # One row a transition: a minibatch is one gather of whole rows, not five.
+        # One row per transition: drawing a minibatch takes one gather instead of five.
         self.rows = np.empty((size, 2 * obs_dim + act_dim + 2), dtype=np.float32)
-        # Where each part of a row begins, but for the first
+        # First column of each field, except `obs`
         self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1]).tolist()
         self.size, self.max_size, self.ptr = 0, size, 0
         self.rng = rng
@@ -51,7 +51,7 @@ class ReplayBuffer:
     def store(
         self, obs: np.ndarray, act: np.ndarray, rew: float, next_obs: np.ndarray, terminated: bool
     ) -> None:
-        """Appends a transition, over the oldest once the buffer is full."""
+        """Appends a transition. A full buffer overwrites its oldest one."""
         row = self.rows[self.ptr]
         next_obs_at, act_at, rew_at, terminated_at = self.columns
         row[:next_obs_at], row[next_obs_at:act_at], row[act_at:rew_at] = obs, next_obs, act
@@ -65,9 +65,9 @@ class ReplayBuffer:
         """Draws transitions uniformly, with replacement.
 
         Returns:
-            ``obs``, ``next_obs`` ``(batch, obs_dim)``, ``act`` ``(batch, act_dim)``, ``rew`` and
-            ``terminated`` (1 or 0), ``(batch,)``. On a CPU the next minibatch of that size takes
-            their place: clone what is to be kept.
+            ``obs`` and ``next_obs`` ``(batch, obs_dim)``, ``act`` ``(batch, act_dim)``, ``rew`` and
+            ``terminated`` (1 or 0) ``(batch,)``. On a CPU, the next minibatch of the same size
+            overwrites them: clone tensors to keep them.
         """
         if len(self._minibatch) != batch_size:
             self._minibatch = torch.empty(batch_size, self.rows.shape[1])
@@ -78,7 +78,7 @@ class ReplayBuffer:
         return self._split(self._minibatch.to(device))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the transitions, and where the next one goes."""
+        """Returns the transitions and the position of the next one."""
         return dict(rows=self.rows[: self.size], size=self.size, ptr=self.ptr)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class ReplayBuffer:
 
     def _draw(self, out):
         idx = self.rng.integers(self.size, size=len(out))
-        # The indices are valid: clipping them spares a copy of the result, made in case of an error
+        # The indices are valid; with the default mode="raise", NumPy would buffer `out`
         np.take(self.rows, idx, axis=0, out=out, mode="clip")
 
     def _split(self, rows):
@@ -98,7 +98,7 @@ class ReplayBuffer:
 
 
 def _check_memory(size, needed):
-    """Refuses a buffer that can't fit beside those of the host's other ranks."""
+    """Raises ValueError if the buffers of this host's ranks need more memory than is free."""
     here, free = num_local_procs(), free_memory()
     if needed * here > free:
         ranks = f" for the {here} ranks of this host" if here > 1 else ""
@@ -109,11 +109,11 @@ def _check_memory(size, needed):
 
 
 def free_memory(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") -> float:
-    """Returns the bytes of memory that can still be used, infinity where that can't be told.
+    """Returns the free memory in bytes, or infinity if it is unknown.
 
     Args:
-        meminfo: what Linux says of the machine.
-        cgroup: what it says of the limits of this process's group.
+        meminfo: Linux's file with the memory of the machine.
+        cgroup: Linux's folder with the limits of this process's control group.
     """
     free = math.inf
     with contextlib.suppress(OSError, ValueError, IndexError):

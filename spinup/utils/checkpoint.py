@@ -1,9 +1,10 @@
-"""Checkpoints: all that a training run depends on, written so that it can be trusted.
+"""Checkpoints of the whole training state, protected against interrupted writes and damage.
 
-A checkpoint is a folder ``checkpoint/step-N`` of the run's. For each rank it holds the arrays
-(``rank0.safetensors``) and the rest (``rank0.json``), and for all ``manifest.json`` with the size
-and SHA-256 of each file. It is written under a temporary name, flushed to the disk, and renamed;
-the last two are kept. What doesn't match its manifest is not used. Nothing is pickled.
+A checkpoint is the folder ``checkpoint/step-N`` in the run folder. It holds two files per rank,
+``rank0.safetensors`` with the arrays and ``rank0.json`` with everything else, and one file
+``manifest.json`` with the size and SHA-256 of each file. A checkpoint is written under a temporary
+name, flushed to disk, and renamed. The last two checkpoints are kept. A checkpoint that doesn't
+match its manifest isn't used. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -47,23 +48,22 @@ FORMAT = 2
 _KEPT = 2
 _TEMPORARY = ".unfinished-"
 
-# A value of the JSON file that stands for an array of the other file, by its name there.
+# Key of a JSON object that stands for an array. Its value is the name in the safetensors file.
 _ARRAY = "__array__"
 
 
 class Checkpoint:
-    """Saves a run's state from time to time and when it is interrupted, and restores it.
+    """Saves a run's state periodically and when it is interrupted, and restores it.
 
     Args:
-        logger: the run's logger, whose folder holds the checkpoints, and whose log and gathered
-            values belong to them.
-        every: seconds from one checkpoint to the next, checked at the end of each epoch; 0 means
-            each epoch. There is always one at the end.
-        steps_per_epoch, total_steps: environment steps, of all ranks together.
-        meet_every: environment steps after which ranks agree on whether to stop.
-        **parts: what training depends on, by name: modules, optimizers, buffers, environments
-            (whatever has ``state_dict`` and ``load_state_dict``), tensors, and NumPy generators.
-            The global generators of torch, NumPy and Python are added.
+        logger: the run's logger. Its folder holds the checkpoints, which include its state.
+        every: minimum time in seconds between checkpoints. They are saved at the end of an epoch;
+            0 saves one every epoch. The last epoch always saves one.
+        steps_per_epoch, total_steps: environment steps, summed over ranks.
+        meet_every: environment steps after which all ranks check together for a signal to stop.
+        **parts: the training state by name: modules, optimizers, buffers, environments (objects
+            with ``state_dict`` and ``load_state_dict``), tensors, and NumPy generators. The global
+            generators of torch, NumPy and Python are added.
     """
 
     def __init__(
@@ -82,23 +82,23 @@ class Checkpoint:
         run = current_run()
         self._stop = run.stop if run else StopRequest()
         self._began = time.time()
-        self._saved = -math.inf  # so that the first epoch's end has one
+        self._saved = -math.inf  # so that the first epoch saves one
 
     def restore(self, **counters: Any) -> SimpleNamespace:
-        """Continues where the newest checkpoint was taken, if the run is one to resume.
+        """Restores the newest checkpoint if the run is to be resumed.
+
+        This writes no file. Call ``logger.begin()`` after the first episode has started.
 
         Args:
-            **counters: the training loop's own numbers, as they are at the start.
-
-        Nothing is written; call ``logger.begin()`` when the first episode has started, too.
+            **counters: the training loop's counters with their initial values.
 
         Returns:
-            The counters, as they were at the checkpoint or as given; with ``t``, the environment
-            steps taken, and ``start_time``, when the run would have begun without a break.
+            The counters, from the checkpoint or as given; ``t``, the number of environment steps
+            taken; and ``start_time``, the time at which an uninterrupted run would have started.
 
         Raises:
-            ValueError: there are checkpoints, but none can be used, or they are of a run with other
-                hyperparameters; or there is none, but there are results that would be lost.
+            ValueError: checkpoints exist, but none can be used, or the newest one is from a run
+                with other hyperparameters; or no checkpoint exists, but results that would be lost.
             BlockingIOError: another run is writing to the folder.
         """
         folder = self.logger.folder
@@ -108,8 +108,8 @@ class Checkpoint:
         folder.lock()
         saved = self._read()
         if saved is None:
-            self.logger.log("There is no checkpoint to continue: the run starts from the beginning")
-            self.logger.load_state_dict(self.logger.state_dict())  # its log begins, too
+            self.logger.log("There is no checkpoint yet: the run starts from the beginning")
+            self.logger.load_state_dict(self.logger.state_dict())  # so that the log does, too
             return at
         check_unchanged(saved.get("config", {}), folder.config)
         self._saved = time.time()
@@ -123,17 +123,17 @@ class Checkpoint:
     def step(self, t: int, **counters: Any) -> None:
         """Saves a checkpoint if one is due after `t` environment steps.
 
-        Call it at the end of each step of the training loop (or at the end of some of them, as long
-        as all ranks do).
+        Call it at the end of each iteration of the training loop. An iteration may skip it if all
+        ranks do.
 
         Raises:
-            Interrupted: a signal has asked the run to stop; the checkpoint is saved.
+            Interrupted: a signal stopped the run, after a checkpoint was saved.
         """
         ends_epoch = t % self.steps_per_epoch == 0
         if not ends_epoch and t % self.meet_every:
             return
         signal, due = self._stop.signal, ends_epoch and time.time() - self._saved >= self.every
-        if num_procs() > 1:  # rank 0's clock counts, and a signal to any rank
+        if num_procs() > 1:  # only rank 0's clock counts, but a signal to any rank
             both = np.array([signal, due if proc_id() == 0 else 0])
             signal, due = map(int, mpi_op(both, "MAX"))  # type: ignore[assignment]
         if due or signal or t == self.total_steps:
@@ -151,13 +151,13 @@ class Checkpoint:
         """Saves a checkpoint after `t` environment steps.
 
         Args:
-            t: the steps.
-            is_last: whether the run ends here. If not, a full disk is only warned of: the run goes
-                on, the checkpoints before stay, and the next one comes at its time.
-            **counters: the training loop's own numbers.
+            t: number of environment steps taken.
+            is_last: whether the run ends here. If not, a full disk only causes a warning: the run
+                continues, and earlier checkpoints stay.
+            **counters: the training loop's counters.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the checkpoint can't be written.
         """
         state = {
             "counters": {**counters, "t": t},
@@ -175,11 +175,11 @@ class Checkpoint:
                 self.logger.note_full_disk("the checkpoint", error)
                 return
             has_others = holds_checkpoint(folder.parent)
-            others = "those before it are as they were" if has_others else "there is no other"
+            others = "earlier checkpoints are intact" if has_others else "no other exists"
             raise OSError(
                 error.errno,
                 f"{error.strerror}: the checkpoint of step {t} can't be written to {folder}; "
-                f"{others}. Make room, and {remedy(folder.parent)}",
+                f"{others}. Free disk space, and {remedy(folder.parent)}",
             ) from error
         self.logger.note_room("the checkpoint")
 
@@ -192,7 +192,7 @@ class Checkpoint:
         if self.logger.folder.path is None:
             return None
         folder = self._folder
-        # -1: there is none; -2: there are some, and none can be used; -3: there are only results
+        # -1: no checkpoint exists; -2: some exist, but none can be used; -3: only results exist
         step = np.array([-1])
         if proc_id() == 0:
             found = find(folder, self.logger.log)
@@ -204,8 +204,8 @@ class Checkpoint:
         broadcast(step)
         if step[0] == -2:
             raise ValueError(
-                f"No checkpoint in {folder} can be used, as the lines above say; start a new run "
-                "in its place with --overwrite (overwrite=True)"
+                f"No checkpoint in {folder} can be used, for the reasons above; replace the run by "
+                "a new one with --overwrite (overwrite=True)"
             )
         if step[0] == -3:
             raise ValueError(
@@ -236,7 +236,7 @@ def _load(part, state):
 
 
 class _GlobalGenerators:
-    """The generators that torch, NumPy and Python share among all who ask them."""
+    """The global random generators of torch, NumPy and Python."""
 
     def state_dict(self):
         version, numbers, gauss = random.getstate()
@@ -259,21 +259,21 @@ class _GlobalGenerators:
 
 
 def write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Writes each rank's state as the checkpoint of a step. All ranks call it.
+    """Writes the state of all ranks as the checkpoint of a step. All ranks must call it.
 
     Args:
-        folder: where checkpoints lie.
-        step: environment steps taken.
-        state: nested dicts and lists of what JSON holds, arrays and tensors.
+        folder: folder of the checkpoints.
+        step: number of environment steps taken.
+        state: this rank's state: nested dicts and lists of JSON values, arrays and tensors.
 
     Raises:
-        OSError: it can't be written; the checkpoints before it are as they were.
+        OSError: the checkpoint can't be written; earlier checkpoints are intact.
     """
     unfinished, rank = folder / f"{_TEMPORARY}{step}", proc_id()
     try:
         with _together():
             if folder.is_symlink():
-                raise OSError(errno.ELOOP, f"{folder} is a link, and nothing is written through it")
+                raise OSError(errno.ELOOP, f"{folder} is a link, through which nothing is written")
             if rank == 0:
                 for rest in folder.glob(f"{_TEMPORARY}*"):
                     shutil.rmtree(rest)
@@ -292,12 +292,12 @@ def write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
                 _finish(folder, unfinished, step, described)
     except OSError:
         if rank == 0:
-            shutil.rmtree(unfinished, ignore_errors=True)  # it takes room
+            shutil.rmtree(unfinished, ignore_errors=True)  # frees disk space
         raise
 
 
 def _finish(folder, unfinished, step, described):
-    """Makes a checkpoint of what all ranks have written, and removes the oldest."""
+    """Completes a checkpoint whose files all ranks have written, and removes old ones."""
     names = [f"rank{r}.{end}" for r in range(num_procs()) for end in ("safetensors", "json")]
     contents = dict(zip(names, described, strict=True))
     manifest = dict(format=FORMAT, step=step, ranks=num_procs(), files=contents)
@@ -316,7 +316,7 @@ def _finish(folder, unfinished, step, described):
 
 @contextlib.contextmanager
 def _together():
-    """Raises the OSError of any rank on all of them: none goes on where another can't."""
+    """Raises OSError on all ranks if the block raises it on any, so that none continues alone."""
     own = None
     try:
         yield
@@ -328,11 +328,11 @@ def _together():
 
 
 def find(folder: Path, log=print) -> int | None:
-    """Returns the step of the newest checkpoint that is as it was written, or None.
+    """Returns the step of the newest checkpoint that can be used, or None.
 
     Args:
-        folder: where checkpoints lie.
-        log: told of those that aren't.
+        folder: folder of the checkpoints.
+        log: function that prints why a newer checkpoint can't be used.
     """
     for step in _steps(folder):
         damage = check(folder / f"step-{step}")
@@ -343,30 +343,30 @@ def find(folder: Path, log=print) -> int | None:
 
 
 def check(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint, or None."""
+    """Returns why a checkpoint can't be used, or None if it can."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         digest = manifest.pop("sha256")
         if digest != _digest(manifest):
-            return "manifest.json isn't what was written"
+            return "manifest.json is damaged"
         if (manifest["format"], f"step-{manifest['step']}") != (FORMAT, path.name):
-            return "manifest.json is of another checkpoint, or another version"
+            return "manifest.json belongs to another checkpoint or version"
         if manifest["ranks"] != num_procs():
-            return f"it is of {manifest['ranks']} ranks, and there are {num_procs()}"
+            return f"it was saved on {manifest['ranks']} ranks, but this run has {num_procs()}"
         ranks = range(num_procs())
         names = {f"rank{rank}{ending}" for rank in ranks for ending in (".json", ".safetensors")}
         if set(manifest["files"]) != names:
-            return "manifest.json names other files"
+            return "manifest.json lists other files"
         for name, (size, sha256) in manifest["files"].items():
             if [size, sha256] != _describe(path / name, flushes=False):
-                return f"{name} isn't what was written"
+                return f"{name} is damaged"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def read(folder: Path, step: int) -> dict[str, Any]:
-    """Returns this rank's state of a checkpoint that `find` has found."""
+    """Returns this rank's state from a checkpoint that `find` returned."""
     path = folder / f"step-{step}"
     arrays = safetensors.numpy.load_file(path / f"rank{proc_id()}.safetensors")
     content = json.loads((path / f"rank{proc_id()}.json").read_text())
@@ -374,13 +374,13 @@ def read(folder: Path, step: int) -> dict[str, Any]:
 
 
 def _steps(folder):
-    """Lists the steps of which there are checkpoints, newest first."""
+    """Returns the steps of all checkpoints, newest first."""
     names = [path.name.removeprefix("step-") for path in folder.glob("step-*")]
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def _without_arrays(x, name, arrays):
-    """Returns nested values with arrays moved to a dict."""
+    """Returns nested values with references in place of arrays, and adds these to `arrays`."""
     if isinstance(x, Mapping):
         return {str(k): _without_arrays(v, f"{name}.{k}", arrays) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
@@ -404,7 +404,7 @@ def _with_arrays(x, arrays):
 
 
 def _describe(path, flushes=True):
-    """Returns a file's size and SHA-256; it is flushed to the disk before."""
+    """Returns a file's size and SHA-256, after flushing it to disk if `flushes` is True."""
     if flushes:
         _flush(path)
     sha256 = hashlib.sha256()
@@ -429,7 +429,7 @@ def _digest(manifest):
 
 
 def _gathered(described):
-    """Returns sizes and hashes of all ranks' files, in their order."""
+    """Returns the sizes and hashes of all ranks' files, in the order of ranks."""
     if num_procs() == 1:
         return described
     numbers = np.zeros((num_procs(), len(described), 33))

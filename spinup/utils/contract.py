@@ -1,4 +1,4 @@
-"""The contract of an actor-critic of a user's own, checked once before anything is trained."""
+"""The check, before training, that an actor-critic meets the contract of an algorithm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BATCH = 5  # observations in the forward pass
 
 
 class TwinCritic(nn.Module):
-    """Two critics of a user's own, called as one: see `TwinMLPCritic`."""
+    """Two separate critics with the interface of `TwinMLPCritic`."""
 
     def __init__(self, q1: nn.Module, q2: nn.Module):
         super().__init__()
@@ -31,7 +31,7 @@ class TwinCritic(nn.Module):
         return torch.stack([self.q1(obs, act), self.q2(obs, act)])
 
     def first(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Returns the value of the first critic alone, ``(batch,)``."""
+        """Returns the first critic's values, ``(batch,)``."""
         return self.q1(obs, act)
 
 
@@ -41,38 +41,40 @@ def twin_critic(ac: Any) -> nn.Module:
 
 
 def check_actor_critic(ac: Any, env: gym.Env, device: torch.device, *outputs: str) -> Any:
-    """Moves an actor-critic to its device and makes sure that an algorithm can train it.
+    """Moves an actor-critic to its device and checks that an algorithm can train it.
 
-    It changes no generator of random numbers, and no buffer of the actor-critic.
+    Global random generators and the actor-critic's buffers stay as they are.
 
     Args:
         ac: the actor-critic.
-        env: the environment, adapted.
-        device: where the actor-critic will be trained.
-        *outputs: what the algorithm uses. On-policy, ``v`` and ``logp``; off-policy, ``act`` (of
-            ``pi(obs)``), ``logp`` if that comes with it, ``q``, and ``first`` of ``q``.
+        env: the environment, an `AdaptedEnv`.
+        device: device that will train the actor-critic.
+        *outputs: the outputs that the algorithm uses. On-policy: ``v`` and ``logp``. Off-policy:
+            ``act``, the actions from ``pi(obs)``; ``logp`` if their log-densities are returned,
+            too; ``q``; and ``first`` if ``q.first`` is used.
 
     Returns:
         The actor-critic.
 
     Raises:
-        ValueError: it doesn't meet the contract (``docs/actor_critics.md``).
-        FloatingPointError: what it computes is NaN or infinite at the start.
+        ValueError: the actor-critic doesn't meet the contract (``docs/actor_critics.md``).
+        FloatingPointError: an output is NaN or infinite before training.
     """
     name, values = type(ac).__name__, "v" if "v" in outputs else "q"
     if not isinstance(ac, nn.Module):
-        raise ValueError(f"actor_critic returned a {name}, which is no torch.nn.Module")
+        raise ValueError(f"actor_critic returned a {name}, which is not a torch.nn.Module")
     for part in ("pi", values, "act"):
         if not (hasattr(ac, part) or (part == "q" and hasattr(ac, "q1") and hasattr(ac, "q2"))):
             wanted = "q1 and q2 (nor q)" if part == "q" else part
-            raise ValueError(f"{name} has no {wanted}: docs/actor_critics.md says what it needs")
+            raise ValueError(f"{name} has no {wanted}: see docs/actor_critics.md")
     ac.to(device)
     for part in ("pi", "v") if values == "v" else ("pi", "q", "q1", "q2"):
         module = getattr(ac, part, None)
         if isinstance(module, nn.Module):
             _check_module(f"{part} of {name}", part, module)
         elif part in ("pi", "v"):
-            raise ValueError(f"{part} of {name} is a {type(module).__name__}, no torch.nn.Module")
+            kind = type(module).__name__
+            raise ValueError(f"{part} of {name} is a {kind}, which is not a torch.nn.Module")
 
     buffers = [(x, x.clone()) for x in ac.buffers()]
     states = random.getstate(), np.random.get_state()
@@ -88,7 +90,7 @@ def check_actor_critic(ac: Any, env: gym.Env, device: torch.device, *outputs: st
 
 
 def _check_module(what, part, module):
-    """Refuses a network that can't be trained, or would act otherwise in tests."""
+    """Raises ValueError for a network that can't be trained, or that acts differently in tests."""
     params = list(module.parameters())
     if others := {str(p.dtype) for p in params} - {"torch.float32"}:
         raise ValueError(
@@ -96,7 +98,7 @@ def _check_module(what, part, module):
             "build it without .double() or .half()"
         )
     if params and not any(p.requires_grad for p in params):
-        raise ValueError(f"all parameters of {what} are frozen: set requires_grad, or drop them")
+        raise ValueError(f"all parameters of {what} are frozen: call requires_grad_(True)")
     for m in module.modules():
         if isinstance(m, _NormBase) and m.training and m.track_running_stats:
             raise ValueError(
@@ -111,7 +113,7 @@ def _check_module(what, part, module):
 
 
 def _check_outputs(ac, name, env, device, outputs):
-    """Evaluates the networks as the algorithm will, and checks what comes out."""
+    """Evaluates the networks as the algorithm will, and checks their outputs."""
     rng = np.random.default_rng(0)
     obs, act = (_sample(space, rng) for space in (env.observation_space, env.action_space))
     on_device = [torch.as_tensor(x, device=device) for x in (obs, act)]
@@ -129,7 +131,10 @@ def _check_outputs(ac, name, env, device, outputs):
         else:
             checks = [("q(obs, act)", ac.q(*on_device), (2, _BATCH))]
             if "first" in outputs and not hasattr(ac.q, "first"):
-                raise ValueError(f"q of {name} has no first(obs, act), the first critic alone")
+                raise ValueError(
+                    f"q of {name} has no method first(obs, act) that returns the first critic's "
+                    "values"
+                )
             if "first" in outputs:
                 checks.append(("q.first(obs, act)", ac.q.first(*on_device), batch))
     if not isinstance(made, (tuple, list)) or len(made) != len(parts):
@@ -144,7 +149,7 @@ def _check_outputs(ac, name, env, device, outputs):
             )
         if not x.isfinite().all():
             raise FloatingPointError(
-                f"{name}: {what} contains NaN or infinity before training: look at how its "
+                f"{name}: {what} contains NaN or infinity before training: check how its "
                 "parameters are initialised"
             )
     policy = acting_policy(ac, rng)
@@ -160,7 +165,7 @@ def _check_outputs(ac, name, env, device, outputs):
 
 
 def _sample(space, rng):
-    """Returns a batch of observations or actions, without the space's own generator."""
+    """Samples a batch of observations or actions without using the space's generator."""
     if isinstance(space, Discrete):
         return rng.integers(space.n, size=_BATCH)
     low, high = box_bounds(space)

@@ -1,4 +1,4 @@
-"""Where networks are trained."""
+"""The device that trains the networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from spinup.utils.mpi_tools import proc_id
 
-# How launchers number the ranks of one host: MPICH, Open MPI, Slurm.
+# Variables with a rank's number on its host, as set by MPICH, Open MPI and Slurm.
 _LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 
@@ -16,11 +16,11 @@ def choose_device(device: str | torch.device) -> torch.device:
     """Returns the device that holds networks and minibatches; environments stay on the CPU.
 
     Args:
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: CUDA where there is any. With
-            ``"cuda"`` the ranks of a host are spread over its GPUs.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``, which is CUDA if it is available
+            and the CPU otherwise. ``"cuda"`` spreads the ranks of a host over its GPUs.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: the device is unknown or not available.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

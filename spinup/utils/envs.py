@@ -1,4 +1,4 @@
-"""Environments: make, seed, adapt to the algorithms, and check what they return."""
+"""Makes and seeds environments, adapts them to the algorithms, and checks their results."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 class AdaptedEnv(gym.Wrapper):
     """An environment as the algorithms see it.
 
-    Actions are arrays of shape ``(act_dim,)``, clipped to the Box and given its shape and dtype,
-    or the index of a Discrete action. Each observation and reward is checked for NaN and infinity,
-    which end the run; at the first reset and the first step everything that the environment
-    returns is checked against its spaces and Gymnasium's interface.
+    An action is the index of a Discrete action, or an array of shape ``(act_dim,)``, which is
+    clipped to the Box and converted to its shape and dtype. Each observation and reward is checked:
+    NaN or infinity ends the run. The results of the first reset and the first step are also checked
+    against the environment's spaces and Gymnasium's interface.
 
     Args:
-        env: environment whose observations are a one-dimensional Box.
-        seed: of its generator, at the first reset, and of its action space.
+        env: environment whose observation space is a one-dimensional Box.
+        seed: seed of the environment's generator at the first reset, and of its action space.
 
     Attributes:
-        given: the environment as its user made it, before it was flattened.
-        name: its id, or its class.
-        steps: environment steps so far.
+        given: the environment before its observations were flattened.
+        name: the environment's id, or its class name if it has no id.
+        steps: number of environment steps so far.
     """
 
     def __init__(self, env: gym.Env, seed: int | None = None):
@@ -57,10 +57,10 @@ class AdaptedEnv(gym.Wrapper):
         self._is_watched = watchdog.is_on
         self._reset_env = functools.partial(self._call_first, "reset")
         self._step_env = functools.partial(self._call_first, "step")
-        # A copy, as several environments may share theirs: test episodes leave its generator alone
+        # A copy: a test environment that shares the space must not draw from its generator
         self.action_space.seed(seed)
         self.action_space = copy.deepcopy(self.action_space)
-        # The episode under way: how it began, its actions, and what came of the last
+        # The current episode: seed and generator at its start, its actions, its last observation
         self._origin: dict[str, Any] | None = None
         self._actions: list[Any] = []
         self._last_obs = self._weights = np.empty(0)
@@ -72,9 +72,9 @@ class AdaptedEnv(gym.Wrapper):
             self._shape, self._dtype = space.shape, space.dtype
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts an episode; the first one with the seed, unless another is given."""
+        """Starts an episode. The first one uses the environment's seed unless another is given."""
         seed = kwargs.pop("seed", None)
-        if seed is None:  # as a wrapper around this one passes it on
+        if seed is None:  # not given, or passed on as None by an outer wrapper
             seed = self._seed
         self._seed = None
         self._origin, self._actions = dict(seed=seed, generator=self._generator_state()), []
@@ -85,7 +85,7 @@ class AdaptedEnv(gym.Wrapper):
         except Exception as error:
             self._explain(error)
             raise
-        obs = np.array(obs)  # a copy: some environments go on to change theirs in place
+        obs = np.array(obs)  # a copy: some environments change theirs in place
         self._check_shape(obs)
         self._weights = _weights_for_check(obs)
         if not math.isfinite(obs.dot(self._weights)):
@@ -126,7 +126,7 @@ class AdaptedEnv(gym.Wrapper):
         return self.action_space.sample().reshape(-1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint needs: generators, and how the episode came to be."""
+        """Returns the states of the generators, and the data to replay the current episode."""
         return {
             "steps": self.steps,
             "seed": self._seed,
@@ -140,18 +140,19 @@ class AdaptedEnv(gym.Wrapper):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; the episode is `continue_episode`'s to restore."""
+        """Restores what `state_dict` returned; `continue_episode` replays the episode."""
         self.steps, self._seed = state["steps"], state["seed"]
         self._set_generator(state["generator"])
         self.action_space.np_random.bit_generator.state = state["action_space"]
         self._saved_episode = state["episode"]
 
     def continue_episode(self) -> tuple[np.ndarray, float, int]:
-        """Starts an episode, or plays the one in which a checkpoint was taken up to there.
+        """Starts an episode. After `load_state_dict`, replays the saved episode instead.
 
-        An environment's own state can't be saved, but what made it can: the generator at the
-        episode's start, and the actions since. Where that leads elsewhere, because the environment
-        isn't deterministic, a warning says so and a new episode starts.
+        The state of an environment can't be saved. Instead, a checkpoint holds the generator's
+        state at the start of the episode, and the actions since. If the replay ends with another
+        observation because the environment isn't deterministic, a warning is issued and a new
+        episode starts.
 
         Returns:
             The observation ``(obs_dim,)``, and the episode's return and length so far.
@@ -166,15 +167,15 @@ class AdaptedEnv(gym.Wrapper):
             except Exception as error:  # noqa: BLE001 (whatever an environment may raise)
                 obs, reason = None, f"{type(error).__name__}: {error}"
             else:
-                reason = "the observation after it is another"
+                reason = "the replay ends with another observation"
         self.steps = steps
         self._set_generator(generator)
         if obs is not None and np.array_equal(obs, saved["obs"], equal_nan=True):
             return obs, ep_ret, len(saved["actions"])
         warnings.warn(
-            f"{self.name} can't be brought back into the episode that the checkpoint was taken in "
-            f"({reason}): it isn't deterministic, or keeps state between episodes. A new episode "
-            "starts, and the run isn't the one without a break",
+            f"{self.name} can't replay the checkpoint's episode ({reason}): it isn't "
+            "deterministic, or keeps state between episodes. A new episode starts, so that the run "
+            "differs from an uninterrupted one",
             stacklevel=2,
         )
         return self.reset()[0], 0.0, 0
@@ -199,39 +200,39 @@ class AdaptedEnv(gym.Wrapper):
             self.unwrapped.np_random.bit_generator.state = state
 
     def _refuse(self, quantity, value):
-        """Raises if a number is NaN, infinite, or so in single precision."""
+        """Raises FloatingPointError if a number is NaN or infinite, or too large for float32."""
         where = f"in the {quantity} at step {self.steps}: {value} ({self._circumstances()})"
         if not np.isfinite(value).all():
             raise FloatingPointError(f"{self.name} returned NaN or infinity {where}")
         if quantity == "observation" and np.abs(value).max() > FLOAT32_MAX:
             raise FloatingPointError(
-                f"{self.name} returned a number beyond the range of 32-bit floats, which networks "
-                f"compute with, {where}; scale it with a wrapper"
+                f"{self.name} returned a number beyond the range of 32-bit floats {where}; scale "
+                "it with a wrapper"
             )
 
     def _check_shape(self, obs):
         if obs.shape != self._obs_shape or obs.dtype.kind not in "fiub":
             raise ValueError(
                 f"{self.name} returned an observation of shape {obs.shape} and dtype {obs.dtype} "
-                f"at step {self.steps}, which is not of its observation_space, "
+                f"at step {self.steps}, which doesn't match its observation_space, "
                 f"{self.observation_space} ({self._circumstances()})"
             )
 
     def _refuse_nan(self, action):
         raise FloatingPointError(
             f"the policy chose NaN in the action {action} at step {self.steps} of {self.name}: its "
-            "parameters are NaN, as after a step of a large learning rate; lower it, or look at "
-            "the rewards' scale"
+            "parameters are NaN, usually because the learning rate is too large; lower it, or "
+            "check the scale of the rewards"
         )
 
     def _call_first(self, method, *args, **kwargs):
-        """Calls ``reset`` or ``step`` for the first time, and checks all that is returned.
+        """Calls ``reset`` or ``step`` for the first time, and checks the result.
 
-        Each layer's result is checked, since a wrapper may stumble over what the layer below it
-        returns. A wrapper may also put that right: a fault is an error only if an exception
-        follows, or if it reaches the outermost layer.
+        The result of each layer is checked, because a wrapper may fail on a wrong result of the
+        layer below. A wrapper may also correct it, so that a fault is an error only if an exception
+        follows, or if the outermost layer has a fault, too.
         """
-        faults = []  # of the innermost layer first
+        faults = []  # innermost layer first
 
         def check(layer, result):
             fault = _FAULTS[method](result, getattr(layer, "observation_space", None))
@@ -252,7 +253,7 @@ class AdaptedEnv(gym.Wrapper):
 
     def _fault(self, method, faults):
         what, remedy = fault = faults[-1][1]
-        layer = next(layer for layer, same in faults if same == fault)  # others passed it on
+        layer = next(layer for layer, same in faults if same == fault)  # outer layers passed it on
         by = f" wrapped in {type(layer).__name__}" if isinstance(layer, gym.Wrapper) else ""
         step = self.steps + (method == "step")
         return ValueError(
@@ -260,7 +261,7 @@ class AdaptedEnv(gym.Wrapper):
         )
 
     def _explain(self, error):
-        """Adds to an environment's exception, which stays what it is, how to bring it about."""
+        """Adds a note to an environment's exception that says how to reproduce it."""
         if self._circumstances() in str(error):
             return
         note = f"raised by {self._where()}"
@@ -270,15 +271,16 @@ class AdaptedEnv(gym.Wrapper):
         return f"{self.name} at step {self.steps} ({self._circumstances()})"
 
     def _circumstances(self):
-        """Says by what to bring an error about again."""
+        """Returns the seed and the last action, which help to reproduce an error."""
         action = f", last action {self._actions[-1]}" if self._actions else ", at a reset"
         return f"seed {self._first_seed}{action}"
 
 
 def _weights_for_check(obs):
-    """Returns weights of a sum that is finite only if every number is, also in single precision.
+    """Returns weights for a sum that is finite only if every number is finite in float32.
 
-    One weighted sum is cheaper than a test of each number. It may be infinite where no number is.
+    One weighted sum is cheaper than a test of each number. The sum may overflow although every
+    number is finite; `AdaptedEnv._refuse` then tests each number.
     """
     is_double = obs.dtype.kind == "f" and obs.dtype.itemsize > 4
     weight = float(np.finfo(np.float64).max) / FLOAT32_MAX if is_double else 1.0
@@ -287,7 +289,7 @@ def _weights_for_check(obs):
 
 @contextlib.contextmanager
 def generators_kept() -> Iterator[None]:
-    """Sets the global generators of Python, NumPy and torch back to where the block began."""
+    """Restores the global random generators of Python, NumPy and torch after the block."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -301,30 +303,31 @@ def make_env(env_fn: EnvFn, seed: int | None = None) -> AdaptedEnv:
     """Makes an environment for an algorithm.
 
     Args:
-        env_fn: Gymnasium id, or function that returns a new environment.
-        seed: of the environment and its action space.
+        env_fn: Gymnasium id, or a function that returns a new environment.
+        seed: seed of the environment and its action space.
 
     Returns:
-        The environment; observations that aren't one-dimensional Boxes are flattened.
+        The environment. Observations that aren't one-dimensional Boxes are flattened.
 
     Raises:
-        ValueError: it can't be made, or its spaces can't be handled.
-        TypeError: `env_fn` is neither, or returns no Gymnasium environment.
+        ValueError: the environment can't be made, or its spaces can't be handled.
+        TypeError: `env_fn` is neither an id nor a function that returns a Gymnasium environment.
     """
     return make_envs(env_fn, seed)[0]
 
 
 def make_envs(env_fn: EnvFn, *seeds: int | None) -> list[AdaptedEnv]:
-    """Makes as many environments as there are seeds; see `make_env`.
+    """Makes one environment for each seed; see `make_env`.
 
     Raises:
-        ValueError: as `make_env`; or two of them are the same one.
+        ValueError: see `make_env`; also if `env_fn` returns the same environment twice.
+        TypeError: see `make_env`.
     """
     envs = [AdaptedEnv(_adapt(_make(env_fn)), seed) for seed in seeds]
     if len({id(env.unwrapped) for env in envs}) < len(envs):
         raise ValueError(
-            f"env_fn returned one {envs[0].name} twice, and test episodes would end those of "
-            "training: it must make a new environment at each call, as in lambda: MyEnv()"
+            f"env_fn returned the same {envs[0].name} twice, so that tests would end episodes of "
+            "training: it must make a new environment at each call, as lambda: MyEnv() does"
         )
     if proc_id() == 0:
         for line in _doubts(envs[0]):
@@ -335,25 +338,25 @@ def make_envs(env_fn: EnvFn, *seeds: int | None) -> list[AdaptedEnv]:
 def _make(env_fn):
     if isinstance(env_fn, gym.Env) or not (isinstance(env_fn, str) or callable(env_fn)):
         raise TypeError(
-            f"env_fn must be an environment's id, or a function that returns a new environment, "
-            f"not {env_fn!r}; such as lambda: gym.make('CartPole-v1')"
+            "env_fn must be an environment's id, or a function that returns a new environment "
+            f"such as lambda: gym.make('CartPole-v1'), not {env_fn!r}"
         )
     env = _make_by_id(env_fn, {}) if isinstance(env_fn, str) else env_fn()
     if isinstance(env, gym.Env):
         return env
-    remedy = "return an instance of a subclass of it"
+    remedy = "return an instance of a subclass"
     if hasattr(env, "num_envs"):
         remedy = (
             "a rank steps one environment: return a single one, and start several ranks "
             "(--cpu N, num_cpu=N) to step several at once"
         )
     elif any(cls.__module__.partition(".")[0] == "gym" for cls in type(env).__mro__):
-        remedy = "an environment of the old gym works through the package shimmy"
+        remedy = "convert an environment of the old gym with the package shimmy"
     raise TypeError(f"env_fn returned {_describe(env)}, which is not a gymnasium.Env; {remedy}")
 
 
 def _adapt(env):
-    """Returns an environment whose observations are a one-dimensional Box."""
+    """Checks an environment, and flattens its observations to a one-dimensional Box."""
     for name in ("observation_space", "action_space"):
         space = getattr(env, name, None)
         if not isinstance(space, Space):
@@ -383,14 +386,14 @@ def _adapt(env):
 def _has_flat_form(space):
     try:
         return isinstance(gym.spaces.utils.flatten_space(space), Box)
-    except (NotImplementedError, ValueError):  # a space of the environment's own; an empty Dict
+    except (NotImplementedError, ValueError):  # a custom space, or an empty Dict
         return False
 
 
 def _takes_seed(reset):
     try:
         parameters = inspect.signature(reset).parameters.values()
-    except (TypeError, ValueError):  # it doesn't tell
+    except (TypeError, ValueError):  # it has no readable signature
         return True
     return any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -408,16 +411,16 @@ def _layers(env):
 
 
 def _doubts(env):
-    """Yields a line for each trait that lets a run work, but hardly as its user expects."""
+    """Yields a warning for each property of an environment that is probably unintended."""
     for layer in _layers(env):
-        # Gymnasium's RunningMeanStd, or one of another library or the user's own
+        # By name: the class may be Gymnasium's, another library's or the user's
         kinds = {type(value).__name__ for value in getattr(layer, "__dict__", {}).values()}
         if "RunningMeanStd" in kinds and getattr(layer, "update_running_mean", True):
             yield (
                 f"{type(layer).__name__} of {env.name} keeps running statistics, which aren't "
-                "saved with the policy: test episodes, other ranks and a policy that is loaded "
-                "have statistics of their own, and their returns differ from training's. Scale by "
-                "fixed numbers instead: with gymnasium.wrappers.RescaleObservation, "
+                "saved with the policy: test episodes, other ranks and a loaded policy use "
+                "different statistics, so that their returns differ from training's. Scale by "
+                "fixed numbers instead, with gymnasium.wrappers.RescaleObservation, "
                 "TransformObservation or, for rewards, TransformReward"
             )
     for image in _images(env.given.observation_space):
@@ -426,12 +429,12 @@ def _doubts(env):
             f"{math.prod(image.shape):,} unscaled inputs, and the library has no networks for "
             "images. Make them smaller with gymnasium.wrappers.GrayscaleObservation and "
             "ResizeObservation, scale them with DtypeObservation(env, np.float32) and "
-            "RescaleObservation(env, 0.0, 1.0), or give a convolutional actor_critic of your own"
+            "RescaleObservation(env, 0.0, 1.0), or pass your own convolutional actor_critic"
         )
 
 
 def _images(space):
-    """Returns the images that a space holds: arrays of bytes from 0 to 255, with several axes."""
+    """Returns a space's image spaces: Boxes of bytes from 0 to 255 with several dimensions."""
     if isinstance(space, (Dict, Tuple)):
         parts = space.values() if isinstance(space, Dict) else space
         return [image for part in parts for image in _images(part)]
@@ -444,7 +447,7 @@ def _images(space):
 
 @contextlib.contextmanager
 def _observed(env, method, see):
-    """Shows the results of a method to ``see(layer, result)``, of each layer of an environment."""
+    """Calls ``see(layer, result)`` after each layer's call of a method in the block."""
 
     def call(layer, original, *args, **kwargs):
         result = original(*args, **kwargs)
@@ -453,7 +456,7 @@ def _observed(env, method, see):
 
     replaced = []
     for layer in _layers(env):
-        own = getattr(layer, "__dict__", None)  # an environment may have slots only
+        own = getattr(layer, "__dict__", None)  # a class with __slots__ may have none
         if own is not None:
             watched = functools.partial(call, layer, getattr(layer, method))
             replaced.append((own, own.get(method), watched))
@@ -468,28 +471,28 @@ def _observed(env, method, see):
 
 
 def _fault_of_reset(result, space):
-    """Returns what is wrong with the result of a reset, and what to do about it; None if nothing.
+    """Returns a fault in the result of a reset and its remedy, or None if it has no fault.
 
     Args:
-        result: what ``reset`` returned.
+        result: the value that ``reset`` returned.
         space: the observation space.
     """
     is_pair = isinstance(result, (tuple, list)) and len(result) == 2
     if not (is_pair and isinstance(result[1], Mapping)):
         return _describe(result), (
-            ", not (observation, info): return obs, {}; the package shimmy wraps environments of "
-            "the old gym"
+            ", not (observation, info): return obs, {}; the package shimmy converts environments "
+            "of the old gym"
         )
     return _fault_of_obs(result[0], space)
 
 
 def _fault_of_step(result, space):
-    """Returns what is wrong with the result of a step; see `_fault_of_reset`."""
+    """Returns a fault in the result of a step and its remedy; see `_fault_of_reset`."""
     if not (isinstance(result, (tuple, list)) and len(result) == 5):
         return _describe(result), (
-            ", not (observation, reward, terminated, truncated, info): tell an end of the task, "
-            "terminated, from a time limit, truncated; the package shimmy wraps environments of "
-            "the old gym"
+            ", not (observation, reward, terminated, truncated, info): set terminated at an end "
+            "of the task, and truncated at a time limit; the package shimmy converts environments "
+            "of the old gym"
         )
     obs, rew, terminated, truncated, _ = result
     if not _is_scalar(rew, "fiub"):
@@ -507,14 +510,14 @@ def _fault_of_obs(obs, space):
     fault = _mismatch(obs, space)
     return fault and (
         f"an observation that {fault}",
-        f", which is not of its observation_space, {space}",
+        f", which doesn't match its observation_space, {space}",
     )
 
 
 def _mismatch(obs, space):
-    """Says in what an observation isn't of its space as far as networks are concerned.
+    """Returns how an observation differs from its space, or None if it matches.
 
-    Bounds of a Box and the precision of numbers are no concern of theirs.
+    The bounds of a Box and the precision of its numbers are ignored, as networks don't need them.
     """
     if isinstance(space, Dict):
         if not isinstance(obs, Mapping):
@@ -542,7 +545,7 @@ def _mismatch(obs, space):
 def _as_array(value):
     try:
         return np.asarray(value)
-    except Exception:  # noqa: BLE001 (a ragged list, a tensor of a GPU, ...)
+    except Exception:  # noqa: BLE001 (a ragged list, a tensor on a GPU, ...)
         return None
 
 
@@ -564,8 +567,8 @@ def _describe(value):
 
 # --- Environments by id ---------------------------------------------------------------------------
 
-# Extras of this package that Gymnasium's environments need, as in `pip install ".[box2d]"`; each
-# is also the name of their module below gymnasium.envs.
+# Extras of this package for Gymnasium's environments, as in `pip install ".[box2d]"`. Each has the
+# name of the environments' module in gymnasium.envs.
 _EXTRAS = ("box2d", "mujoco")
 
 
@@ -575,20 +578,22 @@ def check_env(
     algorithm: str = "",
     algorithms: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Makes an environment once and closes it, to find what is wrong before anything runs.
+    """Makes an environment and closes it, to find errors before anything runs.
 
     Args:
-        env_id: ``CartPole-v1``, or ``module:Name-v0`` of a module that registers it.
-        env_kwargs: its keyword arguments.
-        algorithm: name of the algorithm that is to handle its actions.
-        algorithms: what each algorithm handles, `spinup.algos.ALGORITHMS`; if `algorithm` isn't in
-            there, actions aren't checked.
+        env_id: id of the environment: ``Name-v0``, or ``module:Name-v0`` with the module that
+            registers it.
+        env_kwargs: keyword arguments of the environment.
+        algorithm: name of the algorithm that will use the environment.
+        algorithms: the action spaces that each algorithm handles, `spinup.algos.ALGORITHMS`. The
+            action space isn't checked if it has no entry for `algorithm`.
 
     Returns:
-        Warnings about it, a line each: that there is a newer version, that it returns images, ...
+        Warnings about the environment, one line each: of a newer version, of images, ...
 
     Raises:
-        ValueError: it can't be made, or handled; one line with the remedy.
+        ValueError: the environment can't be made or handled; the message is one line with the
+            remedy.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -596,37 +601,37 @@ def check_env(
     with contextlib.closing(env):
         if algorithms and algorithm in algorithms:
             check_action_space(env.action_space, algorithm, algorithms)
-    # Those about the id and from this file; of the precision of bounds, say, the log tells
+    # Only warnings about the id and from this file; the run's log shows the others
     sources = (gym.envs.registration.__file__, __file__)
     lines = [" ".join(str(w.message).split()) for w in caught if w.filename in sources]
     return [re.sub(r"\x1b\[\d*m|WARN: ", "", line) for line in lines]
 
 
 def _make_by_id(env_id, kwargs):
-    """Makes an environment as `gymnasium.make` does; each of its many errors is a ValueError."""
+    """Calls `gymnasium.make`, and raises each of its many errors as a ValueError."""
     if not isinstance(env_id, str):
         raise ValueError(f"the environment must be an id such as CartPole-v1, not {env_id!r}")
     module, _, name = env_id.rpartition(":")
     try:
         if module:
             importlib.import_module(module)
-    except Exception as error:  # somebody's module may fail in any way
+    except Exception as error:  # a user's module may raise anything
         raise ValueError(f"{env_id}: can't import {module!r} ({one_line(error)})") from error
     try:
         return gym.make(name, **kwargs)
-    except Exception as error:  # as may somebody's environment
+    except Exception as error:  # and so may a user's environment
         raise ValueError(_why_not_made(name, kwargs, error)) from error
 
 
 def _why_not_made(name, kwargs, error):
-    """Returns what to do about an error of `gymnasium.make`, in one line."""
+    """Returns the cause and the remedy of an error of `gymnasium.make` in one line."""
     newest = _newest_version(name)
     spec = gym.registry.get(name) or gym.registry.get(newest)
     extra = next(
         (e for e in _EXTRAS if spec and f"gymnasium.envs.{e}" in str(spec.entry_point)), ""
     )
     argument = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    # Gymnasium keeps entries of environments that it has no longer, which can't be imported.
+    # Gymnasium's registry still lists environments that were removed and can't be imported.
     if isinstance(error, gym.error.DeprecatedEnv) or (
         type(error) is ImportError and newest != name
     ):
@@ -651,7 +656,7 @@ def _why_not_made(name, kwargs, error):
 
 
 def _newest_version(name):
-    """Returns the newest version of the registered environment of (nearly) this name, or None."""
+    """Returns the newest version of the registered environment with the nearest name, or None."""
     versions: dict[str, list[str]] = {}
     for env_id in gym.registry:
         versions.setdefault(env_id.lower().rpartition("-v")[0], []).append(env_id)
@@ -685,21 +690,21 @@ def box_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_action_space(space: Space, algorithm: str, algorithms: Mapping[str, Any]) -> None:
-    """Refuses an action space that an algorithm can't handle.
+    """Checks that an algorithm can handle an action space.
 
     Args:
         space: the environment's action space.
-        algorithm: its name.
-        algorithms: what each algorithm handles, by name: `spinup.algos.ALGORITHMS`.
+        algorithm: name of the algorithm.
+        algorithms: the action spaces that each algorithm handles, `spinup.algos.ALGORITHMS`.
 
     Raises:
-        ValueError: naming the space, and who can handle it.
+        ValueError: the algorithm can't; the message names the space and the algorithms that can.
     """
     kinds = _kinds(space)
     able = [name for name, entry in algorithms.items() if kinds & {*entry.actions}]
     if algorithm in able:
         return
-    remedy = "no other algorithm here does; wrap the environment to one of these"
+    remedy = "no other algorithm handles it; wrap the environment to have such actions"
     if able:
         remedy = f"use {' or '.join(able)}"
     if "Box" in kinds:
@@ -710,7 +715,7 @@ def check_action_space(space: Space, algorithm: str, algorithms: Mapping[str, An
 
 
 def _kinds(space):
-    """Returns the kinds of action space, in the words of `spinup.algos`, that a space is of."""
+    """Returns the kinds of action space to which a space belongs, as named in `spinup.algos`."""
     if isinstance(space, Discrete):
         return {"Discrete"}
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
@@ -722,7 +727,7 @@ def _kinds(space):
 
 
 def seed_everything(seed: int) -> np.random.Generator:
-    """Seeds torch, NumPy and Python; returns a generator for the policy's and buffer's draws."""
+    """Seeds torch, NumPy and Python; returns a generator for the policy and the buffer."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -730,11 +735,11 @@ def seed_everything(seed: int) -> np.random.Generator:
 
 
 def describe_env(env: gym.Env) -> dict[str, Any]:
-    """Returns what is needed to make an environment again, for ``config.json``.
+    """Describes an environment in ``config.json``, so that it can be made again.
 
     Returns:
-        ``env`` (id, kwargs, time limit, and wrappers beyond the id's; None where there is no id),
-        ``observation_space`` and ``action_space``.
+        ``env`` (id, kwargs, time limit, and wrappers that `gymnasium.make` didn't add; None for an
+        environment without an id), ``observation_space`` and ``action_space``.
     """
     spec = env.spec
     spaces = {
@@ -748,7 +753,7 @@ def describe_env(env: gym.Env) -> dict[str, Any]:
 
 
 def _own_wrappers(env):
-    """Names the wrappers that the function which made the environment added to gym.make's."""
+    """Returns the names of the wrappers that neither `gymnasium.make` nor this library added."""
     known = {AdaptedEnv, gym.wrappers.FlattenObservation, gym.wrappers.TimeLimit}
     known |= {gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker}
     names = []
@@ -760,7 +765,7 @@ def _own_wrappers(env):
 
 
 def describe_space(space: Space) -> dict[str, Any]:
-    """Returns a one-dimensional Box or a Discrete space as JSON."""
+    """Describes a Box or a Discrete space as JSON."""
     if isinstance(space, Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     assert isinstance(space, Box), space
@@ -774,7 +779,7 @@ def describe_space(space: Space) -> dict[str, Any]:
 
 
 def _bound(bound):
-    """Returns a Box's bounds as one number where all are equal."""
+    """Returns the bounds of a Box as a list, or as one number if all are equal."""
     return bound.flat[0].item() if (bound == bound.flat[0]).all() else bound.tolist()
 
 
@@ -782,7 +787,7 @@ def restore_space(description: dict[str, Any]) -> Space:
     """Returns the space that `describe_space` described.
 
     Raises:
-        ValueError: it describes none.
+        ValueError: `description` describes no Box or Discrete space.
     """
     try:
         if description["type"] == "Discrete":

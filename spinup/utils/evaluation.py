@@ -1,4 +1,4 @@
-"""Test episodes of a policy without its noise."""
+"""Test episodes with deterministic actions."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def run_test_episodes(
     max_ep_len: int,
     logger: EpochLogger,
 ) -> None:
-    """Runs episodes with the deterministic policy, split over ranks.
+    """Runs test episodes with deterministic actions, split over ranks.
 
-    Stores ``TestEpRet`` and ``TestEpLen`` of each. Training continues as if there had been none:
-    the global generators, from which an environment or a policy may draw, are set back.
+    Stores ``TestEpRet`` and ``TestEpLen`` of each episode. The global random generators, which an
+    environment or a policy may use, are restored afterwards, so that tests don't change training.
 
     Args:
-        policy: function of an observation and whether to be deterministic.
+        policy: function ``policy(obs, deterministic)``.
         test_env: an environment that training doesn't step.
-        num_test_episodes: episodes, of all ranks together.
-        max_ep_len: steps after which an episode is cut off.
-        logger: where they are stored.
+        num_test_episodes: number of episodes, summed over ranks.
+        max_ep_len: environment steps after which an episode is truncated.
+        logger: logger that stores the results.
     """
     with generators_kept():
         for _ in range(rank_share(num_test_episodes)):

@@ -15,9 +15,9 @@ def flatten(module: nn.Module) -> nn.Parameter:
     """Moves a module's parameters into one contiguous vector, and their gradients into another.
 
     The module works as before: its parameters become views of the vector, and their gradients views
-    of the vector's gradient. An optimizer's step, polyak averaging, an average over ranks or a copy
-    is then one operation on the vector. Clear gradients with ``vector.grad.zero_()``, and move the
-    module to its device and dtype before, not after.
+    of the vector's gradient. A step of an optimizer, polyak averaging, averaging over ranks and
+    copying then take one operation each. Clear gradients with ``vector.grad.zero_()``. Move the
+    module to its device and dtype before flattening it.
 
     Args:
         module: a module whose parameters have one dtype and one device.
@@ -26,7 +26,7 @@ def flatten(module: nn.Module) -> nn.Parameter:
         The vector, of shape ``(number of parameters,)``, with its gradient allocated and zero.
 
     Raises:
-        ValueError: there are no parameters, or they differ in dtype or device.
+        ValueError: the module has no parameters, or they differ in dtype or device.
     """
     params = list(module.parameters())
     if not params:
@@ -40,9 +40,9 @@ def flatten(module: nn.Module) -> nn.Parameter:
         part = slice(offset, offset + p.numel())
         p.data = vector.data[part].view(p.shape)
         p.grad = vector.grad[part].view(p.shape)
-        p.vector = vector.detach()  # type: ignore[attr-defined] # which counts changes with vector
+        p.vector = vector.detach()  # type: ignore[attr-defined] # shares vector's version counter
         offset += p.numel()
-    # For check_views: where the module has each parameter
+    # For check_views: the owner, name and memory of each parameter
     vector.views = [  # type: ignore[attr-defined]
         (m._parameters, name, p, p.data_ptr(), p.grad)
         for m in module.modules()
@@ -58,33 +58,34 @@ def check_views(vector: nn.Parameter) -> None:
     for owner, name, p, place, grad in getattr(vector, "views", ()):
         if p.grad is not grad:
             raise RuntimeError(
-                "a gradient is no longer part of its vector's, as after zero_grad(): clear it with "
-                "vector.grad.zero_(), or with zero_grad(set_to_none=False)"
+                "a gradient is no longer part of its vector's gradient, as after zero_grad(): "
+                "clear gradients with vector.grad.zero_() or zero_grad(set_to_none=False)"
             )
         if owner.get(name) is not p or p.data_ptr() != place:
             raise RuntimeError(
                 "a parameter is no longer part of its vector, as after .to(), .double() or "
-                "load_state_dict(assign=True): move before flatten(), load with assign=False"
+                "load_state_dict(assign=True): move the module before flatten(), and load with "
+                "assign=False"
             )
 
 
 def flatten_each(*modules: nn.Module) -> list[nn.Parameter]:
-    """Flattens modules that are trained apart, each into a vector of its own.
+    """Flattens modules that are trained separately, each into its own vector.
 
     Raises:
-        ValueError: two of them share parameters (a common trunk, say).
+        ValueError: two modules share parameters (such as a common trunk).
     """
     params = [p for module in modules for p in module.parameters()]
     if len(set(params)) < len(params):
         raise ValueError(
-            "Two networks of the actor-critic share parameters, but each has an optimizer of its "
-            "own; give each network parameters of its own"
+            "Two networks of the actor-critic share parameters, but each has its own optimizer; "
+            "give each network its own parameters"
         )
     return [flatten(module) for module in modules]
 
 
 class frozen:
-    """Keeps a module's parameters out of the gradients in a block; it can be entered repeatedly."""
+    """Context manager that freezes a module's parameters. It can be entered repeatedly."""
 
     def __init__(self, module: nn.Module):
         self._trainable = [p for p in module.parameters() if p.requires_grad]
@@ -102,12 +103,12 @@ class Adam:
     """Adam on a vector of parameters, in one pass over the memory.
 
     Args:
-        params: a vector with its gradient allocated, from `flatten`.
-        lr: learning rate; it may be set between steps (``optimizer.lr = 1e-4``).
-        loss: what is minimised, as errors are to call it.
+        params: a vector from `flatten`, with its gradient allocated.
+        lr: learning rate. It may be set between steps (``optimizer.lr = 1e-4``).
+        loss: name of the minimised loss in error messages.
 
-    Source: arXiv:1412.6980. The steps are those of ``torch.optim.Adam(fused=True)``, which takes
-    them where the library's own code can't, on a GPU say.
+    Source: arXiv:1412.6980. Where the compiled function can't run, for example on a GPU,
+    ``torch.optim.Adam(fused=True)`` takes the same steps.
     """
 
     betas, eps = (0.9, 0.999), 1e-8  # torch's defaults
@@ -122,11 +123,11 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Moves the parameters along their gradient.
+        """Takes a step.
 
         Raises:
-            FloatingPointError: the gradient is NaN or infinite (looked at on a CPU); nothing has
-                changed. The gradient being the average over ranks, all of them raise.
+            FloatingPointError: the gradient is NaN or infinite (checked on a CPU only); nothing has
+                changed. All ranks raise, because the gradient is the average over ranks.
             RuntimeError: the vector no longer holds the module's parameters or gradients.
         """
         check_views(self.params)  # guards do so at a replay
@@ -154,7 +155,7 @@ class Adam:
     def _step(self):
         step = self.steps + 1
         if self._torch is not None:
-            # A look at a GPU's gradient would be a wait: losses are looked at once an epoch
+            # Checking a gradient on a GPU would wait for it; losses are checked once an epoch
             if not self.params.is_cuda and not self.params.grad.isfinite().all():
                 self._refuse(step)
             self._torch.param_groups[0]["lr"] = self.lr
@@ -165,11 +166,11 @@ class Adam:
         ):
             self._refuse(step)
         self.steps = step
-        # Neither counts its change, which backward passes look at
+        # Neither function increments the counter by which backward passes detect changes
         torch.autograd.graph.increment_version(self.params)
 
     def _refuse(self, step):
         raise FloatingPointError(
-            f"the gradient of {self.loss} is NaN or infinite in update {step}, and the parameters "
-            "are left as they were. Lower the learning rate, or look at the rewards' scale"
+            f"the gradient of {self.loss} is NaN or infinite in update {step}; the parameters are "
+            "unchanged. Lower the learning rate, or check the scale of the rewards"
         )

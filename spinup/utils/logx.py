@@ -1,4 +1,4 @@
-"""The log of a run: rows of numbers, written to several places, and the policies it saves."""
+"""The log of a run: rows of numbers, and saves of the policy."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ _COLORS = dict(
 
 
 def colorize(string: str, color: str, bold: bool = False, highlight: bool = False) -> str:
-    """Wraps a string in the terminal's codes for a colour."""
+    """Wraps a string in the terminal codes of a colour."""
     code = str(_COLORS[color] + 10 * highlight) + (";1" if bold else "")
     return f"\x1b[{code}m{string}\x1b[0m"
 
 
 class Logger:
-    """Logs a run. Every rank has one; rank 0's writes and prints.
+    """Logs a run. Every rank has a logger, but only rank 0 writes and prints.
 
-    Nothing is written before `begin`, which the first row and the first save imply.
+    Nothing is written before `begin`. The first row and the first save call it.
 
     Args:
-        output_dir: the run's folder. A new one among the system's temporary files if None.
+        output_dir: the run folder; a new temporary folder if None.
         output_fname: name of the tab-separated log, one row per epoch.
         exp_name: name of the experiment; the plotter averages runs that share it.
-        overwrite: remove the results that the folder holds, instead of refusing it.
+        overwrite: remove results that the folder holds, instead of raising FileExistsError.
         tensorboard: also write the log for TensorBoard (``pip install ".[tensorboard]"``).
-        resume: continue the run whose results the folder holds, if it holds any.
-        verbose: print each row as a table (True) or in one line (False). By default an algorithm
-            that is called directly prints lines; what a launcher started, and a Logger that is used
-            alone, print tables.
-        **writers: other copies of the log, see `spinup.utils.writers.WRITERS`: ``wandb="PROJECT"``
-            for Weights & Biases (``pip install ".[wandb]"``).
+        resume: continue the run in the folder, if there is one.
+        verbose: print each row as a table (True) or on one line (False). By default, a direct call
+            of an algorithm prints lines; a launched run, and a Logger used alone, print tables.
+        **writers: other copies of the log; see `spinup.utils.writers.WRITERS`. ``wandb="PROJECT"``
+            writes to Weights & Biases (``pip install ".[wandb]"``).
 
     Raises:
         FileExistsError: the folder holds results.
-        BlockingIOError: another run is writing to it.
-        ModuleNotFoundError: a copy needs a package that is not installed.
+        BlockingIOError: another run is writing to the folder.
+        ModuleNotFoundError: a copy of the log needs a package that is not installed.
+        TypeError: a keyword argument is unknown.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Logger:
             self.verbose = run is None or self._is_launched
         self._model: torch.nn.Module | None = None
         self._is_restored = False
-        self._unsaved: dict[int | None, dict] = {}  # weights that a full disk hasn't taken, by itr
+        self._unsaved: dict[int | None, dict] = {}  # weights that a full disk refused, by itr
         self._failing: set[str] = set()
         self._writers: dict[str, Writer] = {}
         chosen = {"tensorboard": tensorboard, **writers}
@@ -88,7 +88,7 @@ class Logger:
         if unknown:
             known = ", ".join(WRITERS)
             raise TypeError(
-                f"logger_kwargs: {min(unknown)!r} is unknown; copies of the log: {known}"
+                f"logger_kwargs: {min(unknown)!r} is unknown; available copies of the log: {known}"
             )
         if proc_id() == 0:
             self._writers["the terminal"] = Terminal("table" if self.verbose else "line")
@@ -99,7 +99,7 @@ class Logger:
 
     @property
     def output_dir(self) -> Path | None:
-        """The run's folder on rank 0, None on others."""
+        """The run folder on rank 0, None on other ranks."""
         if proc_id() != 0:
             return None
         return self.folder.make_path()
@@ -110,30 +110,29 @@ class Logger:
         Args:
             msg: the message.
             color: its colour.
-            detail: whether it belongs to the table of a row, and is left out where lines are
-                printed.
+            detail: whether to print the message only if rows are printed as tables.
         """
         if proc_id() == 0 and (self.verbose or not detail):
             is_terminal = os.isatty(1)
             say(colorize(msg, color, bold=True) if is_terminal else msg)
 
     def save_config(self, config: dict[str, Any]) -> None:
-        """Adds to ``config.json``: all that is needed to run the experiment again.
+        """Adds entries to ``config.json``, which holds all that is needed to repeat the run.
 
         Args:
-            config: hyperparameters and other facts; values that JSON can't hold are described in
-                words.
+            config: hyperparameters and other settings. Values that JSON can't hold are described
+                in words.
 
         Raises:
-            ValueError: the run is to be resumed, and began with another value.
+            ValueError: the run to be resumed was started with another value.
         """
         name = {} if self.exp_name is None else {"exp_name": self.exp_name}
         self.folder.add_config({**config, "num_cpu": num_procs(), "versions": versions(), **name})
 
     def begin(self) -> None:
-        """Claims the run's folder, from where on it is this run's; see `RunFolder.begin`.
+        """Claims the run folder for this run; see `RunFolder.begin`.
 
-        Call it when everything that can be wrong with the run's settings has been tried.
+        Call it after all settings of the run have been checked.
         """
         if self.folder.has_begun:
             return
@@ -146,26 +145,26 @@ class Logger:
         self.log(f"Logging to {self.folder.path}")
 
     def _continue_file(self):
-        """Goes on with the rows of the file, where no checkpoint says which of them count."""
+        """Continues the log after all rows in its file, if no checkpoint was restored."""
         for writer in self._writers.values():
             if isinstance(writer, Progress):
                 header = writer.read(self._path())
                 self.log_headers, self.first_row = header, not header
 
     def setup_pytorch_saver(self, what_to_save: torch.nn.Module) -> None:
-        """Names the module whose weights `save_state` saves."""
+        """Sets the module whose weights `save_state` saves."""
         self._model = what_to_save
 
     def save_state(self, state_dict: dict[str, Any] | None = None, itr: int | None = None) -> None:
         """Saves the policy's weights to ``pyt_save/model.safetensors``.
 
-        On a full disk the last save stays, and the next call, or at last `close`, tries again to
-        write these weights. Numbered ones are given up when the call after them fails, too.
+        On a full disk, the last save stays, and the next call or `close` tries again to write these
+        weights. Numbered saves are dropped if the next call fails, too.
 
         Args:
-            state_dict: accepted for the sake of Spinning Up's scripts; environments are rebuilt
-                from ``config.json``, not saved.
-            itr: number to append to the file's name, to keep more than the last.
+            state_dict: ignored; accepted for compatibility with Spinning Up's scripts.
+                Environments are rebuilt from ``config.json``.
+            itr: number to append to the file name, to keep more than the last save.
         """
         assert self._model is not None, "call setup_pytorch_saver first"
         self.begin()
@@ -198,14 +197,14 @@ class Logger:
         """Sets a column of the current row.
 
         Raises:
-            KeyError: the first row has no such column, or this row has it already.
+            KeyError: the first row has no such column, or the column is already set in this row.
         """
         if self.first_row:
             self.log_headers.append(key)
         elif key not in self.log_headers:
-            raise KeyError(f"column {key!r} is not in the first row, whose columns are the file's")
+            raise KeyError(f"column {key!r} is not in the first row, which must have all columns")
         if key in self.log_current_row:
-            raise KeyError(f"column {key!r} is set already; call dump_tabular() to end the row")
+            raise KeyError(f"column {key!r} is already set; call dump_tabular() to end the row")
         self.log_current_row[key] = val
 
     def dump_tabular(self) -> None:
@@ -223,9 +222,9 @@ class Logger:
 
     @contextlib.contextmanager
     def _trying(self, name: str) -> Iterator[None]:
-        """Writes something without which the run can continue for a while.
+        """Lets the run continue if the block can't write.
 
-        A full disk is warned of when it begins and when it ends. A copy of the log is left out
+        A full disk is reported when it begins and when it ends. A copy of the log is switched off
         after any error.
         """
         try:
@@ -241,17 +240,17 @@ class Logger:
             self.note_room(name)
 
     def note_full_disk(self, name: str, error: OSError) -> None:
-        """Warns that something can't be written, once until `note_room` says that it can."""
+        """Warns that `name` can't be written; only once, until `note_room` is called for it."""
         if name not in self._failing:
             self._failing.add(name)
             self.log(
                 f"Warning: {name} can't be written to {self.folder.path}: {error.strerror}. The "
-                "run continues with what was written before, and tries again; make room",
+                "run continues and will try again; free disk space",
                 "yellow",
             )
 
     def note_room(self, name: str) -> None:
-        """Notes that something could be written, and says so if it couldn't be before."""
+        """Notes that `name` was written, and logs it if this failed before."""
         if name in self._failing:
             self._failing.discard(name)
             self.log(f"There is room for {name} again")
@@ -274,17 +273,17 @@ class Logger:
             writer.load_state_dict(state["writers"].get(name, {}))
 
     def close(self, error: BaseException | None = None) -> None:
-        """Ends the log: the run's state becomes finished, or failed and why.
+        """Ends the log, and sets the state of the run to finished, or to failed with the reason.
 
         Args:
-            error: the exception that ended the run.
+            error: the exception that ended the run; None if it finished.
 
         Raises:
-            OSError: the run has finished, but its log or its policy can't be written.
+            OSError: the run finished, but its log or its policy can't be written.
         """
         if error is None:
             self.begin()
-            barrier()  # finished means that every rank is
+            barrier()  # the run is finished when all ranks are
         while self._writers:
             name, writer = self._writers.popitem()
             if not self.folder.has_begun:
@@ -310,14 +309,14 @@ class Logger:
             return error
         return OSError(
             error.errno,
-            f"{error.strerror}: {name} can't be written to {self.folder.path}. Make room, and "
-            f"{remedy(self._path())}",
+            f"{error.strerror}: {name} can't be written to {self.folder.path}. Free disk space, "
+            f"and {remedy(self._path())}",
         )
 
     def _leave_out(self, name, error):
         self._writers.pop(name, None)
         reason = describe_error(error)
-        self.log(f"Warning: {name} fails, and gets no more of the log: {reason}", "yellow")
+        self.log(f"Warning: {name} failed and is switched off: {reason}", "yellow")
 
     def _path(self):
         assert self.folder.path is not None
@@ -338,7 +337,8 @@ class EpochLogger(Logger):
         logger.log_tabular("EpRet", with_min_and_max=True)  # AverageEpRet, StdEpRet, Max…, Min…
         logger.dump_tabular()
 
-    What is stored may be tensors on any device: they are read once, when their statistics are.
+    Stored values may be tensors on any device. Tensors on a GPU are read only once, when their
+    statistics are logged.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -358,16 +358,16 @@ class EpochLogger(Logger):
         with_min_and_max: bool = False,
         average_only: bool = False,
     ) -> None:
-        """Logs a value, or the statistics over all ranks of what was stored since the last time.
+        """Logs a value, or statistics over all ranks of the values stored since the last row.
+
+        If no value was stored, the columns are NaN.
 
         Args:
-            key: the quantity's name. Its columns are ``Average``, ``Std``, ``Max`` and ``Min``
-                before the name, or the name alone with `average_only`.
+            key: name of the quantity. Its columns have the prefixes ``Average``, ``Std``, ``Max``
+                and ``Min``, or no prefix with `average_only`.
             val: a value to log as it is.
-            with_min_and_max: log the extremes too.
-            average_only: log the mean alone.
-
-        The columns are NaN where nothing was stored.
+            with_min_and_max: also log the maximum and the minimum.
+            average_only: log only the mean.
         """
         if val is not None:
             super().log_tabular(key, val)
@@ -384,7 +384,7 @@ class EpochLogger(Logger):
         self.epoch_dict[key].clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the log so far, and what has been stored since the last row."""
+        """Returns the log so far, and the values stored since the last row."""
         samples = {key: np.array(kept.values()) for key, kept in self.epoch_dict.items()}
         return {**super().state_dict(), "samples": samples}
 
@@ -396,34 +396,34 @@ class EpochLogger(Logger):
             self.epoch_dict[key].add(values)
 
     def get_stats(self, key: str) -> tuple[float, ...]:
-        """Returns mean and standard deviation of what is stored."""
+        """Returns the mean and standard deviation over all ranks of the stored values."""
         return mpi_statistics_scalar(self.epoch_dict[key].values())
 
     def check_finite(self, *keys: str, where: str) -> None:
-        """Stops all ranks if a value stored since the last row is NaN or infinite.
+        """Raises on all ranks if a value stored since the last row is NaN or infinite.
 
         Args:
             *keys: quantities to check.
-            where: environment and step, for the message.
+            where: environment and step, for the error message.
 
         Raises:
-            FloatingPointError: one is, on any rank.
+            FloatingPointError: a value is NaN or infinite on any rank.
         """
         bad = [int((~np.isfinite(self.epoch_dict[key].values())).sum()) for key in keys]
         for key, count in zip(keys, mpi_sum(np.array(bad)), strict=True):
             if count:
                 raise FloatingPointError(
                     f"{key} is NaN or infinite ({count:.0f} values) in {where}; nothing of this "
-                    "epoch is saved. Lower the learning rate, or look at the rewards' scale"
+                    "epoch is saved. Lower the learning rate, or check the scale of the rewards"
                 )
 
 
 class _Samples:
-    """Numbers gathered under one name.
+    """The values stored under one name.
 
-    Those on the CPU are copied into one growing array: kept as thousands of small tensors, they
-    would lie scattered among what an update allocates and frees, and grow the process. Those on a
-    GPU are kept as they are, and fetched at once when they are looked at.
+    Values on the CPU are copied into one growing array. Thousands of small tensors would fragment
+    the memory between the allocations of updates, and the process would grow. Tensors on a GPU are
+    kept, and copied together when their values are needed.
     """
 
     def __init__(self):
@@ -448,13 +448,13 @@ class _Samples:
         self._size = end
 
     def values(self):
-        """Returns all of them as one array."""
+        """Returns all values as one array."""
         if self._on_gpu:
             self._extend(torch.cat(self._on_gpu).double().cpu().numpy())
             self._on_gpu.clear()
         return self._array[: self._size]
 
     def clear(self):
-        """Forgets them."""
+        """Removes all values."""
         self._size = 0
         self._on_gpu.clear()

@@ -1,4 +1,4 @@
-"""What PyTorch needs among ranks: threads, equal parameters, averaged gradients."""
+"""PyTorch on several ranks: threads, equal parameters, averaged gradients."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from spinup.utils.mpi_tools import broadcast, mpi_sum, num_procs, proc_id, sum_i
 
 
 def setup_pytorch_for_mpi() -> None:
-    """Gives this rank one thread (or ``OMP_NUM_THREADS``) and flushes denormal numbers to zero.
+    """Sets one thread (or ``OMP_NUM_THREADS``) for this rank, and flushes denormals to zero.
 
-    Networks of this library's size run fastest on one thread, ranks that share cores must not each
-    start as many threads as there are cores, and sums come out the same whatever the machine's
-    number of cores. Adam's moments of dead units decay into denormal numbers, on which arithmetic
-    is several times slower.
+    Networks of this library's size run fastest on one thread. One thread per rank also prevents
+    ranks from competing for cores, and makes sums independent of the machine's number of cores.
+    Adam's moments of dead units decay into denormals, which make arithmetic several times slower.
     """
-    threads = int((os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0])  # one per level
+    threads = int((os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0])  # one per nesting level
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    threadpoolctl.threadpool_limits(threads, user_api="blas")  # NumPy's own
+    threadpoolctl.threadpool_limits(threads, user_api="blas")  # of NumPy
 
 
 @contextlib.contextmanager
 def one_thread_per_rank() -> Iterator[None]:
-    """Applies `setup_pytorch_for_mpi` to a block, so that a notebook has its threads back after."""
+    """Applies `setup_pytorch_for_mpi` in a block, and restores the threads afterwards."""
     threads = torch.get_num_threads()
     with threadpoolctl.threadpool_limits(user_api="blas"):
         setup_pytorch_for_mpi()
@@ -44,7 +43,7 @@ def one_thread_per_rank() -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_kernels() -> Iterator[None]:
-    """Makes all ranks compute by PyTorch in a block, if only some have the compiled functions.
+    """Makes all ranks use PyTorch in a block, if only some have the compiled functions.
 
     The two round differently, so that the ranks' parameters would drift apart.
     """
@@ -54,10 +53,10 @@ def same_kernels() -> Iterator[None]:
         return
     if proc_id() == 0:
         warnings.warn(
-            f"{have:.0f} of {num_procs()} ranks have spinup's compiled functions (those "
-            "of the other hosts were installed without a C compiler, or SPINUP_COMPILED=0 is set "
-            "there). All compute by PyTorch, so that their parameters stay equal: slower. Install "
-            "spinup on each host with a C compiler",
+            f"{have:.0f} of {num_procs()} ranks have spinup's compiled functions (the other hosts "
+            "installed spinup without a C compiler, or set SPINUP_COMPILED=0). All ranks use "
+            "PyTorch, which is slower, so that their parameters stay equal. Install spinup with a "
+            "C compiler on each host",
             stacklevel=4,
         )
     with kernels.switched_off():
@@ -67,8 +66,8 @@ def same_kernels() -> Iterator[None]:
 def sync_params(module: torch.nn.Module | torch.nn.Parameter) -> None:
     """Overwrites a module's parameters and buffers, or a flat vector, with those of rank 0.
 
-    Parameters stay equal from then on, as all ranks take the same steps. Buffers that a forward
-    pass changes, such as a normaliser's running mean, don't: each rank sees its own data.
+    Parameters then stay equal, because all ranks take the same steps. Buffers that a forward pass
+    changes, such as a running mean, don't, because each rank sees different data.
     """
     if num_procs() == 1:
         return
@@ -77,7 +76,7 @@ def sync_params(module: torch.nn.Module | torch.nn.Parameter) -> None:
         tensors += list(module.buffers())
     for x in tensors:
         host = x.data.cpu().contiguous()
-        broadcast(host.reshape(-1).view(torch.uint8).numpy())  # whatever the dtype
+        broadcast(host.reshape(-1).view(torch.uint8).numpy())  # for any dtype
         x.data.copy_(host)
 
 
@@ -88,9 +87,9 @@ def mpi_avg_grads(
     """Averages gradients over ranks.
 
     Args:
-        module: a module, or a flat vector of parameters (then it takes one reduction).
-        weight: this rank's weight, its share of the batch that all ranks hold. The weights of all
-            ranks add up to one. Equal weights by default.
+        module: a module, or a flat vector of parameters, which takes only one reduction.
+        weight: this rank's weight: its share of the whole batch. The weights of all ranks add up
+            to one. Equal weights if None.
     """
     still_alive()  # also on one rank, where a step may take long
     if num_procs() == 1:
@@ -98,7 +97,7 @@ def mpi_avg_grads(
     for p in _parameters(module):
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-        grad = p.grad.cpu().contiguous()  # the gradient itself where it lies on the CPU
+        grad = p.grad.cpu().contiguous()  # no copy if it is on the CPU
         grad.mul_(1 / num_procs() if weight is None else weight)
         capture.run(sum_in_place, capture.array(grad))
         p.grad.copy_(grad)

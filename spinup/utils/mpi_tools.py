@@ -1,7 +1,7 @@
 """Ranks, and reductions over them.
 
-A process that no MPI launcher started is rank 0 of 1 and never loads MPI, so that everything works
-without mpi4py on one process. This is the only file that imports ``mpi4py.MPI``.
+A process that wasn't started by an MPI launcher is rank 0 of 1 and never loads MPI, so that it
+doesn't need mpi4py. This is the only file that imports ``mpi4py.MPI``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 
 from spinup.runs.watchdog import still_alive, watchdog
 
-# What launchers tell their processes: MPICH and Slurm's pmi2, PMIx, Open MPI.
+# Variables with the rank, as set by MPICH and Slurm's pmi2, PMIx, and Open MPI.
 _LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 
-# Set to the number of ranks that a launch asked for; each rank checks that it got them.
+# Variable with the number of ranks that were asked for, which each rank checks.
 ASKED = "SPINUP_NUM_CPU"
 
 
@@ -31,7 +31,7 @@ ASKED = "SPINUP_NUM_CPU"
 
 @functools.cache
 def _world():
-    """Returns the communicator of all ranks, or None in a process on its own."""
+    """Returns the communicator of all ranks, or None if there is only one."""
     launched = any(name in os.environ for name in _LAUNCHER_VARIABLES)
     asked = int(os.environ.get(ASKED, "1"))
     started = [os.environ[name] for name in _SIZE_VARIABLES if name in os.environ]
@@ -62,27 +62,26 @@ def _world():
 
 
 def _check_srun():
-    """Refuses to be one of several processes of srun that don't know of each other.
+    """Checks that this isn't one of several srun processes that can't communicate.
 
     Raises:
-        RuntimeError: srun has started several without an interface that MPI can use.
+        RuntimeError: srun started several processes without an interface for MPI.
     """
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks != "1" and ASKED not in os.environ:
         raise RuntimeError(
-            f"srun started {tasks} processes (SLURM_STEP_NUM_TASKS), but each takes itself for the "
-            "only one: use srun --mpi=pmi2, or, for separate runs on purpose, set "
-            f"{ASKED}=1"
+            f"srun started {tasks} processes (SLURM_STEP_NUM_TASKS), but without MPI: use "
+            f"srun --mpi=pmi2, or set {ASKED}=1 if you want separate runs"
         )
 
 
 def _end_all_ranks(kind, error, trace):
-    """Ends every rank after an exception in this one: the others would wait for it for ever."""
+    """Ends all ranks after an exception in this one, for which the others would wait forever."""
     lines = traceback.format_exception(kind, error, trace)
     sys.stdout.flush()
     sys.stderr.write("".join([f"Rank {proc_id()} of {num_procs()} failed:\n", *lines]))
     sys.stderr.flush()
-    time.sleep(0.2)  # mpiexec hands on what ranks print, but not once it is told to abort
+    time.sleep(0.2)  # mpiexec forwards the output of ranks, but stops at an abort
     _world().Abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
 
@@ -105,7 +104,7 @@ def num_procs() -> int:
 
 @functools.cache
 def num_local_procs() -> int:
-    """Returns the number of ranks on this host. All ranks call it together."""
+    """Returns the number of ranks on this host. All ranks must call it together."""
     world = _world()
     if world is None:
         return 1
@@ -120,7 +119,7 @@ def num_local_procs() -> int:
 
 
 def barrier() -> None:
-    """Returns once every rank has called it."""
+    """Waits until all ranks have called it."""
     world = _world()
     if world is not None:
         still_alive()
@@ -128,12 +127,12 @@ def barrier() -> None:
 
 
 def msg(m: object, string: str = "") -> None:
-    """Prints `m`, saying which rank it comes from."""
+    """Prints `m` with the number of this rank."""
     print(f"Message from {proc_id()}: {string} \t {m}", flush=True)
 
 
 def rank_share(total: int) -> int:
-    """Returns this rank's part of `total` items: the shares differ by one at most and add up."""
+    """Returns this rank's share of `total` items. The shares of two ranks differ by at most one."""
     return total // num_procs() + (proc_id() < total % num_procs())
 
 
@@ -145,8 +144,8 @@ def allreduce(send, receive, op=None) -> None:
 
     Args:
         send: array of this rank, or ``MPI.IN_PLACE``.
-        receive: array that gets the result on every rank, and holds the input when in place.
-        op: the reduction.
+        receive: array for the result on every rank. With ``MPI.IN_PLACE`` it also holds the input.
+        op: the reduction; sum if None.
     """
     world = _world()
     if world is None:
@@ -208,22 +207,22 @@ def mpi_avg(x, weight: float | None = None):
 
     Args:
         x: scalar or array.
-        weight: this rank's weight, where ranks hold shares of unequal size. The weights of all
-            ranks add up to one. Equal weights by default.
+        weight: this rank's weight: its share of the whole batch. The weights of all ranks add up
+            to one. Equal weights if None.
     """
     return mpi_sum(np.asarray(x) * (1 / num_procs() if weight is None else weight))
 
 
 def mpi_statistics_scalar(x, with_min_and_max: bool = False) -> tuple[float, ...]:
-    """Computes the statistics of all samples that all ranks hold.
+    """Computes statistics over the samples of all ranks.
 
     Args:
-        x: samples of this rank, one-dimensional; may be empty.
-        with_min_and_max: also compute the extremes.
+        x: samples of this rank, of any shape; may be empty.
+        with_min_and_max: also compute the minimum and the maximum.
 
     Returns:
-        Mean and standard deviation (of the population), then minimum and maximum if asked for. All
-        are NaN where no rank holds a sample.
+        Mean and population standard deviation, and with `with_min_and_max` also minimum and
+        maximum. All are NaN if no rank has a sample.
     """
     x = np.asarray(x, dtype=np.float64).reshape(-1)
     total, count = mpi_sum(np.array([x.sum(), x.size]))
@@ -241,9 +240,9 @@ def mpi_statistics_scalar(x, with_min_and_max: bool = False) -> tuple[float, ...
 
 
 def mpi_fork(n: int, bind_to_core: bool = False) -> None:
-    """Starts the running script again on `n` ranks, in place of this process.
+    """Restarts the running script on `n` ranks, in place of this process.
 
-    In a rank, and for ``n <= 1``, it returns at once, so that a script calls it and goes on::
+    On a rank, and for ``n <= 1``, it returns at once, and the script continues::
 
         mpi_fork(4)
         ppo(...)  # runs on every rank
@@ -254,10 +253,10 @@ def mpi_fork(n: int, bind_to_core: bool = False) -> None:
 
     Raises:
         ValueError: the script already runs on another number of ranks, or MPI is not installed.
-        RuntimeError: there is no script to start again (a notebook or an interactive session).
+        RuntimeError: there is no script to restart (in a notebook or an interactive session).
     """
     if n > 1 and num_procs() == 1:
-        from spinup.launch.mpiexec import restart_on_ranks  # a door: it looks up when it is used
+        from spinup.launch.mpiexec import restart_on_ranks  # a door: imported when used
 
         restart_on_ranks(n, bind_to_core)
     elif n > 1 and num_procs() != n:

@@ -1,7 +1,7 @@
 """Networks: MLPs, policies and critics, and the actor-critics made of them.
 
-On-policy algorithms need ``ac.pi`` and ``ac.v`` (`MLPActorCritic`); off-policy ones ``ac.pi`` and
-twin critics, as one stacked module ``ac.q`` or as two, ``ac.q1`` and ``ac.q2``
+On-policy algorithms need ``ac.pi`` and ``ac.v`` (`MLPActorCritic`). Off-policy algorithms need
+``ac.pi`` and twin critics, either as one stacked module ``ac.q`` or as ``ac.q1`` and ``ac.q2``
 (`SquashedGaussianActorCritic` for SAC, `DeterministicActorCritic` for TD3).
 """
 
@@ -29,12 +29,13 @@ LOG_STD_MIN, LOG_STD_MAX = -20, 2
 class StackedLinear(nn.Module):
     """Several linear layers of one shape, evaluated as one batched matrix product.
 
+    The input has shape ``(batch, in_features)``, shared by all layers, or
+    ``(num_stacked, batch, in_features)``. The output has shape
+    ``(num_stacked, batch, out_features)``. Each layer is initialised as an ``nn.Linear``.
+
     Args:
         num_stacked: number of layers.
-        in_features, out_features: as of ``nn.Linear``, whose initial values each layer has.
-
-    Input of shape ``(batch, in_features)``, seen by every layer, or
-    ``(num_stacked, batch, in_features)``; output of shape ``(num_stacked, batch, out_features)``.
+        in_features, out_features: features of the input and the output of each layer.
     """
 
     def __init__(self, num_stacked: int, in_features: int, out_features: int):
@@ -51,16 +52,16 @@ class StackedLinear(nn.Module):
 class MLP(nn.Sequential):
     """Linear layers with activations between them.
 
-    Where the activations are ReLU, Tanh or Identity and no layer is changed (by a hook, say), the
-    network is one node of the autograd graph: the same numbers for a fraction of the overhead.
+    If all activations are ReLU, Tanh or Identity and no layer is modified (by a hook, for example),
+    the network is one node of the autograd graph: the same results with less overhead.
     """
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Evaluates the network.
 
         Args:
-            *inputs: one or several ``(batch, features)``, which are concatenated; or one
-                observation, ``(features,)``.
+            *inputs: one or several tensors ``(batch, features)``, which are concatenated;
+                ``(features,)`` for a single observation.
         """
         if inputs[0].dim() == 1:
             return MLP.forward(self, *[x[None] for x in inputs]).squeeze(-2)
@@ -69,14 +70,14 @@ class MLP(nn.Sequential):
         return super().forward(torch.cat(inputs, dim=-1))
 
     def first(self, *inputs: Tensor) -> Tensor:
-        """Evaluates the first network of a stack alone, to ``(batch, features)``."""
+        """Evaluates only the first network of a stack, with outputs ``(batch, features)``."""
         if nodes.ENABLED and self.is_plain and not nodes.is_changed(self):
             return nodes.mlp(inputs, list(self), first=True)
         return self(*inputs)[0]
 
     @property
     def is_plain(self) -> bool:
-        """Whether the modules are linear layers and known activations by turns, unchanged."""
+        """True if linear layers and known activations alternate, and none is modified."""
         return nodes.are_plain(list(self), (nn.Linear, StackedLinear))
 
 
@@ -89,10 +90,11 @@ def mlp(
     """Builds a multi-layer perceptron.
 
     Args:
-        sizes: features of the input, of each hidden layer, and of the output.
+        sizes: number of features of the input, each hidden layer, and the output.
         activation: class of the activation after each hidden layer, such as ``nn.Tanh``.
         output_activation: class of the activation after the last layer.
-        num_stacked: build this many networks as one (`StackedLinear`); a plain network if None.
+        num_stacked: number of networks to build as one stack (`StackedLinear`). If None, build a
+            single network.
     """
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
@@ -113,24 +115,24 @@ def count_vars(module: nn.Module) -> int:
 
 
 class Actor(nn.Module):
-    """A stochastic policy with a tractable density. Subclasses say which."""
+    """Base class of stochastic policies with a tractable density, given by `distribution`."""
 
     def distribution(self, obs: Tensor) -> Distribution:
         """Returns the distribution of actions for observations of shape ``(batch, obs_dim)``."""
         raise NotImplementedError
 
     def log_prob(self, pi: Distribution, act: Tensor) -> Tensor:
-        """Returns the log-probabilities ``(batch,)`` of actions under such a distribution."""
+        """Returns the log-probabilities ``(batch,)`` of actions under the distribution `pi`."""
         return pi.log_prob(act)
 
     def forward(self, obs: Tensor, act: Tensor | None = None) -> tuple[Distribution, Tensor | None]:
-        """Returns the distribution and, where actions are given, their log-density ``(batch,)``."""
+        """Returns the distribution, and the log-probabilities ``(batch,)`` of `act` if given."""
         pi = self.distribution(obs)
         return pi, None if act is None else self.log_prob(pi, act)
 
 
 class MLPCategoricalActor(Actor):
-    """Discrete actions: a softmax over the network's outputs."""
+    """A policy over discrete actions: a softmax over the network's outputs."""
 
     def __init__(self, obs_dim, act_dim, hidden_sizes, activation):
         super().__init__()
@@ -141,7 +143,7 @@ class MLPCategoricalActor(Actor):
 
 
 class MLPGaussianActor(Actor):
-    """Continuous actions: a diagonal Gaussian whose deviation doesn't depend on the state."""
+    """A diagonal Gaussian policy with state-independent standard deviation."""
 
     def __init__(self, obs_dim, act_dim, hidden_sizes, activation):
         super().__init__()
@@ -154,13 +156,13 @@ class MLPGaussianActor(Actor):
         return Independent(normal, 1, validate_args=False)
 
     def log_prob(self, pi: Distribution, act: Tensor) -> Tensor:
-        # As pi.log_prob, but the logarithm is not taken of a deviation whose logarithm is known.
+        # Equal to pi.log_prob(act), but uses log_std, of which pi only has the exponential.
         exponent = ((act - pi.mean) * (-self.log_std).exp()).square().sum(-1)
         return -0.5 * exponent - self.log_std.sum() - 0.5 * act.shape[-1] * math.log(2 * math.pi)
 
 
 class MLPCritic(nn.Module):
-    """A state-value function: observations ``(batch, obs_dim)`` to values ``(batch,)``."""
+    """A state-value function: maps observations ``(batch, obs_dim)`` to values ``(batch,)``."""
 
     def __init__(self, obs_dim, hidden_sizes, activation):
         super().__init__()
@@ -171,12 +173,12 @@ class MLPCritic(nn.Module):
 
 
 class MLPActorCritic(nn.Module):
-    """Policy and state-value function of the on-policy algorithms.
+    """Policy and state-value function for on-policy algorithms.
 
     Args:
         observation_space: a one-dimensional Box.
-        action_space: a Box, or Discrete.
-        hidden_sizes: units of each hidden layer, of both networks.
+        action_space: a Box or Discrete.
+        hidden_sizes: number of units in each hidden layer of both networks.
         activation: class of the activation.
     """
 
@@ -195,7 +197,7 @@ class MLPActorCritic(nn.Module):
 
     @torch.no_grad()
     def step(self, obs: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Samples actions; returns them with the observations' values and the log-densities."""
+        """Samples actions; returns the actions, the values of `obs`, and the log-probabilities."""
         obs = _beside(self, obs)
         pi = self.pi.distribution(obs)
         act = pi.sample()
@@ -221,7 +223,7 @@ class _BoxActor(nn.Module):
         super().__init__()
         bounds = action_space.low, action_space.high
         low, high = (torch.as_tensor(x.reshape(-1), dtype=torch.float32) for x in bounds)
-        # Not saved: they belong to the environment, not to what is learned.
+        # Not saved, because they come from the environment and aren't learned
         self.register_buffer("mid", (high + low) / 2, persistent=False)
         self.register_buffer("half_range", (high - low) / 2, persistent=False)
 
@@ -231,7 +233,7 @@ class _BoxActor(nn.Module):
 
 
 class DeterministicActor(_BoxActor):
-    """Observations ``(batch, obs_dim)`` to actions ``(batch, act_dim)``."""
+    """A policy that maps observations ``(batch, obs_dim)`` to actions ``(batch, act_dim)``."""
 
     def __init__(self, observation_space, action_space, hidden_sizes, activation):
         super().__init__(action_space)
@@ -243,14 +245,14 @@ class DeterministicActor(_BoxActor):
 
 
 def squashed_gaussian(out: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples ``tanh(u)``, where ``u = mu + std * eps`` is Gaussian, with its log-density.
+    """Samples ``tanh(u)`` for a Gaussian ``u = mu + std * eps``, and computes its log-density.
 
-    ``log p(tanh(u)) = log N(u; mu, std) - log(1 - tanh(u)^2)``, summed over dimensions. As ``eps =
-    (u - mu) / std``, the Gaussian's exponent depends on no parameter, and the last term is
-    ``2 (log 2 - u - softplus(-2u))``, which doesn't overflow.
+    ``log p(tanh(u)) = log N(u; mu, std) - log(1 - tanh(u)^2)``, summed over dimensions. Since
+    ``(u - mu) / std = eps``, the Gaussian's exponent doesn't depend on the parameters. The last
+    logarithm is computed as ``2 (log 2 - u - softplus(-2u))``, which doesn't overflow.
 
     Args:
-        out: ``mu``, then ``log(std)`` before it is clamped, ``(..., 2 * act_dim)``.
+        out: ``mu`` and the unclamped ``log(std)``, concatenated, ``(..., 2 * act_dim)``.
         eps: standard normal noise, ``(..., act_dim)``.
 
     Returns:
@@ -262,14 +264,14 @@ def squashed_gaussian(out: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]
     log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
     noise = log_std.exp() * eps
     u = mu + noise
-    gaussian = torch.addcmul(log_std, eps, eps, value=0.5)  # less a constant, as is the next
+    gaussian = torch.addcmul(log_std, eps, eps, value=0.5)  # constants are below
     squashing = 2 * (F.logsigmoid(2 * u) - u)  # -softplus(-2u) is logsigmoid(2u)
     constant = eps.shape[-1] * (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
     return torch.tanh(u), -(gaussian + squashing).sum(-1) - constant, noise
 
 
 class SquashedGaussianActor(_BoxActor):
-    """A Gaussian, its deviation dependent on the state, squashed by tanh to the Box."""
+    """A Gaussian policy with state-dependent standard deviation, squashed by tanh to the Box."""
 
     def __init__(self, observation_space, action_space, hidden_sizes, activation):
         super().__init__(action_space)
@@ -279,12 +281,12 @@ class SquashedGaussianActor(_BoxActor):
     def forward(
         self, obs: Tensor, deterministic: bool = False, with_logprob: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Samples actions by reparameterisation, so that gradients flow into them.
+        """Samples differentiable actions by the reparameterization trick.
 
         Args:
             obs: observations, ``(batch, obs_dim)``.
-            deterministic: take the mean before squashing instead of a sample.
-            with_logprob: also compute the log-densities.
+            deterministic: return the squashed mean instead of a sample.
+            with_logprob: also return the log-densities.
 
         Returns:
             Actions ``(batch, act_dim)``, and their log-densities ``(batch,)`` or None. The density
@@ -316,7 +318,7 @@ class TwinMLPCritic(nn.Module):
         return self.q_net(obs, act).squeeze(-1)
 
     def first(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Returns the value of the first critic alone, ``(batch,)``."""
+        """Returns the first critic's values, ``(batch,)``, without evaluating the second."""
         return self.q_net.first(obs, act).squeeze(-1)
 
 
@@ -326,7 +328,7 @@ class _OffPolicyActorCritic(nn.Module):
     Args:
         observation_space: a one-dimensional Box.
         action_space: a bounded Box; bounds may differ by dimension and be asymmetric.
-        hidden_sizes: units of each hidden layer, of all networks.
+        hidden_sizes: number of units in each hidden layer of all networks.
         activation: class of the activation.
     """
 
@@ -354,7 +356,7 @@ class _OffPolicyActorCritic(nn.Module):
 
 
 class DeterministicActorCritic(_OffPolicyActorCritic):
-    """Deterministic policy and twin critics, of TD3."""
+    """Deterministic policy and twin critics, for TD3."""
 
     actor_class = DeterministicActor
 
@@ -365,17 +367,17 @@ class DeterministicActorCritic(_OffPolicyActorCritic):
 
 
 class SquashedGaussianActorCritic(_OffPolicyActorCritic):
-    """Squashed Gaussian policy and twin critics, of SAC."""
+    """Squashed Gaussian policy and twin critics, for SAC."""
 
     actor_class = SquashedGaussianActor
 
     @torch.no_grad()
     def act(self, obs: Tensor, deterministic: bool = False) -> np.ndarray:
-        """Returns actions for observations: samples, or the policy's mode before squashing."""
+        """Returns actions for observations: samples, or the squashed means."""
         obs = _beside(self, obs)
         return self.pi(obs, deterministic, with_logprob=False)[0].cpu().numpy()
 
 
 def _beside(module, x):
-    """Returns `x` on the device that a module's parameters are on."""
+    """Returns `x` on the device of a module's parameters."""
     return x.to(next(module.parameters()).device)

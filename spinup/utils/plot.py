@@ -1,4 +1,4 @@
-"""Spinning Up's path to what `spinup.cli.plot` holds."""
+"""Spinning Up's import path of `spinup.cli.plot`."""
 
 from spinup.cli.plot import get_all_datasets, get_datasets, make_plots, plot_data
 

@@ -1,4 +1,4 @@
-"""Spinning Up's path to what `spinup.launch` holds: grids, experiments and the names of folders."""
+"""Spinning Up's import path of grids, experiments and folder names, from `spinup.launch`."""
 
 from spinup.launch.experiment import call_experiment, setup_logger_kwargs
 from spinup.launch.grid import ExperimentGrid

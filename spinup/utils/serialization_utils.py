@@ -1,4 +1,4 @@
-"""Spinning Up's path to what `spinup.runs.json_values` holds."""
+"""Spinning Up's import path of `spinup.runs.json_values`."""
 
 from spinup.runs.json_values import convert_json
 

@@ -1,4 +1,4 @@
-"""Spinning Up's path to what `spinup.cli.policies` and `spinup.cli.watch` hold."""
+"""Spinning Up's import path of `spinup.cli.policies` and `spinup.cli.watch`."""
 
 from spinup.cli.policies import load_actor_critic, load_policy, load_policy_and_env
 from spinup.cli.watch import record_frames, run_policy

@@ -1,4 +1,4 @@
-"""What surrounds every training run, whatever its algorithm."""
+"""The set-up and clean-up of every training run, and the checks of its hyperparameters."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ T = TypeVar("T")
 def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
     """Decorates an algorithm's function.
 
-    While it runs, each rank computes on one thread (the caller's threads are put back after). When
-    it returns, or raises, the run folder's ``status.json`` says so. Before it starts, its
-    hyperparameters are checked. In a notebook a run that was stopped raises KeyboardInterrupt.
+    The hyperparameters are checked before the function starts. While it runs, each rank computes on
+    one thread; the caller's number of threads is restored afterwards. When it returns or raises,
+    the outcome is written to the run folder's ``status.json``. In a notebook, a stopped run raises
+    KeyboardInterrupt.
     """
 
     @functools.wraps(algorithm)
@@ -53,7 +54,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
             except BaseException as error:
                 under_way.close(error)
                 if isinstance(error, Interrupted) and is_interactive():
-                    # A notebook takes SystemExit for its own end, and would go on to the next cell
+                    # After SystemExit, a notebook would continue with the next cell
                     raise KeyboardInterrupt(str(error)) from None
                 raise
             finally:
@@ -64,7 +65,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
 
 # --- Hyperparameters ------------------------------------------------------------------------------
 
-# Least and greatest value of hyperparameters; of any other number at least 0.
+# Minimum and maximum of hyperparameters; (0, inf) for all other numbers.
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(["gamma", "lam", "polyak"], (0, 1)),
     **dict.fromkeys(["epochs", "max_ep_len", "update_every"], (1, math.inf)),
@@ -72,29 +73,29 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
 }
 
-# Split over ranks, so that each rank needs one at least.
+# Split over ranks, of which each needs at least one.
 _SPLIT = ("steps_per_epoch", "batch_size", "replay_size")
 
 
 def check_hyperparameters(
     algorithm: Callable, values: dict[str, Any], num_ranks: int | None = None
 ) -> dict[str, Any]:
-    """Refuses hyperparameters that an algorithm can't use, before anything runs.
+    """Checks and converts the hyperparameters of an algorithm, before anything runs.
 
-    The algorithm's annotations tell what must be a whole number, a number, or True or False.
+    The annotations of the function determine which values must be integers, numbers or booleans.
 
     Args:
-        algorithm: its function.
-        values: hyperparameters by name; the others have their defaults. Names that aren't the
-            algorithm's are ignored.
-        num_ranks: ranks that will share the work; those that there are now if None.
+        algorithm: the algorithm's function.
+        values: hyperparameters by name. Missing ones have their defaults; unknown names are
+            ignored.
+        num_ranks: number of ranks that will share the work; the current number if None.
 
     Returns:
-        The values that are the algorithm's: whole numbers as int, networks and activations that
-        are given by name as classes.
+        The hyperparameters in `values`, with whole numbers as int, and with names of networks and
+        activations replaced by classes.
 
     Raises:
-        ValueError: one can't be used, naming it, its value and what was expected.
+        ValueError: a value can't be used; the message names it and the expected values.
     """
     num_ranks = num_ranks or num_procs()
     hints = typing.get_type_hints(algorithm)
@@ -116,7 +117,7 @@ def check_hyperparameters(
 
 
 def _check(name, value, hint, num_ranks):
-    """Returns a value as the parameter that is annotated by `hint` takes it."""
+    """Returns a value, checked and converted for a parameter with the annotation `hint`."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     options = typing.get_args(hint) if is_union else (hint,)
     literals = [option for option in options if typing.get_origin(option) is Literal]
@@ -138,7 +139,7 @@ def _check(name, value, hint, num_ranks):
         return value
     kind = "a whole number" if is_whole else "a number"
     bounds = f"of at least {least}" if greatest == math.inf else f"in [{least}, {greatest}]"
-    ranks = f" (one a rank, of {num_ranks} ranks)" if name in _SPLIT else ""
+    ranks = f" (one per rank, with {num_ranks} ranks)" if name in _SPLIT else ""
     other = "".join(f', or "{word}"' for word in words)
     raise ValueError(f"{name} must be {kind} {bounds}{ranks}{other}, not {value!r}")
 
@@ -149,19 +150,20 @@ def _check(name, value, hint, num_ranks):
 def check_ac_kwargs(
     actor_critic: Callable, ac_kwargs: dict[str, Any] | None, is_ours: bool
 ) -> dict[str, Any]:
-    """Refuses keyword arguments that an actor-critic can't be built with.
+    """Checks the keyword arguments of an actor-critic.
 
     Args:
-        actor_critic: builds the networks from ``(observation_space, action_space, **ac_kwargs)``.
+        actor_critic: class or function, called with ``(observation_space, action_space,
+            **ac_kwargs)``.
         ac_kwargs: its keyword arguments.
-        is_ours: whether it is the library's own, so that what the arguments mean is known; those of
-            any other only have to be arguments that it takes.
+        is_ours: whether `actor_critic` is the library's, so that the values are checked, too. For
+            any other, only the names are.
 
     Returns:
-        The arguments; of an activation that is given by name the class.
+        The arguments, with the name of an activation replaced by its class.
 
     Raises:
-        ValueError: one is unknown, missing or can't be used.
+        ValueError: an argument is unknown, missing or can't be used.
     """
     if ac_kwargs is None:
         ac_kwargs = {}
@@ -179,10 +181,10 @@ def check_ac_kwargs(
 
 
 def _check_arguments(actor_critic, ac_kwargs):
-    """Refuses keyword arguments that a function doesn't take, or lacks."""
+    """Raises ValueError if a keyword argument is unknown or missing."""
     try:
         signature = inspect.signature(actor_critic)
-    except (TypeError, ValueError):  # it doesn't tell
+    except (TypeError, ValueError):  # it has no readable signature
         return
     try:
         signature.bind("observation_space", "action_space", **ac_kwargs)

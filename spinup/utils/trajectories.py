@@ -26,17 +26,17 @@ def discounted_sums(x: np.ndarray, discount: float) -> np.ndarray:
 def gae(
     rew: np.ndarray, val: np.ndarray, last_val: float, gamma: float, lam: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates advantages of one trajectory by GAE(lambda), and its returns-to-go.
+    """Computes the advantages of one trajectory by GAE(lambda), and its returns-to-go.
 
     Args:
         rew: rewards, ``(T,)``.
-        val: values of the states that the actions were taken in, ``(T,)``.
-        last_val: value of the state after the last action; 0 where that is terminal.
+        val: values of the states in which the actions were taken, ``(T,)``.
+        last_val: value of the state after the last action; 0 if that state is terminal.
         gamma: discount factor.
-        lam: the estimator's lambda; 1 gives the discounted return minus the value.
+        lam: lambda of GAE; 1 gives the discounted return minus the value.
 
     Returns:
-        Advantages and returns-to-go, each ``(T,)``; the returns count `last_val` in.
+        Advantages and discounted returns-to-go, each ``(T,)``. The returns include `last_val`.
 
     Source: eq. 16 of arXiv:1506.02438.
     """
@@ -47,11 +47,11 @@ def gae(
 
 
 class TrajectoryBuffer:
-    """The steps that this rank takes in an epoch, and the advantages of its actions.
+    """The environment steps of this rank in an epoch, and the advantages of the actions.
 
     Args:
-        observation_space, action_space: the environment's.
-        size: steps of this rank in an epoch.
+        observation_space, action_space: the environment's spaces.
+        size: number of steps of this rank in an epoch.
         gamma: discount factor.
         lam: lambda of GAE.
     """
@@ -67,9 +67,9 @@ class TrajectoryBuffer:
         self.rew = np.zeros(size, dtype=np.float64)
         self.size, self.gamma, self.lam = size, gamma, lam
         self.ptr = 0
-        # A path's end, and the observation whose value continues it: None after a terminal state.
+        # The end of each path, and the observation to bootstrap from, None after a terminal state
         self.path_ends: list[tuple[int, np.ndarray | None]] = []
-        self.data: dict[str, Tensor] = {}  # of the epoch that was handed over last
+        self.data: dict[str, Tensor] = {}  # of the last full epoch
 
     def store(self, obs: np.ndarray, act: np.ndarray, rew: float) -> None:
         """Appends a step."""
@@ -81,25 +81,25 @@ class TrajectoryBuffer:
         """Ends a trajectory.
 
         Args:
-            last_obs: the observation after its last step, or None if that is terminal.
+            last_obs: the observation after its last step, or None if that state is terminal.
         """
         self.path_ends.append((self.ptr, last_obs))
 
     def get(
         self, value: Callable[[Tensor], Tensor], device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """Returns the epoch's data, in the same memory each time, and empties the buffer.
+        """Returns the epoch's data, in the same tensors at each call, and empties the buffer.
 
         Args:
-            value: the value function, of observations ``(batch, obs_dim)``.
-            device: where the data shall be.
+            value: the value function, which maps observations ``(batch, obs_dim)`` to ``(batch,)``.
+            device: device of the returned tensors.
 
         Returns:
             ``obs``, ``act``, ``ret``, ``val`` and ``adv`` (normalised over all ranks to mean 0 and
-            deviation 1), of length ``size``.
+            standard deviation 1), each of length ``size``.
         """
         still_alive()
-        assert self.ptr == self.size, "the buffer is handed over when it is full"
+        assert self.ptr == self.size, "the buffer isn't full"
         obs = _to_tensor(self.obs, device)
         tails = [np.float32(last_obs) for _, last_obs in self.path_ends if last_obs is not None]
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Environments in wrappers that are named on the command line."""
+"""Environments with the wrappers that the command line names."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def make_wrapped(
     """Makes an environment and wraps it.
 
     Args:
-        env_id: its id.
-        wrappers: functions of an environment, or subclasses of ``gymnasium.Wrapper``, the innermost
+        env_id: id of the environment.
+        wrappers: functions of an environment, or subclasses of ``gymnasium.Wrapper``, innermost
             first.
-        env_kwargs: the environment's keyword arguments.
+        env_kwargs: keyword arguments of the environment.
 
     Returns:
         The wrapped environment.
 
     Raises:
-        TypeError: a wrapper returns something else.
+        TypeError: a wrapper doesn't return an environment.
     """
     return wrap(gym.make(env_id, **(env_kwargs or {})), wrappers)
 
@@ -38,6 +38,6 @@ def wrap(env: gym.Env, wrappers: Sequence[Wrapper]) -> gym.Env:
             name = getattr(wrapper, "__qualname__", repr(wrapper))
             raise TypeError(
                 f"the wrapper {name} returned {env!r}, which is not a gymnasium.Env: it must "
-                "return the environment that it wraps another in"
+                "return the wrapped environment"
             )
     return env

@@ -1,7 +1,7 @@
-"""Where a log is written to: the terminal, ``progress.txt``, TensorBoard, Weights & Biases.
+"""Writers of the log: to the terminal, ``progress.txt``, TensorBoard, Weights & Biases.
 
-To add a place, write a `Writer` and add it to `WRITERS`: ``Logger(name=value)`` then opens it, and
-so does ``logger_kwargs``.
+To add a writer, write a subclass of `Writer` and add it to `WRITERS` under a name. The keyword
+argument of that name, of `Logger` or in ``logger_kwargs``, then switches it on.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from spinup.runs.folder import PROGRESS, TENSORBOARD
 
 
 class Writer:
-    """A place that a log is written to. Only rank 0 has them.
+    """Base class of writers, which only rank 0 has.
 
     Args:
-        setting: the value that the Logger was given under its name.
+        setting: value of the Logger's keyword argument for this writer.
 
     Raises:
         ModuleNotFoundError: a package is missing; nothing has been written yet.
@@ -31,25 +31,25 @@ class Writer:
         self.setting = setting
 
     def open(self, folder: Path, config: Mapping[str, Any], exp_name: str | None) -> None:
-        """Prepares for rows; called once, when the run has claimed its folder."""
+        """Prepares for rows. Called once, after the run has claimed its folder."""
 
     def write(self, headers: Sequence[str], row: Mapping[str, Any]) -> None:
-        """Writes a row, whose columns in order are `headers`."""
+        """Writes a row with the columns `headers`, in their order."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Writes everything that is left, and ends; called if `open` was."""
+        """Writes all remaining data, and closes the log. Called only after `open`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs to continue the log, as JSON has it."""
+        """Returns the JSON values that a resumed run needs to continue the log."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned; called before `open`."""
+        """Restores what `state_dict` returned. Called before `open`."""
 
 
 class Terminal(Writer):
-    """Prints each row: as a table, or as one line (``setting="line"``)."""
+    """Prints each row as a table, or as one line with ``setting="line"``."""
 
     def write(self, headers, row):
         line = _line(row) if self.setting == "line" else ""
@@ -57,12 +57,12 @@ class Terminal(Writer):
 
 
 def say(text: str) -> None:
-    """Prints; a terminal that is closed, or a full disk that takes the output, ends no run."""
+    """Prints a text. A closed terminal or a full disk doesn't end the run."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (else Python complains at its exit)
-    except (OSError, ValueError):  # ValueError: a stream that Python has closed
+    except BrokenPipeError:  # the reader, such as head, has exited
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (or Python prints an error at its exit)
+    except (OSError, ValueError):  # ValueError: Python has closed the stream
         pass
 
 
@@ -74,7 +74,7 @@ def _table(headers, row):
 
 
 def _line(row):
-    """Returns a row in short; empty where it has nothing of that."""
+    """Returns a summary of a row on one line; empty if the row has none of its columns."""
     names = {
         "epoch": ("Epoch",),
         "return": ("AverageTestEpRet", "AverageEpRet"),
@@ -101,16 +101,16 @@ def _short(val):
 
 
 class Progress(Writer):
-    """The tab-separated file (``setting`` is its name), which always holds whole rows.
+    """The tab-separated file named `setting`, which always holds whole rows.
 
-    Rows that a full disk doesn't take are kept, and written with the next ones.
+    Rows that can't be written to a full disk are kept, and written with the next ones.
     """
 
     def __init__(self, setting=PROGRESS):
         super().__init__(setting)
         self.file = None
         self._text = ""  # all rows
-        self._waiting = b""  # those that aren't in the file yet
+        self._waiting = b""  # rows that aren't in the file yet
 
     def open(self, folder, config, exp_name):
         path = folder / self.setting
@@ -133,7 +133,7 @@ class Progress(Writer):
                 written += self.file.write(self._waiting[written:])
         except OSError:
             with contextlib.suppress(OSError):
-                self.file.truncate(end)  # no half rows
+                self.file.truncate(end)  # removes a partial row
             raise
         self._waiting = b""
 
@@ -144,7 +144,7 @@ class Progress(Writer):
             self.file.close()
 
     def read(self, folder: Path) -> list[str]:
-        """Takes over the rows that the file holds; returns its columns. Call it before `open`."""
+        """Reads the rows of the existing file; returns its columns. Call it before `open`."""
         path = folder / self.setting
         self._text = path.read_text(errors="replace") if path.exists() else ""
         return self._text.split("\n", 1)[0].split("\t") if self._text else []
@@ -157,7 +157,7 @@ class Progress(Writer):
 
 
 class TensorBoard(Writer):
-    """Event files for TensorBoard, by environment steps."""
+    """Event files for TensorBoard, over environment steps."""
 
     def __init__(self, setting):
         super().__init__(setting)
@@ -190,7 +190,7 @@ class WeightsAndBiases(Writer):
         try:
             import wandb
 
-            self._init = wandb.init  # a folder called wandb is imported without complaint
+            self._init = wandb.init  # AttributeError: `wandb` is a local folder
         except (ImportError, AttributeError):
             raise ModuleNotFoundError(
                 'wandb needs Weights & Biases: pip install ".[wandb]"'
@@ -223,7 +223,7 @@ class WeightsAndBiases(Writer):
         self._id = state["id"]
 
 
-# Copies of the log that a run may have, by the Logger's keyword. One that fails is left out.
+# Optional copies of the log, by the Logger's keyword argument. One that fails is switched off.
 WRITERS: dict[str, type[Writer]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,

@@ -138,7 +138,7 @@ def test_what_cannot_be_split_is_refused(ran):
     _, facts = ran("too_few_to_split")
     for messages in facts:
         for name in ("steps_per_epoch", "batch_size", "replay_size"):
-            expected = "must be a whole number of at least 2 (one a rank, of 2 ranks), not 1"
+            expected = "must be a whole number of at least 2 (one per rank, with 2 ranks), not 1"
             assert messages[name] == f"{name} {expected}"
 
 

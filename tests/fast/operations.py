@@ -1,10 +1,10 @@
 # ruff: noqa: E501, B008 (tables of operations)
-"""A broad list of PyTorch's operations, each of a matrix `x` with a gradient, and `y` without."""
+"""Many operations of PyTorch as functions of matrices: `x` with a gradient, and `y` without."""
 
 import torch
 import torch.nn.functional as F
 
-# Losses, of x, y and how they are reduced
+# Losses of x and y, with an argument `reduction`
 LOSSES = {
     "mse": F.mse_loss,
     "l1": F.l1_loss,
@@ -112,7 +112,7 @@ OTHERS = {
     "vmap": lambda x, y: torch.vmap(torch.dot)(x, y),
 }
 
-# Draws of random numbers, of y and a generator or None
+# Random draws, as functions of y and a generator or None
 DRAWS = {
     "randn": lambda y, g: torch.randn(6, 4, generator=g),
     "rand": lambda y, g: torch.rand(6, 4, generator=g),

@@ -1,4 +1,4 @@
-"""An update replayed against the same update run as it is."""
+"""Captured updates, compared with the same updates run as written."""
 
 import gc
 import math
@@ -24,7 +24,7 @@ from tests.fast.test_guards import compare
 
 
 class Learner:
-    """A network that learns to double its input, by an update that can be captured."""
+    """A network that learns twice the sum of its inputs, by an update that can be captured."""
 
     def __init__(self, make=lambda: mlp([3, 16, 1], nn.ReLU)):
         torch.manual_seed(0)
@@ -64,7 +64,7 @@ class Learner:
 
 
 def both(update=lambda learner: learner.update, calls=30, flags=lambda i: (), **kwargs):
-    """Returns two learners after the same updates, the second captured."""
+    """Returns two learners after the same updates, which are captured for the second one."""
     learners = Learner(**kwargs), Learner(**kwargs)
     with gradients_in_place():
         for learner, wrap in zip(learners, (lambda f: Captured(f, False), Captured)):
@@ -79,12 +79,12 @@ def assert_same(plain, captured):
     assert plain.losses == captured.losses
     for ours, theirs in zip(plain.state(), captured.state()):
         assert torch.equal(ours, theirs)
-    assert plain.losses[-1] < 0.2 * plain.losses[0]  # and it does learn
+    assert plain.losses[-1] < 0.2 * plain.losses[0]  # it learns
 
 
 @pytest.fixture(params=[1, 2], ids=["compiled", "pytorch"], autouse=True)
 def threads(request):
-    """One thread has the compiled functions do the work, two PyTorch."""
+    """With one thread, the compiled functions are used; with two, PyTorch."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -92,7 +92,7 @@ def threads(request):
 
 
 def replays(calls):
-    """Returns how many of so many calls are replays: the others are compared."""
+    """Returns the number of replays among a number of calls; the other calls are compared."""
     return calls - 25 - calls // 97
 
 
@@ -231,13 +231,13 @@ class Scaled(nn.Module):
 
 
 ONE_THREAD = pytest.mark.parametrize("threads", [1], indirect=True)
-# These look at values, or have results whose shape depends on values
+# These operations read values, or have results whose shape depends on values
 NOT_CAPTURED = {"gaussian_nll-mean", "gaussian_nll-sum", "gaussian_nll-none", "x.prod", "one-hot"}
 NOT_CAPTURED |= {"sparse", "histogram", "unique"}
 
 
 def computation(compute):
-    """Returns a maker of an update that computes something of a matrix, and its gradient."""
+    """Returns an argument for `compare`: an update that computes a function and its gradient."""
 
     def make():
         x, y = torch.randn(6, 4), torch.rand(6, 4)
@@ -390,7 +390,7 @@ def test_a_check_can_be_asked_for():
     assert step.num_replays == before
     step()
     assert step.num_replays == before + 1 and len(seen) == 42 == x
-    Captured(update, False).check_next()  # which runs as written anyway
+    Captured(update, False).check_next()  # no effect, as it runs as written
 
 
 @ONE_THREAD
@@ -586,7 +586,7 @@ def test_algorithms_train_to_the_same_bits(
         if name == "plain":
             monkeypatch.setattr(capture.fast, "_IS_ON", False)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # none says that it wasn't captured
+            warnings.simplefilter("error")  # no warning that it isn't captured
             ac = getattr(spinup, algorithm)(
                 lambda: Clock(action_space=actions),
                 **dict(steps_per_epoch=100, epochs=3, ac_kwargs=dict(hidden_sizes=(16, 16))),
@@ -624,6 +624,6 @@ def test_replays_use_the_compiled_functions(threads, monkeypatch):
     with gradients_in_place():
         for _ in range(26):
             step()
-        monkeypatch.setattr(torch.nn.Module, "__call__", None)  # no network is called any more
+        monkeypatch.setattr(torch.nn.Module, "__call__", None)  # a replay calls no module
         step()
     assert len(learner.losses) == 27

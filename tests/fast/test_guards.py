@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (tables of updates)
-"""Updates that depend on more than tensors, captured against run as written: the same bits."""
+"""Captured updates that depend on more than tensors, compared bit for bit with updates as written."""
 
 import collections
 import contextlib
@@ -29,11 +29,12 @@ from spinup.fast.nodes import gradients_in_place
 
 
 def compare(make, calls=300):
-    """Runs an update both ways, and compares all numbers after each call.
+    """Runs an update as written and captured, and compares the results after each call.
 
     Args:
-        make: returns the update, and a function of the call's number that is called before each
-            call and returns what is to be compared after it.
+        make: function that returns the update and a function ``before(i)``, which is called before
+            call i and returns the tensors to compare after it.
+        calls: number of calls.
 
     Returns:
         The captured update and its warnings.
@@ -60,7 +61,7 @@ def compare(make, calls=300):
 
 
 class Agent:
-    """What updates of the following tests belong to."""
+    """An object whose attributes the updates in these tests read and change."""
 
     def __init__(self):
         self.clip, self.n, self.scale = 0.5, 0, 1.0
@@ -87,7 +88,7 @@ COUNT = 0
 
 
 def by(agent_update, between=lambda agent, i: None):
-    """Returns a maker of an agent's update, and of what happens between its calls."""
+    """Returns an argument for `compare`: an agent's update, and a function called in between."""
 
     def make():
         agent = Agent()
@@ -214,10 +215,10 @@ def replaces_a_parameter(agent, i):
         NET.bias = nn.Parameter(torch.full((3,), float(i)))
 
 
-OLD = []  # so that none has the address of another
+OLD = []  # keeps their addresses in use
 
 
-# --- Changes from outside that are recorded again -------------------------------------------------
+# --- Changes from outside, after which updates are recorded again ---------------------------------
 
 
 @pytest.mark.parametrize(
@@ -352,7 +353,7 @@ def test_pytorchs_settings_are_guarded(switch):
 
 
 def superinstructions(code):
-    """Yields a code's instructions as Python 3.13 has them."""
+    """Yields the instructions of a code object with the names of Python 3.13."""
     before = None
     for step in ORIGINAL_INSTRUCTIONS(code):
         pair = (before.opname, step.opname) if before else ()
@@ -371,7 +372,7 @@ def superinstructions(code):
 
 
 def borrows(code):
-    """Yields a code's instructions with the names of Python 3.14."""
+    """Yields the instructions of a code object with the names of Python 3.14."""
     for step in superinstructions(code):
         yield step._replace(opname=step.opname.replace("LOAD_FAST", "LOAD_FAST_BORROW"))
 
@@ -403,7 +404,7 @@ def test_a_local_name_that_is_given_to_another_object_is_followed(instructions, 
         assert "rate" in guards.change()
 
 
-# --- What runs as written -------------------------------------------------------------------------
+# --- Updates that run as written ------------------------------------------------------------------
 
 
 def counts(agent):
@@ -715,14 +716,14 @@ def test_what_no_guard_sees_is_found_by_the_next_comparison(first, lasts, monkey
             x.mul_(2)
 
     step = Captured(update)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for number in range(1, 301):  # noqa: B007 (a cell of the update)
             step()
     is_seen = lasts or first <= 25 or first % 97 == 0
-    assert len(told) == is_seen and step.is_captured == (not is_seen)
+    assert len(caught) == is_seen and step.is_captured == (not is_seen)
     if is_seen and lasts:
         compared = next(n for n in (*range(1, 26), 97, 194) if n >= first)
         assert step.num_replays == len(range(26, compared)) - (compared > 97)
-    elif first == 24:  # of which the light recording was made
+    elif first == 24:  # the light recording was made of this call
         assert step.num_replays == len(range(26, 97))

@@ -1,4 +1,4 @@
-"""The compiled functions against PyTorch's, in double precision where that tells more."""
+"""The compiled functions, compared with PyTorch, in double precision if that is stricter."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def vectors(request):
 
 @pytest.fixture(params=["avx2", "avx512", "torch"])
 def network_class(request):
-    """What evaluates networks: `CompiledMLP` by vectors of either length, or `TorchMLP`."""
+    """The class that evaluates networks: `CompiledMLP` with either vector length, or `TorchMLP`."""
     if request.param == "torch":
         yield TorchMLP
         return
@@ -52,7 +52,7 @@ def network_class(request):
 
 
 def network(sizes, stack=None):
-    """Returns random weights and biases by turns."""
+    """Returns a random weight and bias for each layer, in turn."""
     torch.manual_seed(0)
     params = []
     for n_in, n_out in zip(sizes, sizes[1:]):
@@ -95,7 +95,7 @@ def test_networks_are_pytorchs(sizes, activations, rows, stack, network_class):
 
     grad = torch.randn_like(result)
     columns = [slice(0, sizes[0]), slice(sizes[0] - 1, sizes[0])]
-    param_grads = [torch.ones_like(p) for p in params]  # they are added to
+    param_grads = [torch.ones_like(p) for p in params]  # gradients are added to these
     expected_grads = double(param_grads)
     input_grads = network_class.backward(
         saved, params, tuple(activations), grad, param_grads, columns
@@ -105,7 +105,7 @@ def test_networks_are_pytorchs(sizes, activations, rows, stack, network_class):
     )
     for ours, theirs in zip(input_grads + param_grads, expected_input_grads + expected_grads):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=rows**0.5 * 2e-5)
-    # Without the parameters' gradients, the inputs' are the same
+    # Without gradients of parameters, the gradients of the inputs are the same
     alone = network_class.backward(saved, params, tuple(activations), grad, None, columns)
     for ours, theirs in zip(alone, input_grads):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
@@ -118,7 +118,9 @@ def test_networks_are_pytorchs_where_most_units_rest(rows, alive, stack, vectors
     params, activations = network([23, 300, 131, 70, 9], stack), (RELU, RELU, RELU, IDENTITY)
     x, grad = torch.randn(rows, 23), torch.randn(*([stack] if stack else []), rows, 9)
     h = x
-    for weight, bias in zip(params[:6:2], params[1:6:2]):  # biases that leave some above zero
+    for weight, bias in zip(
+        params[:6:2], params[1:6:2]
+    ):  # biases that leave the fraction `alive` above zero
         h = h @ weight.transpose(-1, -2)
         values = h.flatten().sort().values
         place = int((1 - alive) * (len(values) - 2))
@@ -228,7 +230,7 @@ def test_who_evaluates_what():
     assert mlp_engine([torch.zeros(2, 2, 3)], params) is TorchMLP
     assert mlp_engine([x], [params[0].t().contiguous().t(), *params[1:]]) is TorchMLP
     assert mlp_engine([x], network([3, 513, 1])) is TorchMLP
-    assert mlp_engine([torch.zeros(2, 4)], params) is TorchMLP  # not of its width
+    assert mlp_engine([torch.zeros(2, 4)], params) is TorchMLP  # the wrong width
     assert mlp_engine([torch.zeros(2, 2), torch.zeros(1, 1)], params) is TorchMLP
     assert mlp_engine([x], [*params[:2], torch.zeros(1, 5), params[3]]) is TorchMLP
     assert mlp_engine([x], [*params[:3], torch.zeros(2)]) is TorchMLP
@@ -301,7 +303,7 @@ def test_squashed_gaussian_is_pytorchs(engine, monkeypatch):
     torch.manual_seed(0)
     space = Box(np.array([-1, -3, 0], np.float32), np.array([2, 0.5, 9], np.float32))
     pi = SquashedGaussianActor(Box(-1, 1, (4,)), space, (16,), nn.ReLU)
-    pi.net[-2].bias.data = torch.tensor([0.0, 9, -9, 0.1, 5, -30])  # far out, and clamped
+    pi.net[-2].bias.data = torch.tensor([0.0, 9, -9, 0.1, 5, -30])  # in the tails, and clamped
     obs, eps = torch.randn(50, 4), torch.randn(50, 3)
     monkeypatch.setattr(torch, "randn_like", lambda like: eps.to(like))
     weight = torch.randn(50, 3)

@@ -1,4 +1,4 @@
-"""Networks as nodes: the numbers of plain PyTorch modules, and only where nothing else is meant."""
+"""Nodes: the same results as plain PyTorch modules, and no use of a node for modified modules."""
 
 import copy
 import textwrap
@@ -93,7 +93,7 @@ def test_second_derivatives_are_plain_pytorchs(monkeypatch):
     assert torch.autograd.gradgradcheck(net, x)
 
 
-# --- What is not a plain MLP is never taken for one ---
+# --- Modified MLPs don't become nodes ---
 
 
 class Doubled(nn.Linear):
@@ -102,7 +102,7 @@ class Doubled(nn.Linear):
 
 
 def evaluate(net):
-    """Returns the output of an MLP of 3 features, and the gradient of its input."""
+    """Returns the output of an MLP with 3 input features, and the gradient of its input."""
     torch.manual_seed(5)
     x = torch.randn(6, 3, requires_grad=True)
     out = net(x)
@@ -145,7 +145,7 @@ def test_parametrizations_are_seen(change):
     torch.manual_seed(0)
     net = mlp([3, 4, 2], nn.ReLU)
     change(net[0])
-    net.eval()  # spectral_norm's estimate stands still
+    net.eval()  # keeps spectral_norm's estimate constant
     assert_as_sequential(net)
 
 
@@ -235,7 +235,7 @@ def test_parameters_that_changed_before_the_backward_pass(change, first, engine)
         CHANGES[change](net, vector)
     with pytest.raises(RuntimeError, match="parameters changed between its forward and its back"):
         out.sum().backward()
-    out = net(torch.ones(2, 3))  # evaluated again, it is right again
+    out = net(torch.ones(2, 3))  # a new evaluation is right again
     out.sum().backward()
 
 
@@ -270,7 +270,7 @@ def test_gradients_in_place_are_autograds(num_stacked):
     expected = [p.grad.clone() for p in net.parameters()]
     expected_x = x.grad.clone()
     x.grad = None
-    with gradients_in_place():  # on top of what is there
+    with gradients_in_place():  # added to the gradients above
         net(x).square().sum().backward()
     for p, grad in zip(net.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, 2 * grad)
@@ -282,7 +282,7 @@ def test_gradients_that_are_not_allocated_are_autograds_to_make():
     with gradients_in_place():
         net(torch.ones(2, 3)).sum().backward()
         assert all(p.grad.abs().sum() > 0 for p in net.parameters())
-    # Outside, torch.autograd.grad finds them though they are allocated.
+    # Outside the block, torch.autograd.grad returns gradients although p.grad is allocated.
     grads = torch.autograd.grad(net(torch.ones(2, 3)).sum(), list(net.parameters()))
     for p, grad in zip(net.parameters(), grads, strict=True):
         torch.testing.assert_close(p.grad, grad)

@@ -1,4 +1,4 @@
-"""The fast path learns what PyTorch learns: see tests/benchmarks/parity.py."""
+"""The fast path learns as well as plain PyTorch: see tests/benchmarks/parity.py."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "speed.md"
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("algo, least", [("td3", 60), ("sac", 60), ("ppo", 60)])
 def test_walker2d_is_learned_on_both_sides(algo, least):
-    # With a tanh that fell short of one, TD3's weights here were 14 to 18 after 40,000 steps, and
+    # With a tanh that never reached one, TD3's weights here were 14 to 18 after 40,000 steps, and
     # its policy chose the same action in every state.
     pytest.importorskip("mujoco")
     for side in parity.SIDES:

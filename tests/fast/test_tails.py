@@ -1,7 +1,7 @@
-"""Kernels, nodes and the acting policy in their tails, against double precision or PyTorch.
+"""Kernels, nodes and the acting policy in their tails, compared with double precision or PyTorch.
 
-Zero, denormal, huge, infinite and NaN numbers, and functions where they saturate: an error there is
-small, but Adam turns the smallest derivative into full steps.
+The tails are zero, denormal, huge, infinite and NaN inputs, and inputs that saturate a function. An
+error there is small, but Adam turns even the smallest derivative into full steps.
 """
 
 import math
@@ -26,7 +26,7 @@ ODD = [0.0, -0.0, 1e-45, -1e-45, 1e-38, 1e38, -1e38, 3e38, INF, -INF, NAN, 1.0]
 
 @pytest.fixture(params=["avx2", "avx512", "torch"])
 def engine(request, monkeypatch):
-    """What evaluates networks, also those of the library."""
+    """The class that evaluates networks, including the library's."""
     if request.param == "torch":
         monkeypatch.setattr(kernels, "_kernels", None)
         yield TorchMLP
@@ -44,7 +44,7 @@ def floats(bits):
 
 
 def grid():
-    """Returns floats of all sizes, denormal ones too, more of them where tanh changes its form."""
+    """Returns floats of all magnitudes, denormals too, densest where tanh's formula changes."""
     infinity = 0x7F800000
     parts = [np.arange(0, infinity, 4099), np.arange(0, 2000), np.arange(infinity - 2000, infinity)]
     for low, high in ((0.6249, 0.6251), (8.0, 8.01), (8.6, 8.7), (9.0, 9.03), (9.99, 10.01)):
@@ -55,14 +55,14 @@ def grid():
 
 
 def in_ulp(x, exact):
-    """Returns the errors of floats in units of the last place of the exact values."""
+    """Returns the errors of floats, in units in the last place of the exact values."""
     exact = exact.numpy()
     spacing = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
     return np.abs(x.double().numpy() - exact) / spacing
 
 
 def evaluate(engine, x, activations):
-    """Returns what layers of one unit, weight 1 and bias 0 make of inputs, and its gradient."""
+    """Returns outputs and input gradients of layers with one unit, weight 1 and bias 0."""
     params = [torch.ones(1, 1), torch.zeros(1)] * len(activations)
     out, saved = engine.forward([x[:, None]], params, activations)
     grads = [torch.zeros_like(p) for p in params]
@@ -90,7 +90,7 @@ def test_the_derivative_of_tanh_is_that_of_its_output(engine, activations):
     x = grid()
     y, grad = evaluate(engine, x, activations)
     exact = 1 - y.double() ** 2
-    if engine is TorchMLP:  # which rounds the square, to half a unit of 1
+    if engine is TorchMLP:  # it rounds the square, to half a unit of 1
         assert ((grad - exact).abs() <= 2**-24 + 2**-24 * exact).all()
     else:
         assert in_ulp(grad, exact)[exact > 0].max() <= 1
@@ -114,7 +114,7 @@ def test_activations_of_odd_numbers_are_pytorchs(engine, activation, hidden):
 
 
 def resting(rows, seed=0):
-    """Returns layers of which the hidden one rests for most inputs, and inputs."""
+    """Returns layers whose hidden units are zero for most inputs, and inputs."""
     torch.manual_seed(seed)
     params = [torch.randn(96, 40) / 6, torch.full((96,), -1.5)]
     params += [torch.randn(130, 96) / 9, torch.full((130,), -1.5)]
@@ -130,7 +130,7 @@ def run(engine, params, x, grad, of_params=True):
 
 
 def assert_as_seen(ours, theirs):
-    """Compares results: where PyTorch's are finite to rounding, and elsewhere in kind."""
+    """Compares finite results up to rounding; others must not be finite on either side."""
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a.isfinite(), b.isfinite())
         a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
@@ -185,7 +185,7 @@ def test_few_outputs_of_odd_numbers(engine, bad, stack):
 
 
 def test_rows_without_a_gradient_have_none_whatever_the_weights(engine):
-    """The one difference from PyTorch, where zero times infinity is NaN: nothing flows there."""
+    """This differs from PyTorch, where zero times an infinite weight is NaN."""
     params, x = resting(30)
     params[1].zero_()
     params[3].zero_()
@@ -210,7 +210,10 @@ EPS = [0.0, -0.0, 1e-3, 6.0, -6.0]
 
 
 def squash(mu, log_std, eps, dtype=torch.float32, by_node=True):
-    """Returns squashed actions, their log-densities, and the gradients by mu and log_std."""
+    """Returns squashed actions, their log-densities, and the gradients of both.
+
+    Each gradient is with respect to ``mu`` and ``log_std``, ``(n, 2)``.
+    """
     out = torch.stack([mu, log_std], -1).to(dtype).requires_grad_()
     eps, one = eps[:, None].to(dtype), torch.ones(1, dtype=dtype)
     if by_node:
@@ -229,7 +232,7 @@ def test_the_squashed_gaussian_is_double_precisions_in_its_tails(engine):
         x.flatten() for x in torch.meshgrid(*map(torch.tensor, (US, LOG_STDS, EPS)), indexing="ij")
     )
     act, logp, act_grad, logp_grad = squash(mu, log_std, eps)
-    # u as single precision has it: where it is huge, a digit of it is more than the noise
+    # u is rounded to single precision: if it is huge, its last digit is greater than the noise
     noise = log_std.clamp(-20, 2).exp() * eps
     u = (mu + noise).double()
     assert in_ulp(act, u.tanh()).max() <= 4
@@ -240,7 +243,8 @@ def test_the_squashed_gaussian_is_double_precisions_in_its_tails(engine):
     torch.testing.assert_close(logp.double(), exponent - squashing, **std_digits)
     assert logp.isfinite().all()
     assert all(x.isfinite().all() for x in (act, act_grad, logp_grad))
-    # By mu: 1 - tanh(u)^2 and 2 tanh(u); by log_std these times the noise, less 1, inside of bounds
+    # With respect to mu: 1 - tanh(u)^2 for the action, and 2 tanh(u) for the log-density. With
+    # respect to log_std, inside the bounds: these times the noise, and for the log-density minus 1
     t, inside = u.tanh(), (log_std >= -20) & (log_std <= 2)
     by_mu = 1 - t**2
     torch.testing.assert_close(act_grad[:, 0].double(), by_mu, rtol=1e-4, atol=3e-7)
@@ -263,7 +267,7 @@ def test_the_squashed_gaussians_density_is_torchs(engine):
     _, logp, _, _ = squash(mu, log_std, eps)
     tanh = TanhTransform(cache_size=1)
     normal = Normal(mu.double(), log_std.double().exp())
-    # With its cache the transform needn't invert tanh
+    # The cache spares the transform inverting tanh
     u = mu.double() + log_std.double().exp() * eps.double()
     expected = TransformedDistribution(normal, tanh).log_prob(tanh(u))
     torch.testing.assert_close(logp.double(), expected, rtol=1e-5, atol=2e-5)
@@ -276,7 +280,7 @@ def test_what_is_not_finite_stays_so_in_the_squashed_gaussian(engine, bad, where
     values[where][1] = bad
     act, logp, _, _ = squash(*values)
     assert act[0].isfinite() and logp[0].isfinite()
-    if where == 1 and not math.isnan(bad):  # a bound is a bound
+    if where == 1 and not math.isnan(bad):  # log_std is clamped
         assert logp[1].isfinite()
     else:
         assert not logp[1].isfinite()
@@ -286,7 +290,7 @@ def test_what_is_not_finite_stays_so_in_the_squashed_gaussian(engine, bad, where
 # --- Adam ---
 
 GRADS = [0.0, 1e-45, 1e-38, 1e-30, -1e-20, 1e-10, 1.0, -1e10, 1e19, 1e20, -1e20]
-OVERFLOWING = [1e21, -1e30, 3e38]  # their squares are infinite: such a parameter stays where it is
+OVERFLOWING = [1e21, -1e30, 3e38]  # their squares are infinite, so their parameters don't move
 
 
 @pytest.mark.parametrize("steps", [1, 10**6])

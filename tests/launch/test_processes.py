@@ -82,7 +82,7 @@ def test_the_grace_of_one_that_will_not_end_is_limited(here):
     assert run.process.returncode == -signal.SIGKILL
     status = read_status("data/x")
     assert status["state"] == "interrupted"
-    assert status["error"] == "ended before it could save its state: start again with --resume"
+    assert status["error"] == "killed before it could save its state; start again with --resume"
 
 
 def test_what_a_run_leaves_behind_is_ended(here):

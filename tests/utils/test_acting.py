@@ -39,7 +39,7 @@ def make(kind, hidden_sizes=(8, 6), **kwargs):
 
 
 def modes(ac, obs):
-    """The deterministic actions, by the module's own forward."""
+    """Returns deterministic actions, computed by the module's forward pass."""
     with torch.no_grad():
         obs = torch.as_tensor(obs, dtype=torch.float32)
         if isinstance(ac, MLPActorCritic):
@@ -92,7 +92,7 @@ def test_sampled_discrete_actions_have_the_networks_probabilities():
     chances = np.bincount([policy(obs) for _ in range(n)], minlength=5) / n
     with torch.no_grad():
         expected = ac.pi.distribution(torch.as_tensor(obs)).probs.numpy()
-    # Three standard errors of the likeliest; counted from 0 whatever the space starts at.
+    # Within three standard errors. Actions are counted from 0, wherever the space starts.
     np.testing.assert_allclose(chances, expected, atol=3 * 0.5 / n**0.5)
     assert len(chances) == 5
 
@@ -143,7 +143,7 @@ def with_log_std(ac, log_std):
     return acting_policy(ac, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("log_std", [-0.5, 5.0])  # the second is clamped to 2
+@pytest.mark.parametrize("log_std", [-0.5, 5.0])  # 5.0 is clamped to 2
 def test_sampled_squashed_actions_have_the_modules_distribution(log_std):
     ac = make("squashed")
     policy = with_log_std(ac, log_std)
@@ -187,7 +187,7 @@ def test_the_same_generator_gives_the_same_actions(kind):
         for policy in (acting_policy(ac, np.random.default_rng(7)) for _ in range(2))
     )
     assert np.array_equal(first, again)
-    torch.manual_seed(1)  # it draws from its generator alone
+    torch.manual_seed(1)  # no effect: the policy uses its own generator
     other = acting_policy(ac, np.random.default_rng(8))
     assert np.array_equal(first, [other(obs) for _ in range(20)]) == (kind == "deterministic")
 
@@ -309,7 +309,7 @@ def test_a_policy_with_a_layer_without_bias_acts_itself():
     np.testing.assert_allclose(acted, modes(ac, np.ones(4)), rtol=1e-6)
 
 
-# --- A module of a user's own ---
+# --- A user's module ---
 
 
 @POLICIES
@@ -327,7 +327,7 @@ def test_another_activation_acts_through_the_module(kind):
 
 
 class OwnPolicy(nn.Module):
-    """Says how it was called, and that its weights are what they are."""
+    """Returns the sum of its inputs and its bias; subclasses show how they were called."""
 
     def __init__(self):
         super().__init__()
@@ -349,7 +349,7 @@ class WithoutMode(OwnPolicy):
 
 
 def test_a_users_module_is_asked_to_be_deterministic_if_it_can():
-    obs = np.arange(4)  # of integers, as a flattened Discrete observation is
+    obs = np.arange(4)  # integers, like a flattened Discrete observation
     policy = acting_policy(WithMode(), np.random.default_rng(0))
     assert (policy(obs).item(), policy(obs, True).item()) == (6, 106)
     policy = acting_policy(WithoutMode(), np.random.default_rng(0))
@@ -379,7 +379,7 @@ def test_a_users_module_on_the_cpu_follows_training():
 
 
 class Elsewhere(WithMode):
-    """Says that its parameters are on another device, as those of a network on a GPU."""
+    """Pretends that its parameters are on another device, such as a GPU."""
 
     def parameters(self, recurse=True):
         return iter([nn.Parameter(torch.empty(1, device="meta"))])

@@ -130,5 +130,5 @@ def test_memory_is_that_of_the_ranks_of_one_host(run_on_ranks):
             raise AssertionError("not refused")
     """
     run_on_ranks(4, code.format(local=4))
-    # MPICH takes the ranks of even and those of odd number for two hosts
+    # MPICH treats the even and the odd ranks as two hosts
     run_on_ranks(4, code.format(local=2), env={"MPIR_CVAR_ODD_EVEN_CLIQUES": "1"})

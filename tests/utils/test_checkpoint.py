@@ -1,4 +1,4 @@
-"""Checkpoints: their files, their damage, and what a run makes of them."""
+"""Checkpoints: their files, damage to them, and how runs use them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_two_hundred_damages_are_all_found(tmp_path):
             del content[rng.randrange(len(content)) :]
         path.write_bytes(content)
         damage = checkpoint.check(copy)
-        # A flip in the manifest's white space changes nothing that it says
+        # A flip in the manifest's white space doesn't change its meaning
         if damage is None:
             ours, theirs = (json.loads((p / "manifest.json").read_bytes()) for p in (copy, intact))
             assert path.name == "manifest.json" and ours == theirs, (number, path.name)
@@ -115,7 +115,7 @@ def test_one_of_another_step_or_number_of_ranks_is_not_taken(tmp_path, monkeypat
     assert "of another checkpoint" in checkpoint.check(tmp_path / "step-2")
     write(tmp_path, 1)
     monkeypatch.setattr(checkpoint, "num_procs", lambda: 2)
-    assert checkpoint.check(tmp_path / "step-1") == "it is of 1 ranks, and there are 2"
+    assert checkpoint.check(tmp_path / "step-1") == "it was saved on 1 ranks, but this run has 2"
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -217,14 +217,14 @@ def test_an_episode_is_played_again(name, episodes):
     obs_again, ep_ret_again, length = again.continue_episode()
     assert (ep_ret_again, length, again.steps) == (ep_ret, 23, env.steps)
     assert np.array_equal(obs_again, obs)
-    for _ in range(3):  # and goes on the same, into the episodes after it
+    for _ in range(3):  # and continues the same, also in later episodes
         for ours, theirs in zip(steps(again, 10, None), steps(env, 10, None)):
             assert np.array_equal(ours, theirs)
         assert np.array_equal(again.reset()[0], env.reset()[0])
 
 
 class Drifting(gym.Env):
-    """Isn't deterministic: what it shows depends on all environments made before."""
+    """An environment whose observations depend on the number of environments made before."""
 
     observation_space, action_space = Box(-9, 9, (1,)), Box(-1, 1, (1,))
     made = 0
@@ -244,7 +244,7 @@ class Drifting(gym.Env):
 
 
 @pytest.mark.parametrize(
-    "fails, reason", [(False, "the observation"), (True, "RuntimeError: by test")]
+    "fails, reason", [(False, "the replay ends"), (True, "RuntimeError: by test")]
 )
 def test_an_environment_that_is_not_deterministic_starts_anew(fails, reason, monkeypatch):
     monkeypatch.setattr(Drifting, "made", 0)
@@ -256,7 +256,7 @@ def test_an_environment_that_is_not_deterministic_starts_anew(fails, reason, mon
     again.unwrapped.number = 3
     again.load_state_dict(env.state_dict())
     before = torch.get_rng_state()
-    with pytest.warns(UserWarning, match=rf"Drifting can't be brought back .*\({reason}"):
+    with pytest.warns(UserWarning, match=rf"Drifting can't replay .*\({reason}"):
         obs, ep_ret, length = again.continue_episode()
     assert (obs.tolist(), ep_ret, length, again.steps) == ([0], 0, 0, 3)
     assert torch.equal(before, torch.get_rng_state())
@@ -266,11 +266,11 @@ def test_an_environment_that_is_not_deterministic_starts_anew(fails, reason, mon
 
 
 class Enough(Exception):
-    """Ends a run from inside."""
+    """Raised to end a run from inside."""
 
 
 def stop_after(monkeypatch, saves):
-    """Has a run fail after so many checkpoints."""
+    """Makes a run fail after a number of checkpoints."""
     save, count = checkpoint.Checkpoint.save, []
 
     def counted(self, t, **counters):
@@ -319,7 +319,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, monkeypatch,
     content[-5] ^= 4
     path.write_bytes(content)
     train("td3", tmp_path / "cut")
-    assert "can't be used: rank0.safetensors isn't what was written" in capsys.readouterr().out
+    assert "can't be used: rank0.safetensors is damaged" in capsys.readouterr().out
     assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "cut")) == []
 
 
@@ -332,7 +332,7 @@ def test_without_a_checkpoint_it_starts_anew(tmp_path, capsys):
     assert differences(final_state(folder), final_state(tmp_path / "other")) == []
     printed = capsys.readouterr().out
     assert "Continuing" not in printed
-    assert "There is no checkpoint to continue: the run starts from the beginning" in printed
+    assert "There is no checkpoint yet: the run starts from the beginning" in printed
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -511,7 +511,7 @@ def test_a_hostile_folder_runs_nothing_and_reaches_nothing_outside(tmp_path, mon
     shutil.copytree(tmp_path / "run" / "checkpoint", outside)
     before = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
     steps = sorted((tmp_path / "run" / "checkpoint").iterdir())
-    # A pickle in place of the arrays, with a manifest to match
+    # A pickle in place of the arrays, with a matching manifest
     bomb = b"cos\nsystem\n(S'touch " + str(tmp_path / "PWNED").encode() + b"'\ntR."
     for step in steps:
         (step / "rank0.safetensors").write_bytes(bomb)
@@ -522,18 +522,18 @@ def test_a_hostile_folder_runs_nothing_and_reaches_nothing_outside(tmp_path, mon
         (step / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(Exception, match=r"(?i)header"):
         train("sac", tmp_path / "run", epochs=3)
-    # Files named elsewhere
+    # Names of files in another folder
     manifest["files"]["../../outside/x"] = manifest["files"].pop("rank0.safetensors")
     del manifest["sha256"]
     manifest["sha256"] = checkpoint._digest(manifest)
     (steps[-1] / "manifest.json").write_text(json.dumps(manifest))
-    assert checkpoint.check(steps[-1]) == "manifest.json names other files"
+    assert checkpoint.check(steps[-1]) == "manifest.json lists other files"
     (steps[-1] / "manifest.json").write_text("[" * 100_000)
     assert "RecursionError" in checkpoint.check(steps[-1])
     # A link out of the folder
     shutil.rmtree(tmp_path / "run" / "checkpoint")
     (tmp_path / "run" / "checkpoint").symlink_to(outside)
-    with pytest.raises(OSError, match="is a link, and nothing is written through it"):
+    with pytest.raises(OSError, match="is a link, through which nothing is written"):
         train("sac", tmp_path / "run", epochs=3)
     assert before == {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
     assert not (tmp_path / "PWNED").exists()
@@ -578,7 +578,7 @@ def test_sac_with_a_fixed_temperature(tmp_path):
 
 # --- A full disk ---
 
-# While environments are stepped the disk becomes full, and has room again if `until` comes
+# The disk becomes full at step `since` of the environments, and has room again at step `until`
 LIMITED = """
 import resource
 from gymnasium.envs.classic_control import PendulumEnv
@@ -604,7 +604,7 @@ no_limit = pytest.mark.skipif(not hasattr(os, "fork"), reason="no such limit on 
 @no_limit
 @pytest.mark.parametrize("size", [0, 1500, 20_000])
 def test_a_disk_that_is_full_for_a_while_costs_nothing(size, tmp_path, run_python):
-    """Of 10 epochs, 161 steps each, the third to seventh find no room, for all or some files."""
+    """In the third to seventh of 10 epochs, each of 161 steps, all or some files find no room."""
     folder = tmp_path / "run"
     settings = dict(algorithm="ppo", folder=str(folder), settings="save_freq=1")
     result = run_python(["-c", LIMITED.format(size=size, since=330, until=1200, **settings)])
@@ -623,7 +623,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(size, tmp_path, run_pytho
 @pytest.mark.parametrize(
     "size, settings, message",
     [
-        (60_000, "", r"the checkpoint of step \d+ can't be written to .*/checkpoint; those before"),
+        (60_000, "", r"the checkpoint of step \d+ can't be written to .*/checkpoint; earlier"),
         (0, "epochs=3, checkpoint_every=1e9", "the checkpoint of step 483 can't be written to"),
     ],
 )
@@ -638,9 +638,9 @@ def test_a_disk_that_stays_full_ends_the_run_loudly_and_it_can_be_continued(
     assert result.returncode == 1
     last_line = result.stderr.strip().splitlines()[-1]
     assert re.match(rf"OSError: \[Errno 27\] File too large: {message}", last_line)
-    assert last_line.endswith("Make room, and continue with --resume")
+    assert last_line.endswith("Free disk space, and continue with --resume")
     rows = (folder / "progress.txt").read_text().splitlines()
-    assert {line.count("\t") for line in rows} == {rows[0].count("\t")}  # no half rows
+    assert {line.count("\t") for line in rows} == {rows[0].count("\t")}  # no partial rows
     assert checkpoint.find(folder / "checkpoint") >= 161
     train("td3", folder, epochs=10)
     train("td3", tmp_path / "whole", epochs=10)
@@ -657,7 +657,9 @@ def test_a_disk_that_is_full_from_the_start_on_leaves_nothing_to_resume(tmp_path
     assert result.returncode == 1
     last_line = result.stderr.strip().splitlines()[-1]
     assert "the checkpoint of step 483 can't be written to" in last_line
-    assert last_line.endswith("; there is no other. Make room, and start again with --overwrite")
+    assert last_line.endswith(
+        "; no other exists. Free disk space, and start again with --overwrite"
+    )
     progress = (folder / "progress.txt").read_text()
     assert progress.count("\n") == 4
     with pytest.raises(ValueError, match="--overwrite"):

@@ -33,7 +33,7 @@ def environment(action_space):
 
 
 def check(algorithm, change=None, action_space=BOX, own=True):
-    """Checks an actor-critic, a user's own or the library's, after a change."""
+    """Checks an actor-critic, a user's or the library's, after applying a change."""
     env = environment(action_space)
     make = plain.ACTOR_CRITICS[algorithm] if own else LIBRARY[algorithm]
     ac = make(env.observation_space, env.action_space, (8,))
@@ -42,7 +42,7 @@ def check(algorithm, change=None, action_space=BOX, own=True):
 
 
 def returning(part, convert):
-    """Changes what a network of an actor-critic returns."""
+    """Returns a change that converts the outputs of a network of an actor-critic."""
 
     def change(ac):
         ac.get_submodule(part).register_forward_hook(lambda m, args, out: convert(out))
@@ -124,7 +124,7 @@ BAD = [
     ),
     ("ppo", returning("pi", lambda out: out[0]), "pi of OnPolicy returns a Normal; it must return"),
     ("ppo", returning("v", lambda out: out / 0), r"v\(obs\) contains NaN or infinity before"),
-    ("ppo", without("v"), "Less has no v: docs/actor_critics.md"),
+    ("ppo", without("v"), "Less has no v: see docs/actor_critics.md"),
     ("ppo", without("pi"), "Less has no pi"),
     ("ppo", without("act"), "Less has no act"),
     ("ppo", frozen("pi"), "all parameters of pi of OnPolicy are frozen"),
@@ -134,7 +134,7 @@ BAD = [
     ("ppo", with_layer("pi.mu_net", nn.Dropout(0.1)), "pi of OnPolicy has a Dropout"),
     ("ppo", acting(unsqueezed), r"act\(obs\) must return .*\(2,\), not of shape \(2, 1\)"),
     ("ppo", acting(lambda x: x[0]), r"act\(obs\) must return numbers of shape \(2,\), not .*\(\)"),
-    ("ppo", lambda ac: object(), "actor_critic returned a object, which is no torch.nn.Module"),
+    ("ppo", lambda ac: object(), "actor_critic returned a object, which is not a torch.nn.Module"),
     ("sac", returning("q1", unsqueezed), r"q1\(obs, act\) must be .*\(5,\).* not .*\(5, 1\)"),
     ("sac", returning("q2", unsqueezed), r"(q2\(obs, act\) must be .*\(5,\).* not .*\(5, 1\))"),
     ("sac", without("q2"), r"Less has no q1 and q2 \(nor q\)"),

@@ -7,7 +7,7 @@ from spinup.utils.devices import choose_device
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Lets PyTorch see as many GPUs as it is told, on this rank of its host."""
+    """A function that pretends that PyTorch has `count` GPUs, and that this is rank `rank`."""
 
     def pretend(count, rank=0):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
@@ -64,7 +64,7 @@ def test_ranks_of_a_host_are_spread_over_its_gpus(gpus, monkeypatch):
 
     assert [chosen(rank) for rank in range(4)] == [0, 1, 0, 1]
     gpus(2, rank=5)
-    # Rank 5 of the world is the first on its host.
+    # Rank 5 of the world is rank 0 on its host.
     monkeypatch.setenv("MPI_LOCALRANKID", "0")
     assert choose_device("cuda").index == 0
     assert choose_device("cuda:1").index == 1

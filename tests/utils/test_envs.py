@@ -38,7 +38,7 @@ VECTOR = Box(-np.inf, np.inf, (2,), np.float32)
 
 
 class Recorder(gym.Env):
-    """Keeps the actions it gets, and returns what it is told to."""
+    """Records its actions, and returns given observations and rewards."""
 
     def __init__(self, action_space=None, observation_space=VECTOR, outcomes=()):
         self.action_space = action_space or Box(-1, 1, (1,))
@@ -181,7 +181,7 @@ def test_a_vector_is_left_as_it_is():
 
 
 class Unheard(Space):
-    """A space that Gymnasium knows nothing about."""
+    """A space that Gymnasium doesn't know."""
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ class OldGym:
         (list, r"env_fn returned a list of 0, which is not a gymnasium.Env; return an instance of"),
         (lambda: None, r"env_fn returned None, which is not a gymnasium.Env; return an instance"),
         (lambda: Recorder, r"env_fn returned an object of abc.ABCMeta|builtins.type, .* instance"),
-        (type("Older", (OldGym,), {}), r"an object of .*Older, .*; .* through the package shimmy"),
+        (type("Older", (OldGym,), {}), r"an object of .*Older, .*; .* with the package shimmy"),
         (
             lambda: gym.make_vec("Pendulum-v1", num_envs=2, vectorization_mode="sync"),
             r"object of gymnasium.*SyncVectorEnv, .*; a rank steps one .*\(--cpu N, num_cpu=N\)",
@@ -235,13 +235,13 @@ def test_each_call_makes_an_environment_for_each_seed():
 @pytest.mark.parametrize("wrap", [lambda env: env, lambda env: gym.wrappers.TimeLimit(env, 5)])
 def test_one_instance_for_training_and_tests_is_refused(wrap):
     one = Recorder()
-    make_env(lambda: wrap(one))  # once, it may be used
-    with pytest.raises(ValueError, match=r"env_fn returned one Recorder twice, .* a new environm"):
+    make_env(lambda: wrap(one))  # it may be used once
+    with pytest.raises(ValueError, match=r"env_fn returned the same Recorder twice, .* a new env"):
         make_envs(lambda: wrap(one), 0, 5000)
 
 
 def test_environments_that_share_a_space_draw_their_own_actions():
-    space = Box(-1, 1, (3,))  # as an attribute of a class is shared
+    space = Box(-1, 1, (3,))  # shared, like an attribute of a class
     first, second = make_envs(lambda: Recorder(space), 3, 4)
     expected = Box(-1, 1, (3,), seed=3)
     for _ in range(3):
@@ -253,7 +253,7 @@ def test_environments_that_share_a_space_draw_their_own_actions():
 
 
 class Scaled(gym.ObservationWrapper):
-    """A wrapper with running statistics of another library's kind."""
+    """A wrapper with another library's running statistics."""
 
     class RunningMeanStd:
         pass
@@ -365,7 +365,7 @@ FLOATS, UNBOUNDED = Box(-1, 1, (2,)), Box(-1, np.inf, (2,))
         (FLOATS, ["ppo", "sac", "td3"]),
         (Box(-1, 1, (2,), np.float64), ["ppo", "sac", "td3"]),
         (UNBOUNDED, ["ppo"]),
-        (Box(-3e38, 3e38, (2,)), ["ppo"]),  # its range is beyond float32
+        (Box(-3e38, 3e38, (2,)), ["ppo"]),  # high - low is beyond float32
         (Discrete(3, start=5), ["ppo"]),
     ],
 )
@@ -394,11 +394,11 @@ def test_a_space_is_handled_by_some(space, able, algorithm):
         (
             Box(0, 9, (2,), np.int64),
             "ppo",
-            r"Box of floating-point numbers or a Discrete, not Box.*; no other algorithm here does",
+            r"Box of floating-point numbers or a Discrete, not Box.*; no other algorithm handles",
         ),
         (Box(0, 9, (2,), np.int64), "sac", r"floating-point numbers, not Box"),
         (MultiDiscrete([2, 2]), "ppo", r"ppo handles .*, not MultiDiscrete\(\[2 2\]\)"),
-        (MultiBinary(2), "ppo", r"not MultiBinary\(2\); no other algorithm here does"),
+        (MultiBinary(2), "ppo", r"not MultiBinary\(2\); no other algorithm handles it"),
         (Tuple([FLOATS, FLOATS]), "sac", r"not Tuple\(.*; wrap the environment"),
         (Dict(a=FLOATS), "ppo", r"not Dict\("),
     ],
@@ -494,7 +494,7 @@ def test_numbers_beyond_single_precision_stop_the_run(number):
     _, env = recorder(observation_space=Box(0, 1, (2,), np.float64), outcomes=[(obs, 0.0)])
     env.reset()
     message = (
-        r"Recorder returned a number beyond the range of 32-bit floats, .* in the observation at "
+        r"Recorder returned a number beyond the range of 32-bit floats in the observation at "
         r"step 1: \[.*\] \(seed 0, last action \[0.\]\); scale it with a wrapper"
     )
     with np.errstate(over="ignore"), pytest.raises(FloatingPointError, match=message):
@@ -712,7 +712,7 @@ def test_a_wrapper_around_it_keeps_the_first_seed():
 
 
 class Faulty(gym.Env):
-    """Does what it is told at one of its steps."""
+    """Calls a given function at a given step."""
 
     observation_space, action_space = Box(-9, 9, (2,)), Box(-1, 1, (1,))
 
@@ -760,7 +760,7 @@ def test_what_an_environment_does_wrong_is_told_with_the_circumstances(fault, ki
         env.reset()
         for _ in range(1000):
             env.step(np.array([0.25], np.float32))
-    if fault is _raise:  # the exception is the environment's own, with a note
+    if fault is _raise:  # the environment's exception, with a note
         said = describe_error(raised.value)
         assert re.search(rf"by test.; raised by Faulty at step {step} \(seed 7, {action}\)$", said)
 
@@ -772,7 +772,7 @@ def test_space_dim(space, dim):
     assert space_dim(space) == dim
 
 
-# --- What doesn't keep to Gymnasium's interface ---
+# --- Environments that violate Gymnasium's interface ---
 
 
 def test_an_environment_without_a_space_is_refused():
@@ -830,7 +830,7 @@ GOOD_MIXED = dict(a=OBS, b=(3, np.int8([0, 1])))
 
 
 class Scripted(gym.Env):
-    """Returns what it is told to at a reset and at a step."""
+    """Returns given values from reset and from step."""
 
     action_space = Box(-1, 1, (1,))
 
@@ -887,7 +887,7 @@ def test_rewards_and_ends_that_are_a_number_and_a_bool_pass(rew, end):
         ([1, [2, 3]], VECTOR, r"that is a list of 2"),
         (None, VECTOR, r"that is of shape \(\) and dtype object"),
         (3, Discrete(3), "that is 3"),
-        (-1, Discrete(3), "that is -1"),  # an index from the end, for NumPy
+        (-1, Discrete(3), "that is -1"),  # NumPy would index from the end
         (0, Discrete(3, start=1), "that is 0"),
         (1.0, Discrete(3), "that is 1.0"),
         (np.int8([0, 2]), MultiBinary(2), r"that is an array of shape \(2,\) and dtype int8"),
@@ -909,8 +909,8 @@ def test_observations_that_are_not_of_their_space_are_told(obs, space, message, 
         play(**outcomes, space=space)
     said = describe_error(raised.value)
     assert re.fullmatch(
-        rf"ValueError: Scripted returned an observation {message}.* at {where}, which is not of "
-        rf"its observation_space, {re.escape(str(space))} \(seed 7, {action}\)",
+        rf"ValueError: Scripted returned an observation {message}.* at {where}, which doesn't "
+        rf"match its observation_space, {re.escape(str(space))} \(seed 7, {action}\)",
         said,
     )
 

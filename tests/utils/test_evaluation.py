@@ -12,7 +12,7 @@ from spinup.utils.evaluation import run_test_episodes
 
 
 class Countdown(gym.Env):
-    """Episode k ends after k steps, by termination or truncation in turn; its rewards are k."""
+    """An environment whose episode k has k steps, rewards of k, and is truncated if k is even."""
 
     observation_space = Box(0, 99, (1,))
     action_space = Box(-1, 1, (1,))
@@ -31,7 +31,7 @@ class Countdown(gym.Env):
 
 
 class Stored:
-    """A logger that keeps what it is given."""
+    """A logger that keeps the values stored."""
 
     def __init__(self):
         self.rows = []
@@ -92,7 +92,7 @@ def test_episodes_leave_no_trace_in_the_global_generators():
     first = draw()
     evaluate(2, 10, policy)
     assert [first, draw(), draw()] == expected
-    assert len({*drawn}) == 3  # episodes of 1 and 2 steps, each with draws of its own
+    assert len({*drawn}) == 3  # two episodes of 1 and 2 steps, with different draws
 
 
 def test_the_generators_are_set_back_after_an_error():

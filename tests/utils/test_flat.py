@@ -258,7 +258,7 @@ def test_what_was_frozen_before_stays_so_and_errors_thaw():
 
 
 def textbook_adam(params, grads, lr, betas=(0.9, 0.999), eps=1e-8):
-    """Algorithm 1 of arXiv:1412.6980, in double precision; returns both moments too."""
+    """Runs algorithm 1 of arXiv:1412.6980 in double precision; returns parameters and moments."""
     m = v = np.zeros(len(params))
     params = np.float64(params)
     for t, grad in enumerate(grads, 1):
@@ -269,7 +269,7 @@ def textbook_adam(params, grads, lr, betas=(0.9, 0.999), eps=1e-8):
 
 
 def gradients(size, steps):
-    """Gradients whose size differs from step to step and from parameter to parameter."""
+    """Returns gradients whose scale varies between steps and between parameters."""
     rng = np.random.default_rng(0)
     scale = 10.0 ** rng.uniform(-4, 2, size)
     return [scale * rng.normal(size=size) * 10.0 ** (step % 3 - 1) for step in range(steps)]
@@ -308,7 +308,7 @@ def test_adam_starts_with_a_step_of_the_learning_rate(engine):
 @pytest.mark.parametrize("taken", [0, 1, 5])
 @pytest.mark.parametrize("loads_into", ["compiled", "torch"])
 def test_adam_goes_on_from_its_state(engine, loads_into, taken, monkeypatch):
-    """The state of either engine goes on in both."""
+    """Both engines continue from the state of either one."""
     params = flatten(network())
     grads, adam = gradients(len(params), 12), flat.Adam(params, 0.05)
     take_steps(adam, grads[:taken])
@@ -323,7 +323,7 @@ def test_adam_goes_on_from_its_state(engine, loads_into, taken, monkeypatch):
     elif engine == "torch":
         monkeypatch.undo()
     other = flat.Adam(restored, 0.05)
-    take_steps(other, [-grad for grad in grads[5:7]])  # nothing of this may be left
+    take_steps(other, [-grad for grad in grads[5:7]])  # must leave no trace
     with torch.no_grad():
         restored.copy_(saved)
     other.load_state_dict(state)

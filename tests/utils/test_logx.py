@@ -19,7 +19,7 @@ from spinup.utils.logx import EpochLogger, Logger, colorize
 
 
 def table(folder, name="progress.txt"):
-    """The header and the rows of a log, as text."""
+    """Returns the header and the rows of a log, as text."""
     return [line.split("\t") for line in Path(folder, name).read_text().splitlines()]
 
 
@@ -178,7 +178,7 @@ def test_a_column_that_the_first_row_lacks_is_an_error(logger):
 
 def test_a_column_set_twice_is_an_error(logger):
     logger.log_tabular("Epoch", 1)
-    with pytest.raises(KeyError, match=r"column 'Epoch' is set already; call dump_tabular\(\)"):
+    with pytest.raises(KeyError, match=r"column 'Epoch' is already set; call dump_tabular\(\)"):
         logger.log_tabular("Epoch", 2)
 
 
@@ -197,7 +197,7 @@ def test_a_bad_loss_stops_the_run_naming_it(bad, logger):
 
 
 def results(folder):
-    """A folder with all that a run leaves there, and what others have put in it."""
+    """Makes a folder with all files of a run, and some files of the user."""
     (folder / "pyt_save").mkdir(parents=True)
     (folder / "pyt_save" / "model.safetensors").write_text("weights")
     (folder / "checkpoint").mkdir()
@@ -370,7 +370,7 @@ def test_config_is_all_that_is_needed_to_run_again(tmp_path):
 
 def test_saved_weights_are_safetensors(logger, tmp_path):
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    net.append(net[0])  # tensors that share memory are saved too
+    net.append(net[0])  # tensors that share memory are saved, too
     net[0].weight.data = net[0].weight.data.t().contiguous().t()
     logger.setup_pytorch_saver(net)
     logger.save_state({}, None)

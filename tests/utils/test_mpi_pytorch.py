@@ -40,7 +40,7 @@ def batch():
 
 @pytest.fixture
 def other_threads(monkeypatch):
-    """A process with two threads for PyTorch, as a notebook has some; put back after."""
+    """Sets two threads for PyTorch, as in a notebook, and restores one thread afterwards."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(2)
     yield

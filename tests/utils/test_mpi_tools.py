@@ -187,7 +187,7 @@ try:
 except ValueError as error:
     print(error)
 """,
-        # An mpiexec that the user typed says nothing about the number of ranks.
+        # With a user's mpiexec, SPINUP_NUM_CPU doesn't give the number of ranks.
         env=light | {"SPINUP_NUM_CPU": "1"},
     )
     assert [rank["size"] for rank in reports(tmp_path)] == [2, 2]
@@ -218,7 +218,7 @@ def test_a_rank_that_fails_ends_all(failure, message, run_python, tmp_path, ligh
 
 
 def test_a_rank_that_fails_under_a_plain_mpiexec_ends_all(run_on_ranks, tmp_path, light):
-    # Without `python -m mpi4py` in front it's the exception hook that ends the other rank.
+    # Without `python -m mpi4py`, the exception hook ends the other rank.
     command, _ = launch_command(2, ["script.py"])
     mpiexec = command[: command.index(sys.executable)]
     script = tmp_path / "script.py"
@@ -256,7 +256,7 @@ def test_another_world_than_asked_for_is_an_error(n, world, run_on_ranks, light)
 
 @pytest.fixture
 def no_mpi4py(tmp_path, light):
-    """The environment of a Python that has no mpi4py."""
+    """The environment variables of a Python without mpi4py."""
     blocker = Path(light["PYTHONPATH"], "sitecustomize.py")
     blocker.write_text("import sys\nsys.modules['mpi4py'] = None\n")
     return light
@@ -290,7 +290,7 @@ def test_one_process_needs_no_mpi4py(run_python, no_mpi4py):
         "2 ranks need MPI, but mpi4py is not installed; install it with: pip install mpi4py mpich, "
         "or use one rank"
     )
-    # From a script (here -c) and for a script of another name.
+    # Once for the running script (here -c), and once for another script.
     assert result.stdout.splitlines() == [message, message]
 
 

@@ -17,7 +17,7 @@ from spinup.utils.nets import (
     mlp,
 )
 
-# By the compiled functions and by PyTorch's, wherever both are.
+# With the compiled functions and with PyTorch's, if both are available.
 pytestmark = pytest.mark.usefixtures("engine")
 
 OBS = Box(-np.inf, np.inf, (3,), np.float32)
@@ -28,7 +28,7 @@ ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.Identity]
 
 
 def oracle(net, x):
-    """Evaluates an MLP layer by layer, stacked ones one network at a time, by autograd."""
+    """Evaluates an MLP layer by layer with autograd, and a stack network by network."""
     if not hasattr(net[0], "in_features"):
         return torch.stack([one(x if x.dim() < 3 else x[i]) for i, one in enumerate(unstack(net))])
     for layer in net:
@@ -264,7 +264,7 @@ def test_values_have_no_last_dimension():
 
 
 def with_net_output(ac, mu, log_std):
-    """Makes a squashed Gaussian policy return these whatever it sees."""
+    """Makes a squashed Gaussian policy's network output `mu` and `log_std` for all observations."""
     last = ac.pi.net[-2]
     with torch.no_grad():
         last.weight.zero_()
@@ -283,7 +283,7 @@ def test_squashed_log_probabilities_are_torchs(mu, log_std):
     torch.manual_seed(1)
     mean, std = torch.tensor(mu).double().expand(64, 2), torch.tensor(log_std).double().exp()
     u = mean + std * torch.randn(64, 2, dtype=torch.double)
-    # With its cache the transform needn't invert tanh, which is 1 in floating point from 20 on.
+    # The cache spares the transform inverting tanh, which is exactly 1 in float64 from 20 on.
     tanh = TanhTransform(cache_size=1)
     squashed = TransformedDistribution(Normal(mean, std), tanh)
     expected = squashed.log_prob(tanh(u)).sum(-1)
@@ -297,7 +297,7 @@ def test_squashed_density_at_extremes_by_hand(u):
     space = Box(-1, 1, (1,))
     ac = with_net_output(SquashedGaussianActorCritic(OBS, space, (4,)), [u], [0.5])
     logp = ac.pi(torch.zeros(1, 3), deterministic=True)[1].item()
-    # log(1 - tanh(u)^2) = -2 log cosh(u), and cosh(u) is nearly exp(|u|) / 2 where u is large.
+    # log(1 - tanh(u)^2) = -2 log cosh(u), and cosh(u) is almost exp(|u|) / 2 for large |u|.
     log_cosh = math.log(math.cosh(u)) if abs(u) < 20 else abs(u) - math.log(2)
     assert logp == pytest.approx(-0.5 - 0.5 * math.log(2 * math.pi) + 2 * log_cosh, rel=1e-5)
 
@@ -306,7 +306,7 @@ def test_squashed_density_integrates_to_one():
     ac = with_net_output(SquashedGaussianActorCritic(OBS, Box(-1, 1, (1,)), (4,)), [0.4], [-0.3])
     torch.manual_seed(0)
     act, logp = ac.pi(torch.zeros(200_000, 3))
-    # The mean of 1 / density over samples is the length of the support, here within ± 0.9.
+    # The mean of 1 / density over samples is the length of the support, here limited to ± 0.9.
     within = act[:, 0].abs() < 0.9
     length = (within * (-logp).exp()).mean().item()
     assert length == pytest.approx(1.8, abs=0.02)
@@ -374,7 +374,7 @@ def test_actions_fill_the_box(actor_critic, dtype):
     assert act.dtype == np.float32
     np.testing.assert_allclose(act.min(0), low, atol=1e-5)
     np.testing.assert_allclose(act.max(0), high, atol=1e-5)
-    # The critics and the replay buffer are in single precision whatever the Box is in.
+    # The critics and the replay buffer use float32, whatever the dtype of the Box.
     assert ac.q(obs, torch.as_tensor(act)).shape == (2, 200)
     assert ac.act(obs[0]).shape == (2,)
 

@@ -146,7 +146,7 @@ def everything(
     new_names: dict[str, int] | None = None,
     device: str = "cpu",
 ):
-    """Has every hyperparameter there is, and others that no rule knows by name."""
+    """Has all hyperparameters of the algorithms, and some with unknown names."""
 
 
 def test_hyperparameters_that_can_be_used_pass():
@@ -155,14 +155,14 @@ def test_hyperparameters_that_can_be_used_pass():
         "alpha": "auto"
     }
     values = dict(seed=2**32 - 1, gamma=1, normalize=True, new_width=None, device="any")
-    values |= dict(new_sizes=[3], new_names={"a": 1})  # whatever these are
+    values |= dict(new_sizes=[3], new_names={"a": 1})  # of unknown types
     assert check_hyperparameters(everything, values) == values
 
 
 SEED = r"a whole number in \[0, 4294967295\]"
 COUNT, COUNT_OR_NONE = "a whole number of at least 1", "a whole number of at least 0"
 FRACTION, POSITIVE = r"a number in \[0, 1\]", "a number of at least 0"
-SHARE = r"a whole number of at least 1 \(one a rank, of 1 ranks\)"
+SHARE = r"a whole number of at least 1 \(one per rank, with 1 ranks\)"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_hyperparameters_that_cannot_be_used_are_refused(name, value, expected):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_number_of_every_algorithm_is_checked(name):
-    """No rule has to know an algorithm's keywords: their annotations tell their kinds."""
+    """Annotations give the types, so that no rule needs an algorithm's keywords."""
     algorithm = getattr(spinup, name)
     hints = typing.get_type_hints(algorithm)
     defaults = {k: p.default for k, p in inspect.signature(algorithm).parameters.items()}
@@ -259,12 +259,12 @@ def test_each_rank_needs_a_step_and_a_sample(monkeypatch):
 
     check_hyperparameters(splits, {})
     for name in ("steps_per_epoch", "batch_size", "replay_size"):
-        message = rf"{name} must be .* of at least 4 \(one a rank, of 4 ranks\), not 3"
+        message = rf"{name} must be .* of at least 4 \(one per rank, with 4 ranks\), not 3"
         with pytest.raises(ValueError, match=message):
             check_hyperparameters(splits, {name: 3})
-        # Of a world that isn't there yet
+        # For a number of ranks that don't run yet
         check_hyperparameters(splits, dict.fromkeys(("steps_per_epoch", "batch_size"), 3), 3)
-        with pytest.raises(ValueError, match="of 5 ranks"):  # a default, too
+        with pytest.raises(ValueError, match="with 5 ranks"):  # defaults are checked, too
             check_hyperparameters(splits, {}, num_ranks=5)
 
 
@@ -341,7 +341,7 @@ def test_other_activations_are_refused(activation, message):
 
 
 class Own(torch.nn.Module):
-    """Networks of a user's own, whose arguments mean what they will."""
+    """A user's networks, whose arguments may have any meaning."""
 
     def __init__(self, observation_space, action_space, width, hidden_sizes=64):
         super().__init__()

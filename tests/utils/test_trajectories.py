@@ -12,7 +12,7 @@ ACT = Box(-1, 1, (1,))
 
 
 def naive_gae(rew, val, last_val, gamma, lam):
-    """Equation 16 of arXiv:1506.02438 as it stands: a sum over all later deltas."""
+    """Computes equation 16 of arXiv:1506.02438 literally, as a sum over all later deltas."""
     val = [*val, last_val]
     n = len(rew)
     delta = [rew[t] + gamma * val[t + 1] - val[t] for t in range(n)]
@@ -28,7 +28,7 @@ def naive_returns(rew, last_val, gamma):
 
 
 def values(obs):
-    """A value function that tells observations apart."""
+    """A value function that differs between observations."""
     return 10 * obs[:, 0] + obs[:, 1]
 
 
@@ -65,7 +65,7 @@ def test_gae_is_the_sum_of_the_paper(gamma, lam, last_val, n):
 
 
 def fill(buf, paths):
-    """Stores paths of (rewards, terminal); returns each one's observations, the last beyond it."""
+    """Stores paths of (rewards, terminal); returns their observations, including the last one."""
     seen = []
     for rewards, terminal in paths:
         obs = np.random.default_rng(len(seen)).normal(size=(len(rewards) + 1, 2))
@@ -193,7 +193,7 @@ def test_two_ranks_normalise_as_one_does(run_on_ranks, tmp_path):
     seen = [json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2)]
     assert [len(adv) for adv in seen] == [5, 3]
     adv = []
-    for paths in (PATHS[:2], PATHS[2:]):  # each rank's generators start anew
+    for paths in (PATHS[:2], PATHS[2:]):  # as on a rank, each starts with new generators
         size = sum(len(rew) for rew, _ in paths)
         observations = fill(TrajectoryBuffer(OBS, ACT, size, 0.9, 0.8), paths)
         adv.append(expected_advantages(paths, observations, 0.9, 0.8)[0])

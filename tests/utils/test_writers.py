@@ -1,4 +1,4 @@
-"""The places that a log is written to."""
+"""The writers of a log."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def init(**kwargs):
 
 @pytest.fixture
 def wandb(tmp_path, monkeypatch):
-    """A module that stands for Weights & Biases, here and in processes started from here."""
+    """A fake Weights & Biases module, in this process and in its children."""
     package = tmp_path / "packages"
     package.mkdir()
     (package / "wandb.py").write_text(FAKE_WANDB)
@@ -103,7 +103,9 @@ def test_what_is_missing_or_meant_otherwise_is_refused_before_anything_is_writte
         Logger(output_dir="run", wandb="mine")
     with pytest.raises(ValueError, match="wandb must be the name of a project, not True"):
         Logger(output_dir="run", wandb=True)
-    with pytest.raises(TypeError, match="'tensorbord' is unknown; copies of the log: tensorboard"):
+    with pytest.raises(
+        TypeError, match="'tensorbord' is unknown; available copies of the log: tensorboard"
+    ):
         Logger(output_dir="run", tensorbord=True)
     assert not list(tmp_path.iterdir())
 
@@ -137,7 +139,7 @@ def test_a_copy_that_fails_is_left_out_and_the_run_goes_on(method, tmp_path, mon
     setattr(Fails, method, fail)
     monkeypatch.setitem(WRITERS, "copy", Fails)
     spinup.ppo("CartPole-v1", **PPO, epochs=2, logger_kwargs=dict(output_dir=tmp_path, copy=True))
-    warning = "Warning: copy fails, and gets no more of the log: RuntimeError: no network"
+    warning = "Warning: copy failed and is switched off: RuntimeError: no network"
     assert capsys.readouterr().out.count(warning) == 1
     assert read_status(tmp_path)["state"] == "finished"
     assert len((tmp_path / "progress.txt").read_text().splitlines()) == 3
