@@ -1,4 +1,4 @@
-"""A script whose ranks leave what they saw in a file each: printed lines would get mixed."""
+"""A script whose ranks each report what they see in a file, since printed lines could be mixed."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ with open(f"rank{proc_id()}.json", "w") as file:
 
 
 def reports(folder):
-    """Returns what the ranks of `REPORT` saw, in their order."""
+    """Returns the reports of the ranks of `REPORT`, in their order."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]

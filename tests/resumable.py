@@ -22,7 +22,7 @@ OFF_POLICY = dict(start_steps=100, update_after=100, update_every=20, num_test_e
 
 
 def train(algorithm: str, folder: str | Path, **kwargs: Any):
-    """Trains on Pendulum-v1, or resumes this run; episodes are longer than an epoch."""
+    """Trains on Pendulum-v1, or resumes the run; episodes are longer than an epoch."""
     settings = dict(steps_per_epoch=161, max_ep_len=170, seed=3, checkpoint_every=0)
     settings |= SETTINGS[algorithm] | (OFF_POLICY if algorithm != "ppo" else {})
     settings |= dict(ac_kwargs=dict(hidden_sizes=(32, 32)))
@@ -31,7 +31,7 @@ def train(algorithm: str, folder: str | Path, **kwargs: Any):
 
 
 def final_state(folder: Path) -> dict[str, Any]:
-    """Returns a run's last checkpoint and its log without times, and the saved model."""
+    """Returns a run's last checkpoint, its log without times, and its saved model."""
     steps = (folder / "checkpoint").glob("step-*")
     last = max(steps, key=lambda path: int(path.name.removeprefix("step-")))
     state: dict[str, Any] = {"step": last.name, "progress": timeless_progress(folder)}

@@ -1,4 +1,4 @@
-"""A Slurm cluster of this one machine, for tests: its daemons run as root, below one folder."""
+"""A Slurm cluster on this machine for tests; its daemons run as root and use one folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
-# Two partitions, of which the second takes the place of jobs of the first: these are warned, get
-# some seconds, and are queued again. The node is given more CPUs than it may have.
+# Jobs in the partition "high" preempt jobs in "low", which are warned, get a grace time of some
+# seconds, and are queued again. The node is configured with more CPUs than the machine may have.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -51,10 +51,10 @@ MISSING = (
 
 
 class Cluster:
-    """The daemons, from `start` to `stop`.
+    """Slurm's daemons, which run from `start` to `stop`.
 
     Args:
-        folder: for all their files; others must be able to look into it.
+        folder: folder for all their files, which other users must be able to read.
     """
 
     def __init__(self, folder: Path):
@@ -92,14 +92,14 @@ class Cluster:
             )
 
     def ask(self, *command: str, **kwargs) -> str:
-        """Returns what a command prints."""
+        """Returns the output of a command."""
         answer = subprocess.run(
             command, env=self.env, capture_output=True, text=True, timeout=60, **kwargs
         )
         return answer.stdout + answer.stderr
 
     def wait_for(self, condition, seconds: float = 30):
-        """Returns what `condition` does as soon as that is true."""
+        """Waits until `condition` returns a true value, and returns it."""
         deadline = time.monotonic() + seconds
         while not (result := condition()):
             if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""What the documentation says is true: its code runs, its commands parse, its links lead somewhere.
+"""Checks the documentation: its code and its commands run, its links work, its tables are right.
 
 A block of code that can't run here has ``<!-- not run: reason -->`` on the line above it.
 """
@@ -110,7 +110,7 @@ def read_commands(page):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with small runs in ``data``, under the names that the pages use."""
+    """A folder with small runs in ``data``, with the names that the pages use."""
     root = tmp_path_factory.mktemp("trained")
     runs = [
         ("demo", "ppo", "CartPole-v1", {}),
@@ -127,15 +127,15 @@ def trained(tmp_path_factory):
     return root
 
 
-# Pages whose code reads runs of commands elsewhere.
+# Pages whose code reads runs that commands on the page or on other pages make.
 READ_RUNS = ("docs/plotting.md", "docs/saving_and_loading.md")
 
-# What is replaced on a page so that it runs in seconds: a run's length and the number of seeds.
+# Replacements that let a page run in seconds: fewer epochs and seeds.
 SHORTER = [(r"\bepochs=\d+", "epochs=2"), (r"\[0, 10, 20\]", "[0]")]
 
 
 def read_script(page):
-    """Returns a page's code as one script, each line where the page has it."""
+    """Returns a page's code as one script, in which each line has its line number on the page."""
     lines = [""] * len(page.read_text(encoding="utf-8").splitlines())
     for block in read_blocks(page):
         if block.language == "python" and not block.not_run:
@@ -146,7 +146,7 @@ def read_script(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if read_script(page).strip()], ids=name_of)
 def test_python_code_runs(page, trained, tmp_path, run_python):
-    """The blocks of a page, one after another, as a reader would run them."""
+    """Runs the blocks of a page in order, as a reader would."""
     if name_of(page) in READ_RUNS:
         shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     code = read_script(page)
@@ -161,7 +161,7 @@ def test_python_code_runs(page, trained, tmp_path, run_python):
 
 
 def surroundings(folder):
-    """Returns the variables of an environment that has no display, and its data in a folder."""
+    """Returns environment variables for a system without display, with its data in a folder."""
     return {
         "MPLBACKEND": "Agg",
         "SDL_VIDEODRIVER": "dummy",
@@ -170,7 +170,7 @@ def surroundings(folder):
 
 
 def plan(command, words, folder):
-    """Returns the plan of the grid that a command line describes, without what runs it."""
+    """Returns the plan of the grid that a command line describes, without running it."""
     algorithm = getattr(spinup, command)
     grid, options = build_grid(command, algorithm, words)
     if "slurm" in options:
@@ -180,7 +180,7 @@ def plan(command, words, folder):
 
 @on_pages
 def test_commands_are_understood(page, trained, monkeypatch, tmp_path):
-    """Commands that train are planned, whatever is installed; all others run."""
+    """Plans the commands that train, whatever is installed, and runs all others."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     for name, value in surroundings(tmp_path).items():

@@ -1,4 +1,4 @@
-"""Kills real runs at random moments, resumes them, and compares them with undisturbed runs."""
+"""Kills runs at random moments, resumes them, and compares them with undisturbed runs."""
 
 from __future__ import annotations
 
@@ -102,8 +102,10 @@ def no_process_uses(folder):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """Function that returns the final state of an undisturbed run, and the seconds from its launch
-    to the start of the training and to its end."""
+    """Function that returns the final state of an undisturbed run, and two times in seconds.
+
+    The times are from its launch to the start of the training and to its end.
+    """
     made = {}
 
     def get(algorithm, ranks):
@@ -121,7 +123,7 @@ def undisturbed(tmp_path_factory):
 
 
 def kill_and_resume(algorithm, ranks, kills, rng, folder, undisturbed):
-    """Disturbs a run `kills` times; returns what was done and the steps where it continued."""
+    """Disturbs a run `kills` times; returns the disturbances and the steps where it continued."""
     expected, begin, end = undisturbed(algorithm, ranks)
     done = []
     for _ in range(kills):
@@ -167,7 +169,7 @@ def test_fifty_kills(tmp_path, undisturbed):
     print(f"{count} kills, {number} runs, every one the same to the bit at its end")
 
 
-# --- Ranks that would keep the others waiting ---
+# --- Ranks for which the others would wait ---
 
 LEAVES = """
 import os, signal, sys, threading, time

@@ -1,4 +1,4 @@
-"""Imports point one way, and one file alone spells the names of a run folder's files and states."""
+"""Checks that imports point one way, and that one file defines the run folder's names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FILES = sorted((ROOT / "spinup").rglob("*.py"))
 # Rooms from top to bottom: a file may import from its own room and from those below.
 ROOMS = [["cli"], ["launch"], ["algos"], ["utils"], ["runs", "fast"]]
 
-# At the bottom, for all: MPI, fast's switch, and what any program has.
+# Modules at the bottom, which every file may import.
 BOTTOM = {"spinup.utils.mpi_tools", "spinup.version", "spinup.user_config", "spinup"}
 
-# Doors lead to what has moved: nothing but imports, 15 lines at most.
+# Doors keep the old paths of modules: they contain only imports, in at most 15 lines.
 DOORS = {"utils/run_utils", "utils/plot", "utils/test_policy", "utils/serialization_utils"}
 
-# Files that belong to no room: they are for people to start, or to copy.
+# Files outside the rooms: entry points and settings.
 OUTSIDE = {"__init__", "__main__", "run", "version", "user_config"}
 
 
@@ -31,7 +31,7 @@ def name_of(path):
 
 
 def imported(tree):
-    """Names of the spinup modules that a file imports, wherever in it."""
+    """Yields the names of the modules that a file imports, anywhere in it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -63,7 +63,7 @@ def test_no_import_looks_up(path):
         assert kinds <= {"Expr", "Import", "ImportFrom", "Assign"}
         assert len(path.read_text().splitlines()) <= 15
         return
-    if name == "utils/mpi_tools":  # mpi_fork's home, which starts the script again, is a door
+    if name == "utils/mpi_tools":  # its mpi_fork is a door to spinup.launch.mpiexec
         assert modules(tree) <= {"spinup.runs.watchdog", "spinup.launch.mpiexec"}
         return
     assert rooms_above(path, tree) == []
@@ -84,11 +84,11 @@ def test_the_test_of_imports_finds_them():
 # --- Names ---
 
 FILE_NAMES = {*folder.RESULTS, folder.LOCK, folder.QUEUED, folder.STAGE}
-STATES = {state.value for state in folder.State} - {"unknown"}  # said of other things, too
+STATES = {state.value for state in folder.State} - {"unknown"}  # also a word for other things
 
 
 def spelled(tree):
-    """Strings that name a file of a run folder or a state, in code."""
+    """Yields the strings in code that are names of run folder's files or of states."""
     docstrings = {
         id(node.body[0].value)
         for node in ast.walk(tree)

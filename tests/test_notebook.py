@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and shows what its text promises."""
+"""Runs the notebook from top to bottom, and checks its outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytest.importorskip("pygame", reason="pygame draws CartPole")
 def execute(path, folder, timeout=240):
     """Executes a notebook in a folder, in a kernel of this interpreter and of this checkout.
 
-    What kernels, start-up files and settings a user has doesn't matter.
+    The user's kernels, start-up files and settings have no effect.
     """
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
@@ -84,7 +84,7 @@ def test_the_quickstart(tmp_path):
     assert max(curve[-3:]) > 5 * curve[0]
     assert [len(images(cells[name])) for name in ("plot", "frames", "grid-plot")] == [1, 1, 1]
 
-    # The deterministic policy balances for longer than the first epoch's did, and is seen to.
+    # The deterministic policy balances for longer than that of the first epoch, and frames show it.
     watched = printed(cells["watch"])
     assert watched.count("Episode ") == 5
     average = float(watched.split("AverageEpRet |")[1].split("|")[0])

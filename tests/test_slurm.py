@@ -1,4 +1,4 @@
-"""Grids on a real Slurm, of this one machine: `make test-slurm`."""
+"""Tests grids on a real Slurm cluster on this machine: `make test-slurm`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_grid_of_four_of_which_one_is_preempted(cluster, spinup_run, tmp_path)
     assert list(jobs.values()) == [f"{job}_{task}" for task in range(4)]
     assert (tmp_path / ".slurm").stat().st_mode & 0o077 == 0
 
-    # Two of two ranks run on four CPUs; one has to give way in the middle of its run
+    # Two variants with two ranks each run on four CPUs; one of them is preempted during its run
     cluster.wait_for(lambda: all((read_status(f).get("epoch") or 0) >= 3 for f in folders[:2]), 120)
     assert [state(f) for f in folders[2:]] == ["queued", "queued"]
     urgent = ["sbatch", "-p", "high", "-c", "2", "-o", "/dev/null", "--wrap", "sleep 5"]
@@ -83,7 +83,7 @@ def test_a_grid_of_four_of_which_one_is_preempted(cluster, spinup_run, tmp_path)
     args = [str(cut), str(folders[3])]
     status = spinup_run_status(cluster, *args)
     assert re.search(rf"{cut.name} +queued +{step // 4000}/25 ", status)
-    # Slurm has requeued jobs wait for two minutes
+    # Slurm makes requeued jobs wait for two minutes
     time.sleep(5)
     cluster.ask("scontrol", "update", f"jobid={jobs[cut]}", "starttime=now")
 
@@ -93,7 +93,7 @@ def test_a_grid_of_four_of_which_one_is_preempted(cluster, spinup_run, tmp_path)
     assert all("Continuing" not in (f / "log.txt").read_text() for f in folders if f != cut)
     assert cluster.wait_for(lambda: job not in cluster.ask("squeue"))
 
-    # It is the run without a break
+    # The result is that of an uninterrupted run
     seed = cut.name[-1]
     alone = f"{PPO} --exp_name alone --seed {seed} --cpu 2 --epochs 25"
     spinup_run(alone)
@@ -107,7 +107,7 @@ def spinup_run_status(cluster, *folders):
 
 
 def test_near_its_time_limit_a_run_saves_and_goes_on_in_the_next_job(cluster, spinup_run, tmp_path):
-    # Slurm's shortest limit is a minute; it warns up to half a minute early
+    # Slurm's shortest time limit is a minute, and its warning may come half a minute early
     line = f"{PPO} --exp_name long --epochs 100000 --slurm time=1 warning=45"
     spinup_run(line)
     folder = tmp_path / "long/long_s0"
@@ -119,7 +119,7 @@ def test_near_its_time_limit_a_run_saves_and_goes_on_in_the_next_job(cluster, sp
     cluster.wait_for(lambda: "Continuing at step" in (folder / "log.txt").read_text(), 60)
     cluster.wait_for(lambda: state(folder) == "running")
 
-    # A job that is cancelled saves, too, and isn't queued again
+    # A cancelled job also saves, and isn't queued again
     cluster.ask("scancel", job)
     cluster.wait_for(lambda: state(folder) == "interrupted", 60)
     cluster.wait_for(lambda: job not in cluster.ask("squeue"))
@@ -144,15 +144,15 @@ def test_a_job_that_fails_is_not_queued_again_and_resume_submits_what_is_left(
 @pytest.mark.parametrize(
     "options, told",
     [
-        ("time=5 partition=nosuch", "spinup ppo: Slurm took no job: sbatch: error: "),
+        ("time=5 partition=nosuch", "spinup ppo: Slurm rejected the jobs: sbatch: error: "),
         ("partition", "--slurm takes key=value, each key once, not 'partition'"),
         ("time=soon", "slurm: time must be minutes, hours:minutes:seconds or days-hours"),
         ("partition=low", "slurm needs a time limit, such as time=8:00:00"),
         ("gpus=none", "slurm: gpus must be a positive whole number, not 'none'"),
         ("output=x", "slurm: output is set by the grid itself: leave it out"),
         ("cpus_per_task=8", "slurm: cpus_per_task is set by the grid itself: leave it out"),
-        ("--jobs 2", "jobs is Slurm's affair"),
-        ("--timeout 2", "timeout is Slurm's affair"),
+        ("--jobs 2", "jobs can't be combined with slurm"),
+        ("--timeout 2", "timeout can't be combined with slurm"),
     ],
 )
 def test_what_can_not_be_submitted(options, told, spinup_run, tmp_path):

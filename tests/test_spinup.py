@@ -1,4 +1,4 @@
-"""The package's front door."""
+"""Tests the names in the package `spinup`, and its promises about imports and pickles."""
 
 import ast
 import subprocess
@@ -50,6 +50,6 @@ def test_nothing_is_evaluated_and_no_pickle_is_read():
                 "pickle" in called and called.endswith(("load", "loads"))
             ):
                 found[path.name] = called
-    # A launcher's own file of mode 0600, outside of any run folder: what can't be named or written
-    # as JSON, such as a notebook's function, has no other way into its process.
+    # The exception is the launcher's private file (mode 0600) outside run folders: functions that
+    # can't be imported, such as those of a notebook, reach their process in no other way.
     assert found == {"spec.py": "pickle.load"}

@@ -1,4 +1,4 @@
-"""Quick functions for the tests' experiments, importable so that they can be passed by name."""
+"""Quick functions for experiments in tests, which can be imported by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spinup.utils.mpi_tools import barrier, num_procs, proc_id
 
 
 def fake(env_fn=None, seed=0, ending="finish", epochs=2, ac_kwargs=None, logger_kwargs=None):
-    """Logs like an algorithm without training, and ends in the second epoch as `ending` says."""
+    """Logs like an algorithm without training, and ends in the second epoch; see `end`."""
     logger = EpochLogger(**(logger_kwargs or {}))
     logger.save_config(dict(epochs=epochs, steps_per_epoch=100, env_fn=env_fn))
     print(f"seed {seed} on {env_fn}", flush=True)
@@ -28,7 +28,7 @@ def fake(env_fn=None, seed=0, ending="finish", epochs=2, ac_kwargs=None, logger_
 
 
 def fragile(seed=0, logger_kwargs=None):
-    """Ends like `fake`, in a way that depends on the seed; always finishes if ``mended`` exists."""
+    """Calls `fake` with an ending that depends on the seed, or finishes if ``mended`` exists."""
     endings = {3: "raise", 7: "exit", 11: "kill", 15: "never"}
     ending = "finish" if Path("mended").exists() else endings.get(seed, "finish")
     with open("ran.txt", "a") as file:

@@ -38,7 +38,7 @@ from spinup.utils.flat import Adam, flatten_each
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
-from spinup.utils.nets import MLPActorCritic, count_vars
+from spinup.utils.nets import MLPActorCritic
 from spinup.utils.training import training_run
 from spinup.utils.trajectories import TrajectoryBuffer
 
@@ -164,7 +164,7 @@ def ppo(
     sync_params(ac)
     policy = acting_policy(ac, rng)
     logger.setup_pytorch_saver(ac)
-    logger.log(f"Number of parameters: pi {count_vars(ac.pi)}, v {count_vars(ac.v)}")
+    logger.log(f"Number of parameters: pi {len(pi_params)}, v {len(v_params)}")
 
     # Buffer
     buf = TrajectoryBuffer(env.observation_space, env.action_space, local_steps, gamma, lam)

@@ -45,7 +45,7 @@ from spinup.utils.flat import Adam, flatten, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
-from spinup.utils.nets import SquashedGaussianActorCritic, count_vars
+from spinup.utils.nets import SquashedGaussianActorCritic
 from spinup.utils.training import training_run
 
 
@@ -189,7 +189,7 @@ def sac(
     sync_params(ac)
     policy = acting_policy(ac, rng)
     logger.setup_pytorch_saver(ac)
-    logger.log(f"Number of parameters: pi {count_vars(ac.pi)}, q1 and q2 {count_vars(q)}")
+    logger.log(f"Number of parameters: pi {len(pi_params)}, q1 and q2 {len(q_params)}")
 
     # Targets
     q_targ = deepcopy(q).requires_grad_(False)

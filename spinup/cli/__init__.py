@@ -1,1 +1,1 @@
-"""The command line, in words."""
+"""The command line: commands, flags, help pages, plots, and trained policies."""

@@ -1,6 +1,6 @@
-"""The grammar of ``python -m spinup.run ppo --flag value ...``: words in, checked values out.
+"""Parsing of ``python -m spinup.run ppo --flag value ...`` into checked values.
 
-Nothing here evaluates text: values are literals, names of classes in ``torch.nn``, or strings.
+Nothing is evaluated as code: values are literals, names of classes in ``torch.nn``, or strings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spinup.cli.hints import nearest
 from spinup.runs.json_values import activation_names, find_activation, import_callable
 from spinup.runs.wording import one_line
 
-# Short names for common long flags, in the order in which Spinning Up put them into names.
+# Short forms of common flags, in the order in which Spinning Up puts them into variants' names.
 SUBSTITUTIONS = {
     "env": "env_name",
     "hid": "ac_kwargs:hidden_sizes",
@@ -27,7 +27,7 @@ SUBSTITUTIONS = {
     "dt": "datestamp",
 }
 
-# What an algorithm takes and a command line doesn't give.
+# Keywords of an algorithm that aren't flags.
 NOT_FLAGS = ("env_fn", "logger_kwargs")
 
 # --key, --key[shorthand], --key=value, --key[shorthand]=value
@@ -38,7 +38,7 @@ LONE_DASH = re.compile(r"-[A-Za-z_][\w-]*")
 
 
 class UsageError(ValueError):
-    """The command line can't be used. The text is one line for the person who typed it."""
+    """The command line is invalid. The message is one line for the user."""
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Flag:
 
     Attributes:
         typed: the name as typed, ``hid``.
-        key: the parameter that it stands for, ``ac_kwargs:hidden_sizes``.
-        shorthand: what is in brackets, if anything is.
+        key: the key of the parameter, ``ac_kwargs:hidden_sizes``.
+        shorthand: the text in brackets, or None without brackets.
         values: the words that follow.
     """
 
@@ -63,10 +63,10 @@ class Parameter:
     """A value that a flag can set.
 
     Attributes:
-        key: its name, ``ac_kwargs:hidden_sizes``.
-        kinds: what it may be: names of `KINDS`; none of them means anything.
-        default: its default.
-        meaning: one paragraph about it.
+        key: the key, ``ac_kwargs:hidden_sizes``.
+        kinds: the accepted kinds of value, keys of `KINDS`; empty for any value.
+        default: the default.
+        meaning: one paragraph that explains the parameter.
     """
 
     key: str
@@ -75,35 +75,35 @@ class Parameter:
     meaning: str = ""
 
 
-# Flags of the runner itself; each takes one value, but slurm takes pairs and wrapper several.
+# Flags of the runner. Each takes one value, except slurm (key=value pairs) and wrapper (several).
 RUN_FLAGS = {
     flag.key: flag
     for flag in (
         Parameter("exp_name", ("str",), None, "name of the experiment; by default cmd_ALGORITHM"),
         Parameter(
-            "data_dir", ("str",), None, "where results go; by default $SPINUP_DATA_DIR, or data/"
+            "data_dir", ("str",), None, "results folder; by default $SPINUP_DATA_DIR, or data/"
         ),
-        Parameter("num_cpu", ("int", "str"), 1, "MPI ranks of each variant, or auto: all cores"),
+        Parameter("num_cpu", ("int", "str"), 1, "MPI ranks of each variant; auto for all cores"),
         Parameter(
-            "oversubscribe", ("bool",), False, "let num_cpu be more than the cores that there are"
+            "oversubscribe", ("bool",), False, "allow more ranks per variant than usable cores"
         ),
-        Parameter("jobs", ("int", "str"), 1, "ranks that run at once, or auto: all cores"),
+        Parameter("jobs", ("int", "str"), 1, "ranks that run at once; auto for all cores"),
         Parameter(
-            "slurm", ("str",), None, "submit the grid: time=8:00:00 partition=gpu mem=4G gpus=1 ..."
+            "slurm", ("str",), None, "submit to Slurm: time=8:00:00 partition=gpu mem=4G gpus=1 ..."
         ),
         Parameter(
             "wrapper",
             ("str",),
             None,
-            "functions of an environment, module:function, applied to it one after another",
+            "wrappers of the environment, module:function, applied in order",
         ),
         Parameter("timeout", ("float",), None, "seconds after which a variant is ended"),
-        Parameter("datestamp", ("bool",), False, "put date and time into the folders' names"),
-        Parameter("overwrite", ("bool",), False, "replace results that the folders hold"),
+        Parameter("datestamp", ("bool",), False, "add date and time to the folders' names"),
+        Parameter("overwrite", ("bool",), False, "replace the results in the folders"),
         Parameter(
-            "resume", ("bool",), False, "continue what was stopped or failed, skip what finished"
+            "resume", ("bool",), False, "continue stopped and failed variants, skip finished ones"
         ),
-        Parameter("tensorboard", ("bool",), False, "also log for TensorBoard"),
+        Parameter("tensorboard", ("bool",), False, "also log to TensorBoard"),
         Parameter("wandb", ("str",), None, "also log to this project of Weights & Biases"),
     )
 }
@@ -116,14 +116,14 @@ def split_flags(words: Sequence[str]) -> list[Flag]:
     """Splits a command line into flags with their values.
 
     Args:
-        words: what follows the algorithm's name.
+        words: the words after the algorithm's name.
 
     Returns:
-        The flags, in the order in which Spinning Up puts parameters into a variant's name: those
-        without a shorthand in brackets first, those of `SUBSTITUTIONS` last.
+        The flags in Spinning Up's order of parameters in variants' names: flags without brackets,
+        then flags with brackets, then the short forms in `SUBSTITUTIONS`.
 
     Raises:
-        UsageError: a word is neither, or a flag is given twice.
+        UsageError: a word isn't a flag and doesn't follow one, or a flag is given twice.
     """
     flags: dict[str, Flag] = {}
     current = None
@@ -146,7 +146,7 @@ def _add_value(flag, word):
     if LONE_DASH.fullmatch(word) and not _is_number(word):
         raise UsageError(f"{word!r} is not a flag: flags begin with two dashes, -{word}")
     if flag is None:
-        raise UsageError(f"{word!r} belongs to no flag: begin with one, such as --env CartPole-v1")
+        raise UsageError(f"{word!r} follows no flag: begin with a flag, as in --env CartPole-v1")
     flag.values.append(word)
     return flag
 
@@ -165,26 +165,26 @@ def _place_in_names(flag):
     return place, flag.shorthand is not None
 
 
-# --- What an algorithm takes ----------------------------------------------------------------------
+# --- Parameters of an algorithm -------------------------------------------------------------------
 
 
 def parameters_of(
     algorithm: Callable, actor_critics: Sequence[Callable] = ()
 ) -> dict[str, Parameter]:
-    """Returns the parameters of an algorithm that flags can set, by name.
+    """Returns the parameters of an algorithm that flags can set, by key.
 
     Args:
-        algorithm: its function. Kinds and defaults come from the signature, meanings from the
-            docstring.
-        actor_critics: the classes whose parameters ``ac_kwargs`` sets; the algorithm's default if
-            there are none.
+        algorithm: the algorithm's function. Kinds and defaults are read from its signature,
+            meanings from its docstring.
+        actor_critics: classes whose parameters ``ac_kwargs`` sets; by default that of the
+            algorithm.
     """
     parameters = _parameters(algorithm, prefix="")
     for name in NOT_FLAGS:
         parameters.pop(name, None)
     if "actor_critic" in parameters:
         default = parameters["actor_critic"].default
-        meaning = "class of your own networks, module:Class"
+        meaning = "your own class of networks, module:Class"
         parameters["actor_critic"] = Parameter("actor_critic", ("network",), default, meaning)
         for networks in actor_critics or [default]:
             if not callable(networks):
@@ -208,17 +208,17 @@ def _parameters(function, prefix):
 
 
 def _kinds(parameter):
-    """Reads ``float | str`` and the like, or takes the type of the default."""
+    """Returns the kinds in an annotation such as ``float | str``, or the type of the default."""
     annotation = parameter.annotation
     if annotation is parameter.empty:
         return (type(parameter.default).__name__,)
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     kinds = [part.strip().split("[")[0].split(".")[-1] for part in text.split("|")]
-    return tuple(sorted(kinds, key=lambda kind: kind == "str"))  # any word is a string: last
+    return tuple(sorted(kinds, key=lambda kind: kind == "str"))  # last, as any word is a string
 
 
 def read_docstring(function: Callable) -> tuple[str, dict[str, str]]:
-    """Returns the first line of a docstring in Google's form, and the meaning of each argument."""
+    """Returns the first line of a Google-style docstring, and the description of each argument."""
     lines = (inspect.getdoc(function) or "").splitlines()
     meanings: dict[str, str] = {}
     name = None
@@ -239,10 +239,10 @@ def read_docstring(function: Callable) -> tuple[str, dict[str, str]]:
 
 
 def read_values(flag: Flag, parameter: Parameter) -> list[Any]:
-    """Returns the values after a flag, which alone stands for true.
+    """Returns the values after a flag; a flag without values is True.
 
     Raises:
-        UsageError: a value is missing, or isn't of the parameter's kind.
+        UsageError: a value is missing, or has the wrong kind.
     """
     if flag.values:
         return [read_value(flag.typed, text, parameter.kinds) for text in flag.values]
@@ -253,10 +253,10 @@ def read_values(flag: Flag, parameter: Parameter) -> list[Any]:
 
 
 def read_pairs(flag: Flag) -> dict[str, str]:
-    """Returns the ``key=value`` pairs after a flag, of which there may be none.
+    """Returns the ``key=value`` pairs after a flag as a dict, which may be empty.
 
     Raises:
-        UsageError: a word isn't one.
+        UsageError: a word isn't a pair, or a key is given twice.
     """
     pairs: dict[str, str] = {}
     for word in flag.values:
@@ -268,15 +268,15 @@ def read_pairs(flag: Flag) -> dict[str, str]:
 
 
 def read_value(name: str, text: str, kinds: Sequence[str]) -> Any:
-    """Returns the value that a word stands for.
+    """Converts a word to a value.
 
     Args:
-        name: the flag, for messages.
+        name: name of the flag, for messages.
         text: the word.
-        kinds: what it may be; anything if there are none.
+        kinds: the accepted kinds of value; empty for any value.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the word has none of these kinds.
     """
     literal = read_literal(text)
     if not kinds:
@@ -295,9 +295,9 @@ def read_value(name: str, text: str, kinds: Sequence[str]) -> Any:
 
 
 def read_literal(text: str) -> Any:
-    """Returns the Python literal that a text is; the text itself if it is none."""
+    """Converts a text to the value of a Python literal; returns the text if it isn't a literal."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python's doubts about the syntax of what isn't code
+        warnings.simplefilter("ignore")  # SyntaxWarnings about text that isn't code
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -357,18 +357,18 @@ def _as_network(text, literal):
 
 
 def import_own(flag: str, name: str) -> Any:
-    """Imports a function or class of the user's own, ``module:function``.
+    """Imports a user's function or class by its name ``module:function``.
 
     Raises:
-        UsageError: it can't be imported; why.
+        UsageError: it can't be imported; the message has the reason.
     """
     try:
         return import_callable(name)
-    except Exception as error:  # somebody's module may fail in any way
+    except Exception as error:  # the user's module may raise anything
         raise UsageError(f"--{flag} {name}: {one_line(error)}") from error
 
 
-# What a parameter may be: in words for messages, and the function that reads it.
+# Kinds of value: a description for messages, and the function that converts a word.
 KINDS: dict[str, tuple[str, Callable[[str, Any], tuple[bool, Any]]]] = {
     "int": ("a whole number", _as_int),
     "float": ("a number", _as_float),

@@ -1,4 +1,4 @@
-"""What ``python -m spinup.run help`` and ``ppo --help`` print."""
+"""The help pages of ``python -m spinup.run help`` and ``ppo --help``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from spinup.algos import ALGORITHMS
 from spinup.cli.flags import RUN_FLAGS, SUBSTITUTIONS, parameters_of, read_docstring
 
-# For networks whose own documentation doesn't repeat what all of them have in common.
+# Meanings of arguments that the docstrings of the networks don't repeat.
 NETWORK_MEANINGS = {
     "ac_kwargs:hidden_sizes": "units of each hidden layer",
     "ac_kwargs:activation": "class of torch.nn after each hidden layer: tanh, relu, elu",
@@ -39,14 +39,14 @@ Examples
   python -m spinup.run ppo --env CartPole-v1 --seed 0 10 20 --hid[h] [32,32] [64,64] --jobs 2
   python -m spinup.run plot data/demo --save demo.png
 
-Several values after a flag make a grid: every combination runs. --flag[x] calls it x in names,
---a:b sets entry b of the dict a, and a flag alone is true. Short for long flags:
+Several values after a flag make a grid: every combination runs. --flag[x] uses x in the variants'
+names, --a:b sets entry b of the dict a, and a flag without a value is true. Short forms of flags:
 {substitutions}
 """
 
 
 def usage() -> str:
-    """Returns what ``help`` prints."""
+    """Returns the page of ``help``."""
     return USAGE.format(
         algorithms="\n".join(f"  {name:<19} {entry.title}" for name, entry in ALGORITHMS.items()),
         substitutions="\n".join(f"  --{short:<5} --{key}" for short, key in SUBSTITUTIONS.items()),
@@ -54,11 +54,11 @@ def usage() -> str:
 
 
 def algorithm_page(name: str, algorithm: Callable) -> str:
-    """Returns what ``ALGORITHM --help`` prints, from its signature and docstring.
+    """Returns the page of ``ALGORITHM --help``, made from its signature and docstring.
 
     Args:
-        name: its name on the command line.
-        algorithm: its function.
+        name: name of the algorithm on the command line.
+        algorithm: function of the algorithm.
     """
     summary, _ = read_docstring(algorithm)
     parameters = parameters_of(algorithm)
@@ -87,7 +87,7 @@ def algorithm_page(name: str, algorithm: Callable) -> str:
 
 
 def _rows(parameters):
-    """Returns flag, default and meaning of each; the flag is the short one where there is one."""
+    """Returns the flag (in its short form, if any), default and meaning of each parameter."""
     short = {long: short for short, long in SUBSTITUTIONS.items()}
     rows = []
     for parameter in parameters:
@@ -110,7 +110,7 @@ def _show(default):
 
 
 def _section(title, rows):
-    """Sets rows of flag, default and meaning in three columns."""
+    """Formats rows of flag, default and meaning as a section with three columns."""
     width = min(100, shutil.get_terminal_size().columns)
     bold = ("\x1b[1m{}\x1b[0m" if sys.stdout.isatty() else "{}").format
     lines = [bold(title)]

@@ -1,7 +1,7 @@
-"""What an unknown flag may have meant: a name of another library, or one that is misspelt.
+"""Hints for unknown flags: names from other libraries, and misspelt names.
 
-Names that users of stable-baselines3 and CleanRL type get a sentence of their own, which depends on
-what the algorithm takes.
+For names from stable-baselines3 and CleanRL, the hint explains the equivalent here, which depends
+on the parameters of the algorithm.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
-# Names less alike than this are no hint: "n_envs" isn't a misspelt "env".
+# Names less similar than this give no hint: "n_envs" isn't a misspelt "env".
 LIKENESS = 0.7
 
 NONE = "has no counterpart here"
 SAME = "the value stays the same"
 
-# For each name, what it is called here where the algorithm has the parameters in front ("" for any
-# algorithm), the first that fits; else it has no counterpart.
+# For each name, hints by the parameters that the algorithm must have ("" for any algorithm). The
+# first hint that fits is used; if none fits, the flag has no counterpart.
 _RATES = {
     "lr": "is --lr, for policy and critics alike",
     "pi_lr vf_lr": "is two flags: --pi_lr for the policy, --vf_lr for the value function",
@@ -81,12 +81,12 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
 
 
 def hint(name: str, parameters: Collection[str], others: Iterable[str] = ()) -> str:
-    """Returns what to tell somebody who typed an unknown flag; empty if nothing comes near.
+    """Returns a hint for an unknown flag; empty if no known name is similar.
 
     Args:
-        name: the flag.
-        parameters: what the algorithm takes.
-        others: the other flags that there are.
+        name: the unknown flag.
+        parameters: the parameters of the algorithm.
+        others: all other flags.
     """
     known = OTHER_NAMES.get(name.replace("-", "_"))
     if known is not None:
@@ -97,9 +97,9 @@ def hint(name: str, parameters: Collection[str], others: Iterable[str] = ()) -> 
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """Returns the valid name most like the given one, or None if none is much like it.
+    """Returns the most similar valid name, or None if no name is similar enough.
 
-    Names are compared as a whole and after their last colon.
+    The whole names and the parts after the last colon are compared.
     """
 
     def likeness(candidate):

@@ -1,7 +1,7 @@
 """The command line: ``python -m spinup.run``, also installed as ``spinup``.
 
-Exit status: 0 if all went well, 1 if a variant failed, 2 if the command can't be used, 130
-after Ctrl-C. Modules are imported where they are needed, so that ``help`` and mistakes are quick.
+The exit status is 0 for success, 1 if a variant failed, 2 if the command is invalid, and 130 after
+Ctrl-C. Modules are imported where they are needed, so that ``help`` and errors appear quickly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from spinup.cli.flags import (
 )
 from spinup.cli.hints import hint, nearest
 from spinup.launch.cores import usable_cores
-from spinup.runs.wording import one_line
+from spinup.runs.wording import one_line, plural
 from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.version import __version__
 
@@ -43,10 +43,10 @@ HELP = ("help", "--help", "-h")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Does what a command line says.
+    """Executes a command line.
 
     Args:
-        argv: its words after the program's name; ``sys.argv[1:]`` if None.
+        argv: the words after the program's name; ``sys.argv[1:]`` if None.
 
     Returns:
         The exit status.
@@ -63,15 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a shell says of SIGPIPE
+        return 141  # the status that a shell gives for SIGPIPE
 
 
 def _open_closed_streams():
-    """Takes the place of streams that the shell has closed (``>&-``), which Python has as None.
+    """Replaces output streams that the shell has closed (``>&-``), for which Python has None.
 
-    The next file that is opened would be given their number, and what a library prints.
+    Otherwise the next opened file would get their file descriptor, and the output of libraries.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -79,7 +79,7 @@ def _open_closed_streams():
 
 
 def _find_modules_here():
-    """Puts the current folder where `python -m` has it, for the installed command `spinup`."""
+    """Adds the current folder to ``sys.path``, as ``python -m`` does, for the command `spinup`."""
     is_safe = getattr(sys.flags, "safe_path", False)  # Python 3.11: -P, PYTHONSAFEPATH
     if not is_safe and not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
@@ -97,8 +97,8 @@ def _dispatch(words):
     name = command.removesuffix("_pytorch")
     if name not in ALGORITHMS:
         meant = nearest(command, [*ALGORITHMS, *UTILITIES, "help"])
-        told = f": did you mean {meant}?" if meant else "."
-        raise UsageError(f"unknown command {command!r}{told} See: python -m spinup.run help")
+        question = f": did you mean {meant}?" if meant else "."
+        raise UsageError(f"unknown command {command!r}{question} See: python -m spinup.run help")
     algorithm = getattr(importlib.import_module(f"spinup.algos.{name}"), name)
     if rest[:1] == ["help"] or "--help" in rest or "-h" in rest:
         return _show_algorithm(name, algorithm)
@@ -135,8 +135,8 @@ def run_grid_from(command: str, algorithm: Callable, words: Sequence[str]) -> in
 
     Args:
         command: the algorithm's name as typed.
-        algorithm: its function.
-        words: what follows.
+        algorithm: the algorithm's function.
+        words: the words after the name.
 
     Returns:
         The exit status.
@@ -157,7 +157,7 @@ def run_grid_from(command: str, algorithm: Callable, words: Sequence[str]) -> in
     with _ended_by_signals():
         try:
             grid.launch(plan)
-        except ExperimentFailed:  # the closing table has told
+        except ExperimentFailed:  # the closing table has shown it
             return 1
         except SubmissionError as error:
             raise UsageError(str(error)) from error
@@ -167,7 +167,7 @@ def run_grid_from(command: str, algorithm: Callable, words: Sequence[str]) -> in
 def build_grid(command: str, algorithm: Callable, words: Sequence[str]):
     """Returns the grid that a command line describes, and the arguments for its `plan`.
 
-    That the environments, devices and packages are there isn't checked.
+    It doesn't check environments, devices and packages.
 
     Raises:
         UsageError: a flag or a value can't be used.
@@ -188,7 +188,7 @@ def _read_grid(command, algorithm, words):
     for flag in flags:
         if flag.key == "slurm":
             options[flag.key] = read_pairs(flag)
-        elif flag.key == "wrapper":  # several are applied one after another
+        elif flag.key == "wrapper":  # several wrappers are one value, not a grid
             chosen.append(("wrappers", [read_values(flag, RUN_FLAGS[flag.key])], None))
         elif flag.key in RUN_FLAGS:
             options[flag.key] = _one_value(flag)
@@ -215,10 +215,10 @@ def _find(flag, parameters, command):
     if flag.key not in parameters:
         short = [name for name, key in SUBSTITUTIONS.items() if key in {*parameters, *RUN_FLAGS}]
         meant = hint(flag.typed, parameters, [*RUN_FLAGS, *short])
-        told = f": {meant}" if meant else ""
+        answer = f": {meant}" if meant else ""
         stop = "" if meant.endswith("?") else "."
         raise UsageError(
-            f"unknown flag --{flag.typed}{told}{stop} See: python -m spinup.run {command} --help"
+            f"unknown flag --{flag.typed}{answer}{stop} See: python -m spinup.run {command} --help"
         )
     return parameters[flag.key]
 
@@ -243,7 +243,7 @@ def _check_values(algorithm, variants, num_cpu):
 
 
 def _check_here(variants, options, algorithm, may_oversubscribe):
-    """Makes sure that what the variants need is on this machine; returns remarks about it."""
+    """Checks that this machine has what the variants need, and returns notes about it."""
     from spinup.utils.devices import choose_device
 
     is_for_slurm = "slurm" in options
@@ -265,9 +265,9 @@ def _check_cores(num_cpu):
     cores = usable_cores()
     if num_procs() == 1 and isinstance(num_cpu, int) and num_cpu > cores:
         raise UsageError(
-            f"--cpu {num_cpu} asks for more ranks than this machine has usable cores, {cores}: "
-            "they would take turns and be slower than fewer. Give --cpu auto for all cores, or "
-            "--oversubscribe to start them all the same"
+            f"--cpu {num_cpu} asks for more ranks than the {plural(cores, 'usable core')} of this "
+            "machine: they would share cores and be slower. Give --cpu auto for all cores, or "
+            "--oversubscribe to start them anyway"
         )
 
 
@@ -281,7 +281,7 @@ def _check_environment(algorithm, env_id, env_kwargs, wrappers):
     functions = [import_own("wrapper", name) for name in wrappers]
     try:
         env = make_env(lambda: make_wrapped(env_id, functions, env_kwargs or {}))
-    except Exception as error:  # somebody's function may fail in any way
+    except Exception as error:  # the user's function may raise anything
         names = " ".join(wrappers)
         raise UsageError(f"--env {env_id} --wrapper {names}: {one_line(error)}") from error
     with contextlib.closing(env):
@@ -291,14 +291,14 @@ def _check_environment(algorithm, env_id, env_kwargs, wrappers):
 
 @contextlib.contextmanager
 def _ended_by_signals():
-    """Makes requests to end, a scheduler's warning, and a closed terminal act like Ctrl-C."""
+    """Makes SIGTERM, SIGHUP and SIGUSR1 act like Ctrl-C."""
     if num_procs() > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
     names = ("SIGTERM", "SIGHUP", "SIGUSR1")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
-    # Signals that are ignored stay ignored: nohup ignores the one of a closed terminal.
+    # Ignored signals stay ignored: nohup ignores SIGHUP, the signal of a closed terminal.
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     try:
         for number in before:

@@ -1,4 +1,4 @@
-"""The parser of the commands that take files and options: ``plot``, ``test_policy``."""
+"""The argument parser of ``plot`` and ``test_policy``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``argparse`` parser whose errors are one line; the exit status is 2.
+    """An ``argparse`` parser that prints errors in one line and exits with status 2.
 
     Args:
-        command: the command's name.
-        description: what it does.
+        command: name of the command.
+        description: description of the command.
     """
 
     def __init__(self, command: str, description: str):
         super().__init__(prog=f"spinup {command}", description=description)
 
     def error(self, message: str) -> NoReturn:
-        """Prints what is wrong, and exits."""
+        """Prints the error and exits."""
         self.exit(2, f"{self.prog}: {message}\n")

@@ -1,9 +1,9 @@
-"""Learning curves: read run folders, average over seeds, draw.
+"""Learning curves: reads run folders, averages over seeds, and draws.
 
-A run folder holds `progress.txt` (tab-separated, a line per epoch) and `config.json`. Runs that
-share an `exp_name` differ in their seed only: together they are one curve, the mean over runs in a
-band that shows its 95% bootstrap interval. Where some of them have ended, the mean is one of fewer
-runs: there the curve is interrupted and continues thin.
+A run folder contains `progress.txt` (tab-separated, one line per epoch) and `config.json`. Runs
+with the same `exp_name` differ only in their seed, and are drawn as one curve: the mean over runs,
+with a band for its 95% bootstrap interval. Where some of the runs have ended, the mean is over
+fewer runs. The curve is interrupted there, and continues as a thin line.
 
     python -m spinup.run plot data/ppo data/sac --smooth 5 --save curves.png
 """
@@ -36,10 +36,10 @@ from spinup.runs.wording import one_line
 
 ESTIMATORS = ("mean", "median", "max", "min")
 DEFAULT_FILE = "plot.png"
-# Ten colours, then the same ten again in the next of these patterns.
+# Curves beyond the ten colours use the colours again, with the next of these patterns.
 DASHES = ("", (1, 1.2), (5, 1.5), (5, 1.5, 1, 1.5))
 FEWER_RUNS = "fewer runs"
-THIN = 1.0  # points, where the mean is one of fewer runs
+THIN = 1.0  # line width in points where the mean is over fewer runs
 FILE_BACKENDS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 LABELS = {
     "TotalEnvInteracts": "environment steps",
@@ -66,26 +66,27 @@ def plot_data(
     smooth: int = 1,
     **kwargs: Any,
 ) -> Axes:
-    """Draws one column of the runs against another, a curve per condition.
+    """Draws one column of the runs against another, with one curve per condition.
 
-    It draws into the current axes, or makes some in the style of this library; `ax=` names others.
+    It draws into `ax=` if given, else into the current axes, or into new axes in spinup's style.
 
     Args:
-        data: Runs, as `get_datasets` gives them. They are not modified.
-        xaxis: The column along x. Runs of a condition whose x values differ (wall-clock time) are
-            interpolated at those of the longest. Where fewer runs of a condition have values than
-            elsewhere (they ended earlier, or start later), its curve is interrupted and thin.
-        value: The column along y. Rows where it is NaN (no episode ended in that epoch) count
-            neither in averages nor in smoothing.
-        condition: The column that tells curves apart.
-        smooth: Width of the centred moving average in rows (epochs), at least 1.
-        **kwargs: Passed on to `seaborn.lineplot`, such as `estimator="median"`.
+        data: runs, as returned by `get_datasets`. They are not modified.
+        xaxis: the column on the x axis. If the x values of a condition's runs differ (wall-clock
+            time), the runs are interpolated at the x values of the longest run. Where fewer runs
+            than elsewhere have values (they end earlier, or start later), the curve is interrupted
+            and thin.
+        value: the column on the y axis. Rows in which it is NaN (no episode ended in this epoch)
+            are ignored in averages and in smoothing.
+        condition: the column whose values distinguish the curves.
+        smooth: width of the centred moving average in rows (epochs), at least 1.
+        **kwargs: keyword arguments of `seaborn.lineplot`, such as `estimator="median"`.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: A column is missing or holds no number, or an argument is out of range.
+        ValueError: a column is missing or contains no number, or an argument is out of range.
     """
     table = _tidy(data, xaxis, value, condition, smooth)
     has_axes = "ax" in kwargs or (plt.get_fignums() and plt.gcf().axes)
@@ -96,22 +97,24 @@ def plot_data(
 
 
 def get_datasets(logdir: str, condition: str | None = None) -> list[pd.DataFrame]:
-    """Reads every run in a folder and the folders below it.
+    """Reads every run in and below a folder.
 
     Args:
-        logdir: The folder.
-        condition: A name for its runs. By default each has the `exp_name` of its `config.json`, or
-            without one the name of its folder less the seed (`demo` for `demo_s0`).
+        logdir: the folder.
+        condition: name of the runs' condition. By default, the condition of a run is `exp_name` in
+            its `config.json`, or else the name of its folder without the seed (`demo` for
+            `demo_s0`).
 
     Returns:
-        One data frame per run: the columns of `progress.txt`, and `Unit` (number of the run within
-        its condition), `Condition1` (the condition), `Condition2` (condition and number of the
-        run), `Performance` (`AverageTestEpRet` where there is one, else `AverageEpRet`).
+        One data frame per run, with the columns of `progress.txt`, `Unit` (number of the run within
+        its condition), `Condition1` (the condition), `Condition2` (the condition and the number of
+        the run) and `Performance` (`AverageTestEpRet` if it exists, else `AverageEpRet`).
 
-        Runs of several environments have theirs in `Condition1`: they aren't averaged.
+        If the runs are in several environments, `Condition1` contains the environment, so that runs
+        in different environments aren't averaged.
 
     Raises:
-        ValueError: There is no `progress.txt` in the folder or below it.
+        ValueError: there is no `progress.txt` in or below the folder.
     """
     return _label(_read_runs(logdir, condition))
 
@@ -125,17 +128,18 @@ def get_all_datasets(
     """Reads every run in several folders.
 
     Args:
-        all_logdirs: Folders, or how their names start: `data/demo` finds `data/demo` and
-            `data/demo2`, `data/demo/` only the first.
-        legend: A name for each folder found.
-        select: Only folders whose path contains all of these.
-        exclude: Only folders whose path contains none of these.
+        all_logdirs: folders, or beginnings of their names: `data/demo` finds `data/demo` and
+            `data/demo2`, but `data/demo/` finds only the first.
+        legend: a name for each folder found.
+        select: only use folders whose path contains all of these texts.
+        exclude: only use folders whose path contains none of these texts.
 
     Returns:
-        One data frame per run, as from `get_datasets`. A run found twice comes once.
+        One data frame per run, as returned by `get_datasets`. Runs that are found twice are
+        included once.
 
     Raises:
-        ValueError: Nothing was found, or the number of names isn't that of the folders.
+        ValueError: nothing was found, or the numbers of names and folders differ.
     """
     folders = _choose_folders(all_logdirs, _as_list(select), _as_list(exclude))
     names = _as_list(legend)
@@ -168,24 +172,24 @@ def make_plots(
     """Draws the runs in some folders: a figure per value, a curve per condition.
 
     Args:
-        all_logdirs: Folders, or how their names start; see `get_all_datasets`.
-        legend: A name for each folder found.
-        xaxis: The column along x, by default `TotalEnvInteracts`.
-        values: One or several columns for y, by default `Performance`.
-        count: Whether to draw each run on its own instead of their mean.
-        font_scale: Size of the text, 1.5 for a figure that is read at half its size.
-        smooth: Width of the centred moving average in epochs, at least 1.
-        select: Only folders whose path contains all of these.
-        exclude: Only folders whose path contains none of these.
-        estimator: What the curve shows of the runs: mean, median, max or min.
-        save: A file to write instead of showing the figures; its ending says the format. With
-            several values, each one's name is appended to the file's.
+        all_logdirs: folders, or beginnings of their names; see `get_all_datasets`.
+        legend: a name for each folder found.
+        xaxis: the column on the x axis, by default `TotalEnvInteracts`.
+        values: one or several columns for the y axis, by default `Performance`.
+        count: draw each run instead of the mean over runs.
+        font_scale: scale of the text; 1.5 suits a figure that is shown at half its size.
+        smooth: width of the centred moving average in epochs, at least 1.
+        select: only use folders whose path contains all of these texts.
+        exclude: only use folders whose path contains none of these texts.
+        estimator: the statistic over runs that the curve shows: mean, median, max or min.
+        save: a file to write instead of showing the figures; its suffix sets the format. With
+            several values, the name of the value is appended to the file's name.
 
     Returns:
-        The figures, a list. A notebook shows them by itself.
+        A list of figures, which a notebook displays.
 
     Raises:
-        ValueError: Nothing was found, a column is missing, or an argument is out of range.
+        ValueError: nothing was found, a column is missing, or an argument is out of range.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator {estimator!r}: expected one of {', '.join(ESTIMATORS)}")
@@ -201,13 +205,13 @@ def make_plots(
             figures.append(figure)
     if save:
         _save(figures, values, save)
-    elif _can_show() and not _is_inline():  # a notebook shows open figures when its cell ends
+    elif _can_show() and not _is_inline():  # a notebook shows open figures at the end of the cell
         plt.show()
     return figures
 
 
 class Figures(list):
-    """A list of figures, which a notebook shows where it is the result of a cell."""
+    """A list of figures, which a notebook shows as the result of a cell."""
 
     def _ipython_display_(self):
         if not _is_inline():  # windows have shown them already
@@ -217,27 +221,27 @@ class Figures(list):
 
         for figure in self:
             display(figure)
-            plt.close(figure)  # else it appears again when the cell ends
+            plt.close(figure)  # otherwise it appears again at the end of the cell
 
 
 # fmt: off
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `plot`: `make_plots` with its arguments from the command line."""
+    """Runs the command `plot`: calls `make_plots` with arguments from the command line."""
     parser = Parser("plot", "Draws learning curves from run folders.")
     add = parser.add_argument
-    add("logdir", nargs="+", help="folders, or how their names start: data/demo finds data/demo2 "
-        "too, data/demo/ doesn't")
+    add("logdir", nargs="+", help="folders, or beginnings of their names: data/demo also "
+        "finds data/demo2, data/demo/ doesn't")
     add("--legend", "-l", nargs="*", metavar="NAME", help="a name for each folder found")
     add("--xaxis", "-x", default="TotalEnvInteracts", metavar="COLUMN",
-        help="column along x (%(default)s)")
+        help="column on the x axis (%(default)s)")
     add("--value", "-y", nargs="+", default=["Performance"], metavar="COLUMN",
-        help="columns along y, a figure each (Performance: the return of test episodes where "
-        "there are some, else of training)")
-    add("--count", action="store_true", help="draw each run on its own, not their mean")
+        help="columns on the y axis, one figure each (Performance: the return of test episodes if "
+        "there are any, else of training episodes)")
+    add("--count", action="store_true", help="draw each run instead of the mean over runs")
     add("--smooth", "-s", type=int, default=1, metavar="EPOCHS", help="width of a moving average")
     add("--select", nargs="*", metavar="TEXT", help="only folders whose path has all of these")
     add("--exclude", nargs="*", metavar="TEXT", help="only folders whose path has none of these")
-    add("--est", default="mean", help=f"what to draw of the runs: {', '.join(ESTIMATORS)}")
+    add("--est", default="mean", help=f"statistic over runs: {', '.join(ESTIMATORS)}")
     add("--save", metavar="FILE", help="write a file instead of opening a window; without a "
         f"display the file is {DEFAULT_FILE}")
     args = parser.parse_args(argv)
@@ -247,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             select=args.select, exclude=args.exclude, estimator=args.est, save=args.save,
         )
         if not args.save and not _can_show():
-            print("no display to open a window on: writing a file (--save FILE names it)")
+            print("there is no display for a window: writing a file (--save FILE names it)")
             _save(figures, args.value, DEFAULT_FILE)
     except (ValueError, OSError) as error:
         parser.error(one_line(error))
@@ -279,13 +283,13 @@ def _choose_folders(logdirs, select, exclude):
     folders = [f for f in folders if not any(s in f for s in exclude)]
     if not folders:
         raise ValueError(
-            f"no folder is left of {list(found.values())} after {select=} and {exclude=}"
+            f"{select=} and {exclude=} leave none of the folders {list(found.values())}"
         )
     return folders
 
 
 def _find_folders(logdir):
-    """A folder named exactly ('data/', '..'), or all whose name starts with the last part."""
+    """Returns one folder for an exact name ('data/', '..'), else all that begin with the name."""
     logdir = os.path.expanduser(os.fspath(logdir))
     parent, prefix = os.path.split(logdir)
     if not os.path.isdir(parent or os.curdir):
@@ -298,22 +302,22 @@ def _find_folders(logdir):
         near = difflib.get_close_matches(prefix, there, n=8, cutoff=0.5) or there[:8]
         raise ValueError(
             f"no folder whose name starts with {prefix!r} in {parent or os.curdir!r}; "
-            f"there {f'are {near}' if near else 'is none at all'}"
+            f"there are {near or 'no folders there'}"
         )
     return [os.path.join(parent, name) for name in matches]
 
 
 def _natural(name):
-    """Sorts `v2` before `v10`."""
+    """Returns a sort key that sorts `v2` before `v10`."""
     parts = re.split(r"(\d+)", name)
     return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def _read_runs(logdir, condition):
-    """A `_Run` for each progress.txt that has something in it."""
+    """Returns a `_Run` for each progress.txt with at least one row."""
     runs, found = [], False
     for root, folders, files in os.walk(logdir):
-        folders.sort(key=_natural)  # os.walk goes by this list, whose order is the file system's
+        folders.sort(key=_natural)  # os.walk visits the folders in the order of this list
         if PROGRESS not in files:
             continue
         found = True
@@ -324,7 +328,7 @@ def _read_runs(logdir, condition):
     if not found:
         raise ValueError(
             f"no progress.txt in {os.fspath(logdir)!r} or below it; "
-            "exclude it, or end the name that is meant with a slash"
+            "exclude it, or end the intended name with a slash"
         )
     return runs
 
@@ -338,15 +342,15 @@ def _read_text(path):
 
 def _read_progress(path):
     try:
-        *lines, _ = _read_text(path).split("\n")  # after the last newline: nothing or a torn line
+        *lines, _ = _read_text(path).split("\n")  # the rest is empty or an incomplete line
         width = lines[0].count("\t") if lines else 0
         whole = [line for line in lines if line.count("\t") == width]
         if len(whole) < 2:
             print(f"{path!r}: nothing logged yet, skipped")
             return None
-        # The last line may be torn. One in the middle is odd enough to speak of.
+        # Only the last line may be incomplete without a note
         if len(whole) < len(lines) - 1:
-            print(f"{path!r}: skipped {len(lines) - len(whole)} lines that aren't whole")
+            print(f"{path!r}: skipped {len(lines) - len(whole)} incomplete lines")
         return pd.read_csv(io.StringIO("\n".join(whole)), sep="\t", quoting=3, index_col=False)
     except (OSError, ValueError) as error:
         print(f"{path!r}: can't be read, skipped ({error})")
@@ -354,9 +358,9 @@ def _read_progress(path):
 
 
 def _read_config(folder):
-    """The experiment's name, from config.json or else from the folder's, and its environment."""
+    """Returns the name of the experiment (from config.json or the folder) and its environment."""
     name = env_id = None
-    # RecursionError: brackets nested without end. The rest: JSON of another form.
+    # RecursionError: brackets nested too deeply. AttributeError and later: JSON of another form.
     broken = (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError)
     with contextlib.suppress(*broken):
         config = json.loads(_read_text(os.path.join(folder, CONFIG)))
@@ -375,14 +379,14 @@ def _label(runs):
     runs = list(runs)
     env_ids = list(dict.fromkeys(run.env_id for run in runs if run.env_id))
     if len(env_ids) > 1:
-        print(f"these runs are of {len(env_ids)} environments, whose returns don't compare: "
+        print(f"these runs are in {len(env_ids)} environments, whose returns can't be compared: "
               f"{', '.join(env_ids)}")  # fmt: skip
     units, labelled = Counter(), []
     for index, run in enumerate(runs):
         condition, table = run.name, run.table
         if len(env_ids) > 1 and run.env_id and not run.is_named:
-            is_told = run.env_id.lower() in condition.lower()
-            condition += "" if is_told else f" ({run.env_id})"
+            is_named = run.env_id.lower() in condition.lower()
+            condition += "" if is_named else f" ({run.env_id})"
         names = {"Unit": units[condition], "Condition1": condition}
         names["Condition2"] = f"{condition}-{index}"
         for column in ("AverageEpRet", "AverageTestEpRet"):
@@ -397,10 +401,10 @@ def _label(runs):
 
 
 def _tidy(data, xaxis, value, condition, smooth):
-    """One table of x, y and condition: finite or NaN, smoothed, x shared within a condition."""
+    """Returns a table of x, smoothed y, condition and part for all runs; see `_curve`."""
     if not isinstance(smooth, numbers.Integral) or smooth < 1:
         raise ValueError(f"smooth={smooth!r}: expected a whole number of epochs, at least 1")
-    if isinstance(data, pd.DataFrame):  # several runs in one, as pandas.concat makes
+    if isinstance(data, pd.DataFrame):  # several runs in one table, as from pandas.concat
         runs = data.groupby("Condition2", sort=False) if "Condition2" in data else [("", data)]
         data = [run for _, run in runs]
     data = [run for run in data if len(run)]
@@ -409,7 +413,7 @@ def _tidy(data, xaxis, value, condition, smooth):
     _check_columns(data, xaxis, value, condition)
     runs = {}
     for run in data:
-        # Matplotlib takes _x for no name
+        # Matplotlib omits names that begin with _ from the legend
         name = re.sub("^_", " _", str(run[condition].iloc[0])) if condition in run else "?"
         runs.setdefault(name, []).append(run)
     tables = [t for name in runs for t in _curve(name, runs[name], xaxis, value, smooth)]
@@ -432,7 +436,7 @@ def _check_columns(data, xaxis, value, condition):
 
 
 def _curve(name, runs, xaxis, value, smooth):
-    """One table of x, y, condition and part, which is 0 where all runs have numbers."""
+    """Returns tables of x, y, condition and part; part is 0 where the number of runs is largest."""
     curves = [
         (_finite(run[xaxis]), _smoothed(_finite(run[value]), smooth))
         for run in runs
@@ -442,12 +446,12 @@ def _curve(name, runs, xaxis, value, smooth):
     left_out = len(runs) - len(curves)
     if left_out:
         of = f"all {len(runs)}" if not curves else f"{left_out} of {len(runs)}"
-        print(f"{name!r}: left out {of} runs, without a number in {value!r} over {xaxis!r}")
+        print(f"{name!r}: left out {of} runs: no number in {value!r} over {xaxis!r}")
     tables = []
     for x, y in _on_one_grid(curves):
         tables.append(pd.DataFrame({"x": x, "y": y}).dropna().sort_values("x"))
     x = np.unique(np.concatenate([table["x"] for table in tables])) if tables else np.empty(0)
-    # A run counts between its first number and its last; in gaps its neighbours stand for it.
+    # A run counts from its first number to its last, even in gaps between them.
     lives = [(table["x"].min() <= x) & (x <= table["x"].max()) for table in tables]
     changes = np.any(np.diff(lives, axis=1, prepend=False), axis=0) if tables else x
     number = np.sum(lives, axis=0)
@@ -462,7 +466,7 @@ def _finite(column):
 
 
 def _smoothed(y, width):
-    """The mean of the `width` values around each, of those that exist and aren't NaN."""
+    """Returns the mean over the `width` values around each value, ignoring NaN."""
     if width == 1:
         return y
     window = np.ones(min(width, 2 * len(y) + 1))
@@ -473,7 +477,7 @@ def _smoothed(y, width):
 
 
 def _on_one_grid(curves):
-    """Runs stopped early share the x of the longest. Others (over time) are interpolated at it."""
+    """Interpolates the runs at the x values of the longest run, unless they already share them."""
     if not curves:
         return []
     grid = max((x for x, _ in curves), key=len)
@@ -487,7 +491,7 @@ def _on_one_grid(curves):
 
 
 def _bootstrap(values, estimator, level=95, resamples=1000):
-    """Seaborn's interval number for number, without its loop: 40 times as fast."""
+    """Returns the same interval as seaborn, but without its loop: 40 times as fast."""
     values = np.asarray(values)
     picks = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
     estimates = getattr(np, estimator)(values[picks], axis=1)
@@ -499,9 +503,9 @@ def _bootstrap(values, estimator, level=95, resamples=1000):
 
 @contextlib.contextmanager
 def _style(font_scale):
-    """How figures made inside look; the caller's own settings come back after it.
+    """Sets the style of figures in a block, and restores the caller's settings afterwards.
 
-    `plt.rc_context` would restore more than that: it undoes a notebook's `interactive`, which the
+    `plt.rc_context` would restore too much: it would undo a notebook's `interactive`, which the
     first figure sets.
     """
     look = {
@@ -520,7 +524,7 @@ def _style(font_scale):
 
 
 def _new_figure(apart):
-    """A figure of pyplot's, which a notebook or `plt.show` shows, or one apart, only for a file."""
+    """Returns a figure of pyplot, or, if `apart`, one that pyplot doesn't show."""
     if apart:
         return Figure()
     try:
@@ -531,9 +535,9 @@ def _new_figure(apart):
 
 
 def _can_show():
-    """Whether figures of pyplot's appear before someone's eyes: in a window, browser, notebook."""
+    """Returns True if pyplot can show figures in a window, a browser or a notebook."""
     backend = plt.get_backend().lower()
-    if "inline" in backend:  # `!spinup plot` in a notebook inherits the setting, not the notebook
+    if "inline" in backend:  # `!spinup plot` inherits this setting, but isn't in a notebook
         ipython = sys.modules.get("IPython")
         return ipython is not None and ipython.get_ipython() is not None
     return backend not in FILE_BACKENDS
@@ -555,7 +559,7 @@ def _draw(axes, table, xaxis, value, estimator="mean", **kwargs):
     fewer = table[table["part"] > 0]
     if len(fewer):
         pieces = fewer["condition"] + "\n" + fewer["part"].astype(str)
-        pattern = {piece: dashes[piece.split("\n")[0]] for piece in pieces.unique()}
+        pattern = {piece: dashes[piece.rpartition("\n")[0]] for piece in pieces.unique()}
         thin = {
             "style": pieces,
             "style_order": list(pattern),
@@ -571,17 +575,17 @@ def _draw(axes, table, xaxis, value, estimator="mean", **kwargs):
         if 5e3 < table[column].abs().max() < 1e15:
             axis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M
             axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axis.get_major_ticks()  # they take the style of the moment they are made in
+        axis.get_major_ticks()  # make the ticks now, in the current style
     several = estimator in ESTIMATORS[1:] and table.duplicated(["x", "condition"]).any()
     of_runs = f"\n({estimator} of runs)" if several else ""
-    # Columns and names come from files: a dollar in them begins no formula.
+    # Names from files may contain dollar signs, which don't begin a formula.
     axes.set_xlabel(LABELS.get(xaxis, xaxis), parse_math=False)
     axes.set_ylabel(LABELS.get(value, value) + of_runs, parse_math=False)
     _place_legend(axes, len(fewer) > 0)
 
 
 def _look(names):
-    """Colours for curves, patterns too where there are more curves than colours; all patterns."""
+    """Returns colours (and patterns if there are more curves than colours), and all patterns."""
     colours = sns.color_palette("deep")
     palette = {name: colours[i % len(colours)] for i, name in enumerate(names)}
     dashes = {n: DASHES[i // len(colours) % len(DASHES)] for i, n in enumerate(names)}
@@ -592,7 +596,7 @@ def _look(names):
 
 
 def _place_legend(axes, has_thin_parts):
-    """Above the axes, where it hides no data; within them where they share their figure."""
+    """Moves the legend above the axes, or into them if the figure has several axes."""
     figure, legend = axes.figure, axes.get_legend()
     if figure.get_layout_engine() is None:
         figure.set_layout_engine("constrained")
@@ -628,7 +632,7 @@ def _place_legend(axes, has_thin_parts):
 
 
 def _wrapped(name, width, lines=3):
-    """Breaks a long name after `_` or `-`; where that isn't enough it loses its middle."""
+    """Breaks a long name after `_` or `-`, and shortens it in the middle if it is too long."""
     width = max(width, 16)
     half = lines * (width - 8) // 2  # lines that break early are shorter
     if len(name) > 2 * half + 1:

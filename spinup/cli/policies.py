@@ -1,7 +1,7 @@
-"""From a run folder back to its policy and environment.
+"""Loads the policy and the environment of a run from its folder.
 
 The network is rebuilt from ``config.json`` and the saved weights, the environment from its id and
-arguments. A run folder may come from anyone; see `spinup.runs.loading` for what is trusted in it.
+its arguments. A run folder may come from anyone, so it isn't trusted; see `spinup.runs.loading`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MAKE_WRAPPED = qualified_name(make_wrapped)
 
 
 class CannotRebuildEnv(ValueError):
-    """A run folder doesn't say how its environment is made, or it can't be made here."""
+    """The environment of a run can't be made again, at least not on this machine."""
 
 
 # --- Loading --------------------------------------------------------------------------------------
@@ -64,28 +64,28 @@ def load_policy_and_env(
     render_mode: str | None = None,
     seed: int | None = None,
 ) -> tuple[gym.Env | None, LoadedPolicy]:
-    """Loads a trained policy, and the environment that it was trained in.
+    """Loads a trained policy and the environment in which it was trained.
 
     Args:
         fpath: the run folder.
-        itr: which save, by the number that ``save_state`` was given; ``"last"`` for the one without
-            a number or, where there is none, for that of the highest.
-        deterministic: act by the policy's mode instead of samples.
-        actor_critic: the class (or function) that builds the networks, where it can't be imported.
-        ac_kwargs: its keyword arguments, instead of the run's.
-        env_fn: environment id or function that makes the environment, where the run folder doesn't
-            say how.
-        render_mode: how the environment renders, ``"human"`` or ``"rgb_array"``.
-        seed: of the environment and of the policy's samples (torch and NumPy are seeded too).
+        itr: number of the save, as given to ``save_state``. ``"last"`` is the save without a
+            number, or if there is none, the save with the highest number.
+        deterministic: use the mode of the policy's distribution instead of samples.
+        actor_critic: the class (or function) that builds the networks, if it can't be imported.
+        ac_kwargs: its keyword arguments, if they can't be read from the run folder.
+        env_fn: environment id, or function that makes the environment, if it can't be made from the
+            run folder.
+        render_mode: render mode of the environment, ``"human"`` or ``"rgb_array"``.
+        seed: seed of the environment and of the policy's samples (also seeds torch and NumPy).
 
     Returns:
-        The environment, flattened and clipping actions as in training, and a function of an
-        observation that returns an action. The environment is None, with a warning that says why,
-        where it has to be made by `env_fn` and that wasn't given.
+        The environment, which flattens observations and clips actions as in training, and the
+        policy, a function that maps an observation to an action. If the environment can't be made
+        without `env_fn`, it is None, and a warning gives the reason.
 
     Raises:
-        FileNotFoundError: this is not a run folder, or it holds no policy.
-        ValueError: the policy can't be rebuilt from what the folder holds.
+        FileNotFoundError: this is not a run folder, or it contains no policy.
+        ValueError: the policy can't be rebuilt from the folder.
     """
     get_action = load_policy(fpath, itr, deterministic, actor_critic, ac_kwargs, seed)
     try:
@@ -147,7 +147,7 @@ def load_env(
     """Makes the environment of a run again, without its policy; see `load_policy_and_env`.
 
     Raises:
-        CannotRebuildEnv: (a ValueError) the folder doesn't say how, and `env_fn` isn't given.
+        CannotRebuildEnv: (a ValueError) the environment can't be made without `env_fn`.
     """
     folder = Path(fpath)
     remake = functools.partial(_make_run_env, read_run_config(folder), folder, env_fn, seed)
@@ -159,9 +159,9 @@ class LoadedPolicy:
 
     Args:
         ac: the networks.
-        deterministic: act by the policy's mode instead of samples.
-        max_ep_len: environment steps after which training cut episodes off.
-        seed: of the samples; a user's own networks sample from torch's generator.
+        deterministic: use the mode of the policy's distribution instead of samples.
+        max_ep_len: environment steps after which episodes were cut off in training.
+        seed: seed of the samples; custom networks sample from torch's global generator.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class LoadedPolicy:
         self.ac, self.deterministic, self.max_ep_len = ac, deterministic, max_ep_len
         rng = np.random.default_rng() if seed is None else seed_everything(seed)
         self._act = acting_policy(ac, rng)
-        # On-policy networks owe us a distribution; that act() takes `deterministic` they don't.
+        # On-policy networks must have a distribution, but act() needn't take `deterministic`.
         self._ask_pi = deterministic and hasattr(ac, "v") and not takes_deterministic(ac.act)
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
@@ -190,11 +190,11 @@ class LoadedPolicy:
 
 
 class RunEnv(gym.Wrapper):
-    """The environment of a run, which can be made once more to be watched.
+    """The environment of a run, which can be made again with another render mode.
 
     Args:
         env: the environment.
-        remake: makes it again with a given render mode.
+        remake: makes the environment again with a given render mode.
     """
 
     def __init__(self, env: gym.Env, remake: Callable[[str | None], gym.Env]):
@@ -202,12 +202,12 @@ class RunEnv(gym.Wrapper):
         self._remake = remake
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Starts an episode; the first one with the seed, unless another is given."""
+        """Starts an episode; the first one uses the environment's seed unless `seed` is given."""
         given = {} if seed is None else {"seed": seed}
         return self.env.reset(options=options, **given)
 
     def rendered(self, render_mode: str) -> RunEnv:
-        """Returns another such environment, which renders in this mode."""
+        """Returns a new environment of the same run with this render mode."""
         return RunEnv(self._remake(render_mode), self._remake)
 
 
@@ -219,7 +219,7 @@ def _restore_spaces(config, folder):
         raise ValueError(f"{where}: {one_line(error)}") from error
 
 
-# --- Its environment ------------------------------------------------------------------------------
+# --- The environment ------------------------------------------------------------------------------
 
 
 def _make_run_env(config, folder, env_fn, seed, render_mode):
@@ -235,8 +235,8 @@ def _make_run_env(config, folder, env_fn, seed, render_mode):
     env = make_env(env_fn, seed)
     if render_mode not in (None, env.render_mode):
         raise ValueError(
-            f"env_fn made an environment of render_mode {env.render_mode!r}: have it pass "
-            f"{render_mode!r} to gymnasium.make"
+            f"env_fn made an environment with render_mode {env.render_mode!r}: pass render_mode="
+            f"{render_mode!r} to gymnasium.make in it"
         )
     spaces = (env.observation_space, env.action_space)
     for space, trained in zip(spaces, _restore_spaces(config, folder)):
@@ -250,16 +250,16 @@ def _size(space: Space):
 
 
 def _make_from_config(config, folder, render_kwargs):
-    """Makes the environment that config.json describes: id, arguments and time limit."""
+    """Makes the environment from its id, arguments, time limit and wrappers in config.json."""
     remedy = (
-        "pass env_fn=..., a function that makes it, from Python (or make it there yourself: "
-        "run_policy(env, get_action))"
+        "from Python, pass env_fn=..., a function that makes it, or make it yourself and call "
+        "run_policy(env, get_action)"
     )
     env = config["env"]
     if env is None:
         raise CannotRebuildEnv(
-            f"The environment of {str(folder)!r} came from a function and has no id by which to "
-            f"make it again: {remedy}"
+            f"The environment of {str(folder)!r} was made by a function and has no id, so it can't "
+            f"be made again: {remedy}"
         )
     try:
         env_id, wrappers, kwargs = env["id"], env["wrappers"], dict(env["kwargs"])
@@ -270,7 +270,7 @@ def _make_from_config(config, folder, render_kwargs):
         raise ValueError(f"config.json of {str(folder)!r} describes no environment") from error
     if wrappers and not is_plain:
         raise CannotRebuildEnv(
-            f"The environment of {str(folder)!r}, {env_id}, came from a function that wrapped it "
+            f"The environment of {str(folder)!r}, {env_id}, was made by a function that wrapped it "
             f"in {', '.join(map(str, wrappers))}: {remedy}"
         )
     kwargs.pop("render_mode", None)
@@ -278,7 +278,7 @@ def _make_from_config(config, folder, render_kwargs):
         if module and env_id not in gym.registry:
             import_module(module, folder)
         if ":" in env_id:
-            raise ImportError(f"{env_id!r} is no environment's id")
+            raise ImportError(f"{env_id!r} is not the id of an environment")
         functions = [_import_wrapper(name, folder) for name in named]
         made = gym.make(env_id, max_episode_steps=limit, **kwargs, **render_kwargs)
         return wrap(made, functions)
@@ -291,8 +291,10 @@ def _make_from_config(config, folder, render_kwargs):
 
 
 def _made_by_id(env_fn, env_id):
-    """Returns the module that a run's env_fn, as ``"module:id"``, wants imported, and whether it
-    was no function but this id, so that all wrappers are the id's own."""
+    """Returns the module to import for ``"module:id"``, and whether env_fn was this id.
+
+    If it was the id, all recorded wrappers are those that the id adds.
+    """
     if not isinstance(env_id, str):
         raise TypeError(env_id)
     if isinstance(env_fn, dict) and env_fn.get("partial") == "gymnasium.envs.registration:make":
@@ -304,7 +306,7 @@ def _made_by_id(env_fn, env_id):
 
 
 def _named_wrappers(env_fn):
-    """Returns the names of the wrappers that a run was given on the command line."""
+    """Returns the names of the wrappers that were given on the command line."""
     if not (isinstance(env_fn, dict) and env_fn.get("partial") == MAKE_WRAPPED):
         return []
     names = env_fn["args"][1]
@@ -314,10 +316,10 @@ def _named_wrappers(env_fn):
 
 
 def _import_wrapper(name, folder):
-    """Returns a wrapper that config.json names: a class of wrappers, or a function of the user's.
+    """Imports a wrapper that config.json names: a wrapper class, or a user's function.
 
-    That a function takes an environment can't be seen, so that only those are called that are
-    defined in a module of the user's own, not in an installed package.
+    There is no way to check that a function is meant as a wrapper. So it must be defined in the
+    user's own module rather than in an installed package.
     """
     if not ANY_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a function")
@@ -330,7 +332,7 @@ def _import_wrapper(name, folder):
     if not (inspect.isfunction(found) and found.__module__ == module and _is_own(module)):
         raise ValueError(
             f"{name} is neither a subclass of gymnasium.Wrapper nor a function that is defined in "
-            "a module of your own, and nothing else is called because a run folder says so"
+            "your own module, and nothing else that a run folder names is called"
         )
     return found
 
@@ -346,7 +348,7 @@ def _is_own(module):
 
 
 def has_display() -> bool:
-    """Says whether a window would appear before someone's eyes."""
+    """Returns True if there is a display for windows."""
     if os.environ.get("SDL_VIDEODRIVER") in ("dummy", "offscreen"):
         return False
     if sys.platform in ("win32", "cygwin", "darwin") or os.environ.get("WAYLAND_DISPLAY"):
@@ -355,7 +357,7 @@ def has_display() -> bool:
 
 
 def _x_server_answers(display):
-    """Tries whether there is one: MuJoCo's window library aborts the process where there isn't."""
+    """Returns True if an X server answers; without one, MuJoCo would abort the process."""
     match = re.fullmatch(r"(unix|[\w.-]*):(\d+)(\.\d+)?", display)
     if match is None:
         return bool(display)
@@ -374,16 +376,16 @@ def _x_server_answers(display):
 
 
 def _render_without_display():
-    """Lets frames be drawn where there is no display, unless the user has chosen how."""
+    """Makes frames render without a display, unless the user has set how."""
     if not has_display():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def cannot_render(error: BaseException) -> ValueError:
-    """Returns the error to raise where an environment's rendering raised this one."""
+    """Returns the error to raise for an exception in an environment's rendering."""
     return ValueError(
-        f"The environment can't render ({type(error).__name__}: {one_line(error)}): run it "
-        "without (-nr, render=False), or install what it needs (in the checkout: pip install "
-        "'.[video]'), and for MuJoCo without a display set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+        f"The environment can't render ({type(error).__name__}: {one_line(error)}): switch "
+        "rendering off (-nr, render=False), or install the packages for it (in the checkout: pip "
+        "install '.[video]'); for MuJoCo without a display, set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
     )

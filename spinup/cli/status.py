@@ -1,4 +1,4 @@
-"""What the runs below a folder are up to: ``python -m spinup.run status DIR``."""
+"""The states of all runs below a folder: ``python -m spinup.run status DIR``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from spinup.runs.folder import (
     State,
     examine_status,
     find_runs,
-    holds_checkpoint,
     is_locked,
+    remedy,
 )
 from spinup.runs.wording import clock, short_return, with_commas
 
@@ -33,7 +33,7 @@ STYLES = {  # else red
     State.STARTING: "cyan",
 }
 
-# A run that hasn't begun this many seconds after its start has died.
+# Seconds after which a run that hasn't begun counts as died.
 STARTING_SECONDS = 300
 
 
@@ -41,19 +41,19 @@ def main(argv: Sequence[str]) -> int:
     """Prints a table of runs.
 
     Args:
-        argv: folders; runs lie in them or below.
+        argv: folders that contain runs, at any depth.
 
     Returns:
         The exit status.
 
     Raises:
-        UsageError: there is no such folder, or no run below one.
+        UsageError: a folder doesn't exist, or there is no run.
     """
     parser = argparse.ArgumentParser(
         prog="python -m spinup.run status",
-        description="Lists every run below folders: its state, how far it is, and its last error.",
+        description="Lists every run below folders: its state, progress, and last error.",
     )
-    parser.add_argument("dir", nargs="*", default=["data"], help="folders; data unless given")
+    parser.add_argument("dir", nargs="*", default=["data"], help="folders; by default data")
     out, found = console(), find(parser.parse_args(list(argv)).dir)
     table = Table(box=None)
     table.add_column("run", overflow="fold")
@@ -83,10 +83,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def find(folders: Sequence[str]) -> list[Path]:
-    """Returns the folder of every run in folders or below.
+    """Returns the folders of all runs at or below folders.
 
     Raises:
-        UsageError: there is no such folder, or no run.
+        UsageError: a folder doesn't exist, or there is no run.
     """
     found: list[Path] = []
     for folder in folders:
@@ -94,17 +94,17 @@ def find(folders: Sequence[str]) -> list[Path]:
             raise UsageError(f"there is no folder {folder!r}")
         found += find_runs(folder)
     if not found:
-        raise UsageError(f"no run lies below {', '.join(folders)}")
+        raise UsageError(f"there is no run below {', '.join(folders)}")
     return found
 
 
 def state_of(folder: str | os.PathLike, jobs: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Returns a run's status; its state is ``died`` if it couldn't say itself how it ended.
+    """Returns a run's status; the state is ``died`` if it ended without recording an end.
 
     Args:
-        folder: the run's.
-        jobs: states of this user's Slurm jobs by id; None where there is no Slurm. A run that is
-            to go on in a job that waits is ``queued``.
+        folder: the run folder.
+        jobs: states of this user's Slurm jobs by id; None without Slurm. The state of a run whose
+            job waits in the queue is ``queued``.
     """
     status, odd = examine_status(folder)
     state = status.setdefault("state", State.UNKNOWN)
@@ -122,12 +122,11 @@ def state_of(folder: str | os.PathLike, jobs: Mapping[str, str] | None = None) -
         late = time.time() - status.get("updated", 0) > STARTING_SECONDS
         waits = state == State.RUNNING or (state == State.STARTING and late)
         died = waits and job is None and is_locked(folder) is False
-    if died:
-        remedy = "can be continued with" if holds_checkpoint(folder) else "starts again with"
-        status.update(state=State.DIED, error=f"it was killed, and {remedy} --resume")
+    if died or state == State.DIED:
+        status.update(state=State.DIED, error=f"it was killed: {remedy(folder)}")
     return status
 
 
 def _printable(text):
-    """Returns text without what would move a terminal's cursor, or can't be printed at all."""
+    """Replaces characters that can't be printed, or that would move a terminal's cursor."""
     return "".join(char if char.isprintable() else "?" for char in text)

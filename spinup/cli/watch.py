@@ -1,4 +1,4 @@
-"""Watch a trained policy: run episodes, print their returns, record videos.
+"""Watches a trained policy: runs episodes, prints their returns, and records videos.
 
 ``python -m spinup.run test_policy data/demo/demo_s0 -n 5``
 """
@@ -42,29 +42,30 @@ def run_policy(
     num_episodes: int = 100,
     render: bool = True,
 ) -> tuple[list[float], list[int]]:
-    """Runs episodes, and prints each one's return and length and their statistics.
+    """Runs episodes, and prints the return and length of each and statistics of all.
 
-    Ctrl-C ends it with the statistics so far.
+    Ctrl-C stops the episodes; the statistics so far are printed.
 
     Args:
-        env: the environment, from `load_policy_and_env` or any other; for a policy from there it
-            is made to flatten observations and clip actions, as in training.
-        get_action: function of an observation that returns an action.
-        max_ep_len: environment steps after which an episode is cut off; 0 for never. By default
-            what the policy was trained with.
-        num_episodes: episodes to run.
-        render: show them in a window, where there is a display.
+        env: the environment, from `load_policy_and_env` or any other. For a policy from
+            `load_policy_and_env`, it is wrapped to flatten observations and clip actions, as in
+            training.
+        get_action: function that maps an observation to an action.
+        max_ep_len: environment steps after which an episode is cut off; 0 for no limit. By default
+            the limit in training.
+        num_episodes: number of episodes.
+        render: show the episodes in a window if there is a display.
 
     Returns:
-        The episodes' returns and lengths.
+        The returns and the lengths of the episodes.
 
     Raises:
-        ValueError: there is no environment, or it can't render.
+        ValueError: `env` is None, an argument is out of range, or the environment can't render.
     """
     if env is None:
         raise ValueError(
             "There is no environment to run the policy in: pass env_fn=... to load_policy_and_env, "
-            "or make the environment yourself and pass it here"
+            "or make the environment yourself and pass it to run_policy"
         )
     if num_episodes < 1:
         raise ValueError(f"num_episodes must be at least 1, not {num_episodes}")
@@ -96,17 +97,18 @@ def record_frames(
     max_ep_len: int | None = None,
     every: int = 1,
 ) -> np.ndarray:
-    """Runs one episode and returns what it looks like, for a notebook.
+    """Runs one episode and returns its frames, for example for a notebook.
 
     Args:
-        env: the environment, from `load_policy_and_env` or any other with ``render_mode``
+        env: the environment, from `load_policy_and_env`, or any other with ``render_mode``
             ``"rgb_array"``.
-        get_action: function of an observation that returns an action.
+        get_action: function that maps an observation to an action.
         max_ep_len: as for `run_policy`.
-        every: environment steps from one frame to the next.
+        every: environment steps between frames.
 
     Returns:
-        Frames, ``(frames, height, width, 3)``, of 8 bits; the first is the episode's start.
+        An array of frames ``(frames, height, width, 3)`` of dtype uint8; the first frame shows the
+        start of the episode.
 
     Raises:
         ValueError: the environment can't render.
@@ -134,7 +136,10 @@ def record_frames(
 def _episode(
     env: gym.Env, get_action: Callable, limit: int, with_start: bool = False
 ) -> Iterator[tuple[int, float]]:
-    """Runs one episode; yields each step's number, from 1, and reward (at first 0 and 0, if so)."""
+    """Runs one episode; yields the number (from 1) and reward of each step.
+
+    With `with_start`, it first yields 0 and 0.0 after the reset.
+    """
     with _explaining_rendering(env) if env.render_mode else contextlib.nullcontext():
         obs, _ = env.reset()
     if with_start:
@@ -154,7 +159,7 @@ def _limit(get_action, max_ep_len):
 
 
 def _adapted(env, get_action):
-    """Returns the environment; for a loaded policy flattening and clipping as in training."""
+    """Returns the environment, adapted as in training if the policy is a `LoadedPolicy`."""
     inner = env
     while isinstance(inner, gym.Wrapper) and not isinstance(inner, AdaptedEnv):
         inner = inner.env
@@ -183,15 +188,15 @@ def _print_statistics(returns, lengths):
 
 
 def _open_window(env):
-    """Returns the same environment with a window, or None, saying why."""
+    """Returns the environment with a window, or None after printing the reason."""
     if env.render_mode == "human":
-        return None  # it has one
+        return None  # it already has a window
     if not isinstance(env, RunEnv):
-        print("Not rendering: make the environment with render_mode='human' to see it.")
+        print("Not rendering: make the environment with render_mode='human' for a window.")
     elif not has_display():
         print("Not rendering: there is no display. To record videos: test_policy ... --video DIR")
     elif not env.metadata.get("render_modes"):
-        print("Not rendering: this environment can't.")
+        print("Not rendering: this environment doesn't support it.")
     else:
         return env.rendered("human")
     return None
@@ -208,9 +213,9 @@ def _explaining_rendering(env):
 
 
 def _recorded(env, video_folder, name):
-    """Wraps an environment so that every episode becomes a video."""
+    """Wraps an environment so that every episode is recorded as a video."""
     if importlib.util.find_spec("moviepy") is None:
-        raise ModuleNotFoundError("--video needs MoviePy: pip install '.[video]' in the checkout")
+        raise ModuleNotFoundError("--video needs MoviePy: in the checkout, pip install '.[video]'")
     return gym.wrappers.RecordVideo(
         env, video_folder, episode_trigger=lambda episode: True, name_prefix=name
     )
@@ -221,19 +226,19 @@ def _recorded(env, video_folder, name):
 
 # fmt: off
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `test_policy`. Returns the exit status."""
+    """Runs the command `test_policy`, and returns the exit status."""
     parser = Parser("test_policy", "Runs a trained policy.")
     add = parser.add_argument
     add("fpath", metavar="DIR", help="the run folder, such as data/demo/demo_s0")
     add("--episodes", "-n", type=int, default=100, metavar="N",
         help="episodes to run (%(default)s)")
     add("--len", "-l", type=int, metavar="LEN",
-        help="steps after which an episode is cut off, 0 for never (as in training)")
+        help="steps after which an episode is cut off, 0 for no limit (as in training)")
     add("--norender", "-nr", action="store_true", help="open no window")
     add("--itr", "-i", type=_iteration, default="last", metavar="ITR",
-        help="which save to load, by its number (the last one)")
-    add("--deterministic", "-d", action="store_true", help="act by the policy's mode, unsampled")
-    add("--video", metavar="DIR", help="record each episode as an MP4 in this folder, no window")
+        help="number of the save to load (the last one)")
+    add("--deterministic", "-d", action="store_true", help="use the mode of the policy")
+    add("--video", metavar="DIR", help="record each episode as an MP4 in this folder")
     add("--seed", type=int, metavar="S", help="seed of environment and policy (none)")
     args = parser.parse_args(argv)
     try:

@@ -92,8 +92,8 @@ class Captured:
             if obstacle is not None:
                 self.run_as_written(obstacle, stacklevel=3)
                 return self.__wrapped__(*flags, **named)
-            known = self._captures[key] = _Capture(self, flags, named)
-        return known()
+            known = self._captures[key] = _Capture(self.__wrapped__, flags, named)
+        return known(self)
 
     def check_next(self) -> None:
         """Makes the next call with each combination of flags compare itself with its capture."""
@@ -166,9 +166,8 @@ def _tape() -> _Tape | None:
 class _Capture:
     """An update with given flags: first run as written, then recorded, compared and replayed."""
 
-    def __init__(self, owner, flags, named):
-        self.owner = owner
-        self.update = functools.partial(owner.__wrapped__, *flags, **named)
+    def __init__(self, update, flags, named):
+        self.update = functools.partial(update, *flags, **named)
         self.calls = 0
         self.changes: deque[int] = deque(maxlen=_MOST_CHANGES)  # calls that found a change
         self.forget()
@@ -184,36 +183,36 @@ class _Capture:
         self.light: _Tape | None = None
         self.light_counts = False
 
-    def __call__(self):
+    def __call__(self, owner):  # which isn't kept: a cycle would keep the update's buffer
         self.calls += 1
         if self.calls == 1:  # may allocate persistent tensors
             return self.update()
         if self.tape is not None and not self.guards.hold():
-            self.follow_change(self.guards.change())
-            if not self.owner.is_captured:
+            self.follow_change(self.guards.change(), owner)
+            if not owner.is_captured:
                 return self.update()
         is_due = self.calls <= _FIRST_CHECKS or self.calls % _CHECK_EVERY == 0
         if self.tape is None or is_due or not self.is_checked:
-            return self.record()
-        self.owner.num_replays += 1
+            return self.record(owner)
+        owner.num_replays += 1
         with torch.no_grad():
             for function, args in self.tape.calls:
                 function(*args)
 
-    def follow_change(self, changed):
+    def follow_change(self, changed, owner):
         """Drops the recordings if a value that the update reads has changed."""
         if changed is None:
             return
         self.forget()
         self.changes.append(self.calls)
         if len(self.changes) == _MOST_CHANGES and self.calls - self.changes[0] < _WITHIN:
-            self.owner.run_as_written(
+            owner.run_as_written(
                 f"{changed} changes so often that recordings cost more than they save. Store it in "
                 "a tensor, and update that in place",
                 stacklevel=4,
             )
 
-    def record(self):
+    def record(self, owner):
         """Runs the update, and records it or compares it with the recording."""
         self.is_checked = False  # stays False if this call fails
         is_light = self.was_checked and self.calls >= _FIRST_CHECKS - 1
@@ -225,7 +224,7 @@ class _Capture:
         if result is not None:
             obstacle = "it returns a value. Store it in a tensor that stays in place"
         if obstacle is None and self.tape is None:
-            guards = Guards(self.owner.__wrapped__, tape.functions)
+            guards = Guards(owner.__wrapped__, tape.functions)
             obstacle = guards.obstacle
             if obstacle is None:
                 self.tape, self.guards = tape, guards
@@ -242,7 +241,7 @@ class _Capture:
             self.light_counts = self.light is not None
         if obstacle is not None:
             self.forget()
-            self.owner.run_as_written(obstacle, stacklevel=4)
+            owner.run_as_written(obstacle, stacklevel=4)
         return result
 
 
@@ -259,10 +258,11 @@ class _Tape(TorchDispatchMode):
         self.builds, self.looks = builds, looks
         self.calls: list[tuple[Callable, tuple]] = []
         self.kept: list[Any] = []  # keeps the memory of all results allocated
+        self.held: list[Any] = []  # keeps the addresses in the trace in use
         self.trace: list[Any] = []  # operations, with all that must be the same at each call
         self.functions: set[Any] = set()  # code of the functions called by `run`
         self.obstacle: str | None = None
-        self._lookout = _Lookout(self)
+        self._lookout: _Lookout | None = None
         self._inside = self._stopped = False  # _inside: in a function called by `run`
         self._made: dict[int, int] = {}  # numbers of the storages made by the update, by address
         self._outside: set[int] = set()  # addresses of storages from before the update
@@ -278,6 +278,7 @@ class _Tape(TorchDispatchMode):
         self._checks = Distribution._validate_args
         Distribution.set_default_validate_args(False)
         if self.looks:
+            self._lookout = _Lookout(self)
             self._lookout.__enter__()
         return super().__enter__()
 
@@ -285,8 +286,11 @@ class _Tape(TorchDispatchMode):
         _local.tape = None
         Distribution.set_default_validate_args(self._checks)
         self.stop()
-        if self.looks:
+        if self._lookout is not None:
             self._lookout.__exit__(*error)
+            self._lookout = None  # it has this tape, which would live until a garbage collection
+        if not self.builds:
+            self.calls, self.kept = [], []
 
     def stop(self):
         """Stops recording; the rest of the update runs as written."""
@@ -338,7 +342,8 @@ class _Tape(TorchDispatchMode):
             if (address not in self._made and address not in self._outside) or x.numel() == 0:
                 made.append(x)
                 self._made[address] = len(self._made)
-        if not self.builds:
+        is_empty = outs and not any(x.numel() for x in outs)
+        if not self.builds or (is_empty and not func._schema.is_mutable):
             return None
         if func._schema.is_mutable:
             if made:  # besides the tensors that it changes
@@ -357,7 +362,8 @@ class _Tape(TorchDispatchMode):
         if self._inside or self.obstacle is not None:  # _inside: a recorded call makes this one
             return self.aside(function, *args)
         self.calls.append((function, args))
-        self.kept.append((_detached(tensors), args))
+        self.kept.append(_detached(tensors))
+        self.held.append((function, args))
         code = getattr(inspect.unwrap(function), "__code__", function)
         self.functions.add(code)
         described = map(self._describe, tensors or args)
@@ -390,8 +396,10 @@ class _Tape(TorchDispatchMode):
             made = self._made.get(address)
             if made is None and address not in self._outside:
                 self._outside.add(address)
-                self.kept.append(x.untyped_storage())
+                self.held.append(x.untyped_storage())
             where = (address, None) if made is None else (None, made)
+            if not self.looks:
+                return (*where, x.numel())
             return (*where, x.shape, x.stride(), x.storage_offset(), x.dtype)
         if isinstance(x, (tuple, list)):
             return tuple(map(self._describe, x))

@@ -14,6 +14,8 @@ import builtins
 import dis
 import enum
 import functools
+import importlib.util
+import re
 import sys
 import types
 from collections import OrderedDict, deque
@@ -35,13 +37,17 @@ _TRUSTED_FUNCTIONS = {
     f"spinup.utils.mpi_tools.{name}" for name in ("num_procs", "proc_id", "rank_share")
 } | {"spinup.runs.watchdog.still_alive"}
 # Parts of trusted modules that read more than their arguments, or bypass PyTorch's dispatcher
-_DISTRUSTED = ("numpy.random", "torch.utils.data", "torch._dynamo", "torch.compiler")
+_DISTRUSTED = (
+    *("numpy.random", "torch.utils.data", "torch._dynamo", "torch.compiler"),
+    "torch.utils.checkpoint",  # sets the state of the random generator
+)
 _DISTRUSTED_BUILTINS = {print, input, open, eval, exec, compile, __import__, globals, locals, id}
 _DISTRUSTED_NAMES = {"manual_seed", "set_rng_state", "get_rng_state", "set_state", "get_state"}
 _DISTRUSTED_NAMES |= {"fork_rng", "initial_seed", "set_default_dtype", "set_num_threads"}
 _DISTRUSTED_NAMES |= {"data_ptr", "untyped_storage", "set_flush_denormal", "from_dlpack"}
-# Names by which code can read attributes that it doesn't name
-_REFLECTION = {"getattr", "setattr", "hasattr", "delattr", "vars", "attrgetter", "__dict__"}
+# Names (the last is an instruction) by which code can read attributes that it doesn't name
+_REFLECTION = {"getattr", "setattr", "hasattr", "delattr", "vars", "attrgetter", "methodcaller"}
+_REFLECTION |= {"__dict__", "__getattribute__", "asdict", "astuple", "replace", "MATCH_CLASS"}
 
 _ATOMS: tuple[type, ...] = (
     *(int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented)),
@@ -57,6 +63,7 @@ _MODULE_PARTS = (
     *("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"),
     *("_backward_hooks", "_backward_pre_hooks"),
 )
+_MODULE_VARS = vars(nn.Module()).keys()
 # Special methods that no operation of an update calls
 _NOT_CALLED = {"__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__"}
 _NOT_CALLED |= {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__class_getitem__"}
@@ -67,7 +74,7 @@ _HEAP_TYPE = 1 << 9
 _MISSING, _UNKNOWN = object(), object()  # _UNKNOWN: exists only in a call
 
 _content = attrgetter("cell_contents")
-_form = attrgetter("shape", "dtype", "requires_grad")
+_is_trained = attrgetter("requires_grad")
 _grad = attrgetter("grad")
 _pointer = Tensor.data_ptr
 
@@ -89,6 +96,7 @@ class Guards:
         try:
             walk.run(update)
             self._tensors = [x for x, _ in walk.tensors.values()]
+            trained = {k: (x, label) for k, (x, label) in walk.tensors.items() if x.requires_grad}
             self._sized = [x for x, _ in walk.sized.values()]
             self._sets = [x for x, _ in walk.sets.values()]
             self._arrays = [x for x, _ in walk.arrays.values()]
@@ -100,7 +108,7 @@ class Guards:
                 _Reads(_content, [(cell,) for cell, _ in walk.cells.values()], walk.cells),
                 _Reads(getitem, [place for place, _ in walk.items.values()], walk.items),
                 _Reads(getattr, [place for place, _ in walk.slots.values()], walk.slots),
-                _Reads(_grad, [(x,) for x in self._tensors], walk.tensors),
+                _Reads(_grad, [(x,) for x, _ in trained.values()], trained),
             ]
             self._states = self._read_states()
         except _Uncertain as error:
@@ -134,7 +142,7 @@ class Guards:
         return (
             list(map(len, self._sized)),
             list(map(_pointer, self._tensors)),
-            list(map(_form, self._tensors)),
+            list(map(_is_trained, self._tensors)),  # shapes and dtypes are in recordings
             list(map(_array_state, self._arrays)),
             list(map(frozenset, self._sets)),
             _settings(),
@@ -241,12 +249,15 @@ class _Walk:
         if isinstance(x, _ATOMS) or x is _UNKNOWN or not self.is_new(x):
             return
         kind, label = type(x), self.label(x, label)
+        if isinstance(x, (type, types.FunctionType, types.BuiltinFunctionType)):
+            self.reflects |= x.__name__ in _REFLECTION  # under whatever name the code has it
         if hasattr(x, "_torchdynamo_orig_callable") and not isinstance(x, type):
             raise _Uncertain(f"{label} is compiled by torch.compile")
         if isinstance(x, Tensor):
             if x.layout is not torch.strided or x.device.type != "cpu":
                 raise _Uncertain(f"{label} is a tensor that is not dense or not on the CPU")
             self.tensors[id(x)] = x, label
+            self.see_attributes(x, self.names_of(x) & vars(x).keys(), label)
         elif kind in (list, deque) or isinstance(x, tuple):
             self.see_items(x, enumerate(x), label)
         elif kind in (dict, OrderedDict):
@@ -270,7 +281,7 @@ class _Walk:
         elif isinstance(x, type):
             self.see_class(x, label)
         elif isinstance(x, types.ModuleType):
-            self.see_attributes(x, () if _is_trusted(x.__name__) else self.names, label)
+            self.see_attributes(x, () if _is_trusted(x.__name__) else self.names_of(x), label)
         elif isinstance(x, torch.jit.ScriptModule):
             raise _Uncertain(f"{label} is a TorchScript module")
         elif isinstance(x, nn.Module):
@@ -306,7 +317,7 @@ class _Walk:
             names = [k for k in vars(x) if not k.startswith("_")]
             self.see_attributes(x, names, label)
         else:
-            self.see_attributes(x, {"forward", *self.names}, label)
+            self.see_attributes(x, {"forward", *self.names_of(x)} - _MODULE_VARS, label)
             self.see_special_methods(x, label)
 
     def see_instance(self, x, label):
@@ -322,7 +333,7 @@ class _Walk:
         is_foreign = _root(type(x).__module__) in _TRUSTED | set(sys.stdlib_module_names)
         if not is_known and (base is not object or not in_python or is_foreign):
             raise _Uncertain(f"it uses {label}, a {type(x).__module__}.{type(x).__qualname__}")
-        self.see_attributes(x, self.names, label)
+        self.see_attributes(x, self.names_of(x), label)
         self.see_special_methods(x, label)
 
     def see_special_methods(self, x, label):
@@ -336,6 +347,7 @@ class _Walk:
 
     def see_class(self, x, label):
         """Visits a class, whose methods may be called on unknown instances."""
+        names = self.names_of(x)
         for owner in x.__mro__:
             if _is_trusted(owner.__module__):
                 continue
@@ -345,9 +357,9 @@ class _Walk:
                 if isinstance(value, property):
                     value = value.fget
                 is_method = isinstance(value, (types.FunctionType, staticmethod, classmethod))
-                if is_method and (name in self.names or name.startswith("__")):
+                if is_method and (name in names or name.startswith("__")):
                     self.see(value, f"{label}.{name}")
-                elif name in self.names:
+                elif name in names and not isinstance(value, types.MemberDescriptorType):
                     self.see(self.item(vars(owner), name, f"{label}.{name}"), f"{label}.{name}")
                 elif name in ("forward", "backward"):
                     self.see(value, f"{label}.{name}")
@@ -369,9 +381,18 @@ class _Walk:
 
     # --- Attributes ---
 
+    def names_of(self, x):
+        """Returns names of attributes that code may read of an object that it has come by."""
+        if not self.reflects:
+            return self.names
+        kind = x if isinstance(x, type) else type(x)
+        names = {*self.names, *getattr(kind, "__match_args__", ())}
+        for owner in kind.__mro__:
+            if not _is_trusted(owner.__module__):
+                names |= {name for name, value in vars(owner).items() if _is_data(name, value)}
+        return names if kind is x else {*names, *getattr(x, "__dict__", ())}
+
     def see_attributes(self, x, names, label):
-        if names is self.names and self.reflects and hasattr(x, "__dict__"):
-            names = {*names, *vars(x)}
         for name in sorted(names if isinstance(x, types.ModuleType) else set(names) - _NOT_CALLED):
             value = self.attribute(x, name, label)
             if value is not _UNKNOWN:
@@ -390,7 +411,8 @@ class _Walk:
             owner = next((k for k in x.__mro__ if name in vars(k)), None)
             if owner is None:
                 return _UNKNOWN
-            if _is_trusted(owner.__module__):
+            if _is_trusted(owner.__module__):  # as `apply` of a user's torch.autograd.Function
+                self.see(x, label.rpartition(".")[0])
                 return _UNKNOWN
             return self.item(vars(owner), name, label)
         owner = next((k for k in type(x).__mro__ if name in vars(k)), None)
@@ -425,6 +447,7 @@ class _Walk:
         if isinstance(on_class, staticmethod):
             return on_class.__func__
         if _is_trusted(owner.__module__):
+            self.see(x, label.rpartition(".")[0])
             return _UNKNOWN
         if hasattr(type(on_class), "__get__"):
             self.see((on_class, x), label)
@@ -462,69 +485,75 @@ class _Walk:
         module = f.__globals__.get("__name__", "")
         cells = dict(zip(f.__code__.co_freevars, f.__closure__ or ()))
         if _is_trusted(module):
-            for cell in cells.values():  # such as the function in a decorator
-                inner = getattr(cell, "cell_contents", None)
-                if isinstance(inner, types.FunctionType):
-                    self.see_function(inner, label, bound)
-                elif callable(inner) and not isinstance(inner, type):
-                    self.see(inner, label)
+            inner = [getattr(x, "cell_contents", None) for x in cells.values()]
+            inner = [x for x in inner if callable(x) and not isinstance(x, type)]
+            for function in inner:  # such as the function in a decorator
+                if isinstance(function, types.FunctionType):
+                    self.see_function(function, label, bound)
+                else:
+                    self.see(function, label)
+            if not inner:
+                self.see(bound, label.rpartition(".")[0])  # it may read any of its attributes
             return
-        if _root(module) in sys.stdlib_module_names:
+        if _root(module) in sys.stdlib_module_names or module.startswith(_DISTRUSTED):
             raise _Uncertain(f"it calls {module}.{f.__qualname__}()")
         fast = {}
         if bound is not _UNKNOWN and f.__code__.co_argcount:
             fast[f.__code__.co_varnames[0]] = bound
         if vars(f):
-            self.see_attributes(f, self.names, label)
+            self.see_attributes(f, self.names_of(f), label)
         for default in (*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()):
             self.see(default, f"a default of {f.__qualname__}")
         self.see_code(f.__code__, cells, f.__globals__, fast)
 
     def see_code(self, code, cells, variables, fast):
-        self.reflects |= not _REFLECTION.isdisjoint(code.co_names)
+        steps = list(_steps(code))
+        if not _REFLECTION.isdisjoint({*code.co_names, *(how for how, _ in steps)}):
+            self.reflects = True
+            for const in _flat(code.co_consts):  # likely names: attrgetter("options.clip")
+                self.names.update(const.split(".") if isinstance(const, str) else ())
         bad = _DISTRUSTED_NAMES & set(code.co_names)
         if bad:
             raise _Uncertain(f"it uses {min(bad)}")
         value, label = _UNKNOWN, ""
-        steps = list(dis.get_instructions(code))
-        for name in fast.keys() & {
-            x.argval for x in steps if "STORE" in x.opname and x.argval in fast
-        }:
+        for name in fast.keys() & {name for how, name in steps if "STORE" in how and name in fast}:
             self.see(fast.pop(name), name)  # its name is assigned to another object
-        for step in steps:
-            name = step.argval
-            if step.opname in _OF_UNKNOWN or (step.opname in _BY_ATTRIBUTE and value is _UNKNOWN):
+        for i, (how, name) in enumerate(steps):
+            has_it = isinstance(value, Tensor) and name in vars(value)  # such as `p.lr_mult`
+            is_plain = isinstance(value, _PLAIN) and not has_it
+            if how in _OF_UNKNOWN or (how in _BY_ATTRIBUTE and value is _UNKNOWN):
                 self.names.add(name)
-            elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            elif how in ("LOAD_ATTR", "LOAD_METHOD"):
                 if type(value) is np.ndarray and name in _ARRAY_FORM:
                     value = _UNKNOWN
-                elif isinstance(value, _PLAIN):
+                elif is_plain:
                     self.see(value, label)
                     value = _UNKNOWN
                 else:
                     value, label = self.attribute(value, name, label), f"{label}.{name}"
                 continue
-            elif step.opname in ("STORE_ATTR", "DELETE_ATTR") and not isinstance(value, _PLAIN):
+            elif how in ("STORE_ATTR", "DELETE_ATTR") and not is_plain:
                 found = self.attribute(value, name, label)
                 if found is _UNKNOWN and hasattr(value, "__dict__"):
                     self.sized[id(vars(value))] = vars(value), f"{label}.{name}"
                 value = _UNKNOWN
                 continue
-            if step.opname in ("CACHE", "PUSH_NULL"):
-                continue
             if value is not _UNKNOWN:
                 self.see(value, label)
                 value = _UNKNOWN
-            if step.opname == "LOAD_CONST" or not isinstance(name, (str, tuple)):
+            if how == "STORE_GLOBAL" or (how == "STORE_DEREF" and name in cells):
+                self.load(how.replace("STORE", "LOAD"), name, cells, variables, {})
+            if how == "LOAD_CONST" or not isinstance(name, str):
                 continue
-            if step.opname in _BY_ATTRIBUTE | _OF_UNKNOWN:
+            if how in _BY_ATTRIBUTE | _OF_UNKNOWN:
                 continue
-            if "LOAD" in step.opname or step.opname == "IMPORT_NAME":
-                *firsts, last = name if isinstance(name, tuple) else (name,)
-                for first in firsts:
-                    self.see(self.load(step.opname, first, cells, variables, fast), str(first))
-                value = self.load(step.opname, last, cells, variables, fast)
-                label = self.label(value, str(last))
+            if how == "IMPORT_NAME":
+                dots = "." * steps[i - 2][1]  # of a relative import
+                package = variables.get("__package__") or ""
+                name = importlib.util.resolve_name(dots + name, package) if dots else name
+            if "LOAD" in how or how == "IMPORT_NAME":
+                value = self.load(how, name, cells, variables, fast)
+                label = self.label(value, name)
         for const in code.co_consts:
             if isinstance(const, types.CodeType) and const not in self.skip:
                 inner = {k: v for k, v in fast.items() if k in const.co_freevars}
@@ -532,7 +561,7 @@ class _Walk:
 
     def load(self, how, name, cells, variables, fast):
         """Returns the value that an instruction loads, `_UNKNOWN` if it exists only in a call."""
-        if how.startswith("IMPORT_NAME"):
+        if how == "IMPORT_NAME":
             return sys.modules.get(name, _UNKNOWN)
         if name in fast:
             return fast[name]
@@ -554,6 +583,28 @@ class _Walk:
 _BY_ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR"}
 _OF_UNKNOWN = {"LOAD_SUPER_ATTR", "IMPORT_FROM"}
 _PLAIN = (*_ATOMS, Tensor, list, tuple, dict, set, frozenset, deque, np.ndarray)
+
+
+def _steps(code):
+    """Yields names and arguments of instructions; of those that are two in one, each by itself."""
+    for step in dis.get_instructions(code):
+        if isinstance(step.argval, tuple) and "_FAST" in step.opname:  # since Python 3.13
+            kinds = re.findall("LOAD|STORE", step.opname)
+            yield from zip([f"{kind}_FAST" for kind in kinds], step.argval, strict=True)
+        elif step.opname not in ("CACHE", "PUSH_NULL", "EXTENDED_ARG"):
+            yield step.opname, step.argval
+
+
+def _flat(constants):
+    for x in constants:
+        yield from _flat(x) if isinstance(x, tuple) else (x,)
+
+
+def _is_data(name, value):
+    """Returns True for an attribute of a class that is neither a method nor Python's own."""
+    is_slot = isinstance(value, types.MemberDescriptorType)
+    is_own = name.startswith(("__", "_abc_"))
+    return not is_own and (is_slot or not hasattr(type(value), "__get__"))
 
 
 def _root(module):

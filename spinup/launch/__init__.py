@@ -1,1 +1,1 @@
-"""Experiments: from a specification to processes and their outcome."""
+"""Experiments: how they are specified, run in processes, and how they ended."""

@@ -1,4 +1,4 @@
-"""What is checked before anything runs: folders, hyperparameters to resume with, MPI, cores."""
+"""Checks before anything runs: folders, hyperparameters of resumed runs, MPI, cores."""
 
 from __future__ import annotations
 
@@ -27,10 +27,15 @@ from spinup.utils.mpi_tools import barrier, num_procs
 
 
 def check_ready(experiments: Sequence[Experiment], here: bool = True) -> list[str]:
-    """Makes sure that experiments can start, and returns remarks about them.
+    """Checks that experiments can start, and returns notes about them.
+
+    Args:
+        experiments: the experiments.
+        here: whether they run on this machine, so that MPI must be installed.
 
     Raises:
-        ValueError: two share a folder, or one's folder holds results, or MPI is missing.
+        ValueError: two experiments share a folder, a folder can't be used, a resumed experiment
+            has changed, or MPI is missing.
     """
     by_folder: dict[str, Experiment] = {}
     for experiment in experiments:
@@ -54,7 +59,7 @@ def check_ready(experiments: Sequence[Experiment], here: bool = True) -> list[st
             raise ValueError(f"{folder} is in use by a run that is under way")
         if experiment.resumes:
             _check_resumes(experiment)
-    barrier()  # no rank may start to write while another still looks
+    barrier()  # no rank may start to write before all ranks have checked
     if num_procs() > 1 or not here:
         return []
     with warnings.catch_warnings(record=True) as caught:
@@ -65,7 +70,7 @@ def check_ready(experiments: Sequence[Experiment], here: bool = True) -> list[st
 
 
 def _check_resumes(experiment):
-    """Makes sure that an experiment to resume is the one that began, by its hyperparameters."""
+    """Checks that an experiment is resumed with the hyperparameters that it began with."""
     if not holds_results(experiment.folder):
         return
     before, thunk = read_config(experiment.folder), experiment.thunk
@@ -73,25 +78,28 @@ def _check_resumes(experiment):
         if thunk.__module__.startswith("spinup.algos."):
             config = _config_of(experiment)
             if not isinstance(before.get("env_fn"), str) or experiment.kwargs.get("env_kwargs"):
-                config.pop("env_fn", None)  # a function, which has no words of its own
+                config.pop("env_fn", None)  # a function, whose description can't be compared
             check_unchanged(before, {**config, "num_cpu": experiment.num_cpu})
-        else:  # a function that may do anything with its arguments
+        else:  # any other function, whose arguments may have any meaning
             called = read_spec(experiment.folder).get("thunk")
             check_unchanged({"thunk": called} if called else {}, {"thunk": qualified_name(thunk)})
     except ValueError as error:
-        raise ValueError(f"{experiment.label} can't be resumed so: {error}") from None
+        raise ValueError(f"{experiment.label} can't be resumed: {error}") from None
 
 
 def _config_of(experiment):
     """Returns the hyperparameters as ``config.json`` has them, with those that are left out."""
+    from spinup.utils.training import check_hyperparameters  # imports torch, as the algorithm has
+
     thunk = experiment.thunk
     defaults = {
         key: parameter.default
         for key, parameter in inspect.signature(thunk).parameters.items()
         if parameter.default is not parameter.empty
     }
-    algo = f"spinup.{thunk.__name__}"
-    return convert_json({"algo": algo, **defaults, **with_env_fn(experiment.kwargs)})
+    values = {**defaults, **with_env_fn(experiment.kwargs)}
+    as_run = check_hyperparameters(thunk, values, experiment.num_cpu)
+    return convert_json({"algo": f"spinup.{thunk.__name__}", **values, **as_run})
 
 
 def _is_taken(experiment):
@@ -112,7 +120,7 @@ def _describe_clash(first, second):
     one, other = (_excerpt(e.kwargs, differing) for e in (first, second))
     return (
         f"Two variants would share the folder {folder}: {one} and {other}; "
-        "give values or shorthands that make their names differ"
+        "give values or shorthands for which their names differ"
     )
 
 
@@ -131,7 +139,7 @@ def _check_folder_can_be_made(folder):
 
 
 def has_finished(experiment: Experiment) -> bool:
-    """Returns True if the folder holds the finished run, with at least as many epochs as asked."""
+    """Returns True if the experiment has finished with at least the requested epochs."""
     if read_status(experiment.folder).get("state") != State.FINISHED:
         return False
     try:
@@ -141,13 +149,13 @@ def has_finished(experiment: Experiment) -> bool:
 
 
 def count_jobs(jobs: int | str) -> int:
-    """Returns how many ranks may run at once.
+    """Returns the number of ranks that may run at once.
 
     Args:
-        jobs: a number, or ``"auto"`` for as many as there are usable cores.
+        jobs: a number, or ``"auto"`` for the number of usable cores.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: `jobs` is neither a positive integer nor ``"auto"``.
     """
     if jobs == "auto":
         return usable_cores() if num_procs() == 1 else 1
@@ -157,23 +165,23 @@ def count_jobs(jobs: int | str) -> int:
 
 
 def check_timeout(timeout: float | None) -> None:
-    """Makes sure that a time limit is one.
+    """Checks a time limit in seconds.
 
     Raises:
-        ValueError: it isn't, or can't be kept here.
+        ValueError: the limit isn't a positive number, or this is an MPI world.
     """
     is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
     if timeout is not None and not (is_number and timeout > 0):
         raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
     if timeout is not None and num_procs() > 1:
-        raise ValueError("timeout can't be kept in an MPI world: start without mpiexec")
+        raise ValueError("timeout doesn't work in an MPI world: start without mpiexec")
 
 
 def check_jobs(jobs: int, experiments: Sequence[Experiment]) -> list[str]:
-    """Makes sure that as many ranks can run at once, and returns remarks about that.
+    """Checks the number of ranks that run at once, and returns notes about it.
 
     Raises:
-        ValueError: they can't.
+        ValueError: several jobs are requested in an MPI world.
     """
     if num_procs() > 1:
         if jobs > 1:
@@ -184,5 +192,5 @@ def check_jobs(jobs: int, experiments: Sequence[Experiment]) -> list[str]:
         return []
     busy, cores = min(jobs, sum(e.num_cpu for e in experiments)), usable_cores()
     if len(experiments) > 1 and busy > cores:
-        return [f"{busy} processes at once will take turns on {plural(cores, 'usable core')}"]
+        return [f"{busy} processes at once will share {plural(cores, 'usable core')}"]
     return []

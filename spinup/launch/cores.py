@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""The number of cores that this process may use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Counts the cores this process may use, by its affinity and its cgroup's quota."""
+    """Returns the number of cores that affinity and the cgroup's quota let this process use."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -16,7 +16,7 @@ def usable_cores() -> int:
 
 
 def _cgroup_cores(default, root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
-    """Returns the cores that the tightest quota of this process's cgroups grants."""
+    """Returns the number of cores by the smallest quota of this process's cgroups."""
     try:
         groups = [line.split(":", 2) for line in Path(membership).read_text().splitlines()]
     except OSError:

@@ -1,7 +1,7 @@
-"""What the terminal shows of a grid: its parameters and plan, live lines, and the closing table.
+"""Terminal output of a grid: its parameters, the plan, progress, and the closing table.
 
-On a terminal the running variants have one line each, kept up to date in place. Elsewhere (a file,
-a pipe, a notebook) a line is printed when an epoch has ended, at most every ten seconds a variant.
+On a terminal, each running variant has one line, which is updated in place. Elsewhere (in a file, a
+pipe or a notebook), lines are printed after epochs, at most every ten seconds for each variant.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from spinup.runs.folder import State
 from spinup.runs.wording import clock, plural, short_path, short_return, with_commas
 
 REFRESH_SECONDS = 0.5
-PLAIN_SECONDS = 10.0  # between two lines of one variant where lines stay
+PLAIN_SECONDS = 10.0  # between two lines of one variant, if lines can't be updated
 BAR_WIDTH = 16
 
-# Columns of `progress` that a narrow terminal does without.
+# Columns of `progress` that a narrow terminal omits.
 STEPS_COLUMN, SPEED_COLUMN = 1, 3
 
 STATE_STYLES = {State.FINISHED: "green", State.INTERRUPTED: "yellow", State.FAILED: "red"}
 
 
 def console() -> Console:
-    """Returns a console on today's ``sys.stdout``; lines of a file or pipe are not cut."""
+    """Returns a console on the current ``sys.stdout``; lines of a file or pipe aren't cut."""
     terminal = sys.stdout.isatty()
     width = None if terminal else max(160, shutil.get_terminal_size().columns)
     return Console(file=sys.stdout, force_jupyter=False, highlight=False, width=width)
@@ -52,8 +52,8 @@ def print_parameters(name: str, rows: Sequence[tuple[str, str, str]], variants: 
     Args:
         name: the grid's name.
         rows: key, shorthand and values of each parameter.
-        variants: how many variants there are.
-        seedless: how many there are if variants that differ by seed alone count once.
+        variants: number of variants.
+        seedless: number of variants if those that differ only by seed count once.
     """
     out = console()
     out.print(f"\n[bold green]Grid {escape(name)}[/]\n")
@@ -72,14 +72,14 @@ def print_plan(
     notes: Sequence[str],
     slurm: bool = False,
 ):
-    """Prints which variants are about to run, where, and how.
+    """Prints the variants that are about to run, their folders, and how they run.
 
     Args:
         experiments: the variants.
-        root: the folder that all of theirs lie below.
-        jobs: how many run at once.
-        notes: remarks to show, such as a warning that there are too few cores.
-        slurm: whether Slurm runs them.
+        root: the results folder.
+        jobs: number of ranks that run at once.
+        notes: notes to print, such as a warning about too few cores.
+        slurm: whether Slurm runs the variants.
     """
     out = console()
     for note in notes if not experiments else ():
@@ -103,12 +103,12 @@ def print_plan(
 
 
 def count_down(seconds: float) -> None:
-    """Gives people on a terminal time to look the plan over."""
+    """Waits on a terminal, so that the user can check the plan."""
     if seconds <= 0 or not sys.stdout.isatty():
         return
     left = seconds
     while left > 0:
-        print(f"\rStarting in {left:.0f} s (Ctrl-C stops it)\x1b[K", end="", flush=True)
+        print(f"\rStarting in {left:.0f} s (Ctrl-C cancels)\x1b[K", end="", flush=True)
         time.sleep(min(1.0, left))
         left -= 1.0
     print("\r\x1b[K", end="", flush=True)
@@ -118,10 +118,10 @@ def count_down(seconds: float) -> None:
 
 
 class Display(Watcher):
-    """Follows a grid as it runs.
+    """Shows the progress of a grid.
 
     Args:
-        total: how many variants there are.
+        total: number of variants.
     """
 
     def __init__(self, total: int):
@@ -149,14 +149,14 @@ class Display(Watcher):
         self.say(text)
 
     def stopping(self, running: Sequence[Run]) -> None:
-        """Prints that variants have been asked to save their state and end."""
+        """Prints that the running variants were asked to save their state and end."""
         if running:
             labels = ", ".join(run.experiment.label for run in running)
-            limit = f"for {GRACE_SECONDS:.0f} s at most (Ctrl-C again ends it at once)"
+            limit = f"for at most {GRACE_SECONDS:.0f} s (Ctrl-C again kills them at once)"
             self.say(escape(f"Stopping {labels}: waiting until the state is saved, {limit}"))
 
     def stopped(self, outcomes: Sequence[Outcome], waiting: int) -> None:
-        """Prints what an interruption has ended, and how."""
+        """Prints how the interrupted variants ended."""
         for outcome in outcomes:
             style = STATE_STYLES[outcome.state]
             reason = f": {outcome.reason}" if outcome.reason else ""
@@ -168,16 +168,16 @@ class Display(Watcher):
         self.say("Continue with the same command and --resume")
 
     def say(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line."""
         self.console.print(text, soft_wrap=True)
 
 
 class PlainDisplay(Display):
-    """Prints lines that stay, for what is not a terminal."""
+    """Prints lines that aren't updated, for output that isn't a terminal."""
 
     def __init__(self, total: int):
         super().__init__(total)
-        self._shown: dict[Path, tuple[float, int]] = {}  # when, and at which epoch, by folder
+        self._shown: dict[Path, tuple[float, int]] = {}  # last line's time and epoch
 
     def started(self, experiment):
         self._shown[experiment.folder] = (-PLAIN_SECONDS, -1)
@@ -209,7 +209,7 @@ class LiveDisplay(Display):
     def __init__(self, total: int):
         super().__init__(total)
         self._refreshed = -REFRESH_SECONDS
-        # No thread refreshes it: a thread that has started processes mustn't end before they do.
+        # No refresh thread: the processes must be started by a thread that outlives them.
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
 
     def __enter__(self):
@@ -227,7 +227,7 @@ class LiveDisplay(Display):
         self._live.update(self._lines(running, waiting), refresh=True)
 
     def _lines(self, running, waiting):
-        shown = running[: self.console.size.height - 3]  # lines beyond can't be brought up to date
+        shown = running[: self.console.size.height - 3]  # lines beyond the screen can't be updated
         hidden = len(running) - len(shown)
         tally = self._tally(len(running), hidden, waiting)
         return Group(live_table([run_line(run) for run in shown], self.console.width), tally)
@@ -252,12 +252,12 @@ def run_line(run: Run) -> tuple[str, float | None, list[str]]:
 
 
 def live_table(lines: Sequence[tuple[str, float | None, list[str]]], width: int) -> Table:
-    """Sets the lines of running variants in columns that fit a terminal.
+    """Arranges the lines of running variants in columns that fit a terminal.
 
     Args:
-        lines: what `run_line` returns of each.
-        width: of the terminal. Where it is narrow, the bar, the steps and the speed give way, in
-            this order; then labels lose their middle, because seeds are at their end.
+        lines: the result of `run_line` for each variant.
+        width: width of the terminal. If it is narrow, the bar, the steps and the speed are omitted
+            in this order. Then labels are shortened in the middle, because seeds are at the end.
     """
     columns = list(zip(*(phrases for _, _, phrases in lines)))
     kept, bar = list(range(len(columns))), True
@@ -285,7 +285,7 @@ def live_table(lines: Sequence[tuple[str, float | None, list[str]]], width: int)
 
 
 def shortened(text: str, width: int) -> str:
-    """Returns a text without its middle where it is too long.
+    """Shortens a text in the middle if it is too long.
 
     Example:
         >>> shortened("demo_hid64-64_s10", 11)
@@ -298,7 +298,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def make_display(total: int) -> Display:
-    """Returns the display that suits where ``sys.stdout`` goes."""
+    """Returns a `LiveDisplay` if ``sys.stdout`` is a terminal, else a `PlainDisplay`."""
     return (LiveDisplay if sys.stdout.isatty() else PlainDisplay)(total)
 
 
@@ -306,11 +306,11 @@ def make_display(total: int) -> Display:
 
 
 def print_outcomes(outcomes: Sequence[Outcome], root: str) -> None:
-    """Prints the closing table, and of each failure why, and where its log is.
+    """Prints the closing table, and the reason and the log of each variant that didn't finish.
 
     Args:
-        outcomes: of all variants.
-        root: the folder that all of theirs lie below.
+        outcomes: the outcomes of all variants.
+        root: the results folder.
     """
     out = console()
     failed = [outcome for outcome in outcomes if outcome.state != State.FINISHED]
@@ -341,12 +341,12 @@ def print_outcomes(outcomes: Sequence[Outcome], root: str) -> None:
 
 
 def print_submitted(job: str, number: int, folder: str) -> None:
-    """Prints how to follow an array of jobs that Slurm has taken.
+    """Prints the commands that follow and stop an array of jobs in Slurm.
 
     Args:
-        job: its id.
-        number: how many variants it has.
-        folder: where results go, or the beginning of the names of several.
+        job: id of the array.
+        number: number of variants.
+        folder: the results folder, or the common beginning of several folders' names.
     """
     out = console()
     where = quoted(folder if os.path.isdir(folder) else os.path.dirname(folder))
@@ -363,9 +363,9 @@ def print_commands(plot: str | None, watch: str | None) -> None:
     """Prints the commands that plot results and show the trained agent.
 
     Args:
-        plot: what to plot: a folder that ends in a separator, or what the names of several begin
-            with.
-        watch: the run folder whose agent to watch.
+        plot: argument of ``plot``: a folder that ends in a separator, or the common beginning of
+            several folders' names.
+        watch: run folder of the agent to watch.
     """
     out = console()
     out.print()
@@ -376,13 +376,13 @@ def print_commands(plot: str | None, watch: str | None) -> None:
 
 
 def _python():
-    """Returns the running interpreter as a shell takes it."""
+    """Returns the name of the running interpreter, quoted for a shell."""
     found = shutil.which("python")
     is_first = found and os.path.dirname(found) == os.path.dirname(sys.executable)
     return "python" if is_first else quoted(sys.executable)
 
 
 def quoted(path: str) -> str:
-    """Returns a path as a shell takes it; a separator at its end stays."""
+    """Returns a path quoted for a shell; a separator at its end is kept."""
     end = os.sep if path.endswith(os.sep) else ""
     return shlex.quote(short_path(path) + end)

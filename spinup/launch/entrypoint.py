@@ -1,8 +1,6 @@
-"""Run one experiment in a clean process: ``python -m spinup.launch.entrypoint SPEC``.
+"""Runs one experiment in a new process: ``python -m spinup.launch.entrypoint SPEC``.
 
-SPEC is a JSON file that names an importable function and gives its keyword arguments, or, where the
-function or an argument has no such form, a file pickled by the launching process for this process
-alone. Pickles are only read where nobody else can have written them, never from a run folder.
+SPEC is a file that `spinup.launch.spec` describes.
 """
 
 from __future__ import annotations
@@ -25,13 +23,13 @@ from spinup.utils.mpi_tools import num_procs, proc_id
 
 
 def main(spec_file: str) -> None:
-    """Runs the experiment that `spec_file` describes.
+    """Runs the experiment in a spec.
 
     Args:
-        spec_file: a JSON spec, or a private pickle (``.pkl``).
+        spec_file: path of a JSON spec, or of a private pickle (``.pkl``).
 
     Raises:
-        ValueError: the spec isn't one.
+        ValueError: the file isn't a valid spec.
         Interrupted: a signal asked the run to stop, and it saved a checkpoint.
     """
     die_with_parent()  # a rank's parent is mpiexec's proxy
@@ -42,20 +40,19 @@ def main(spec_file: str) -> None:
 
 
 def execute(thunk: Callable, kwargs: dict[str, Any]) -> Any:
-    """Calls `thunk` and sees to it that ``status.json`` tells how that ended.
+    """Calls a function, and records in ``status.json`` how the call ended.
 
     Args:
         thunk: the function.
-        kwargs: its keyword arguments. ``env_name``, and ``env_kwargs`` if there are any, become
-            the ``env_fn`` that an algorithm takes.
+        kwargs: its keyword arguments, which are converted by `with_env_fn`.
 
     Returns:
-        What `thunk` returns.
+        The result of `thunk`.
     """
     folder = kwargs.get("logger_kwargs", {}).get("output_dir")
     try:
         result = thunk(**with_env_fn(kwargs))
-    except Interrupted:  # the run has said so itself
+    except Interrupted:  # the run has recorded it itself
         raise
     except BaseException as error:
         if folder is not None:
@@ -68,11 +65,11 @@ def execute(thunk: Callable, kwargs: dict[str, Any]) -> Any:
 
 
 def with_env_fn(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Returns `kwargs` as an algorithm takes them.
+    """Converts keyword arguments to those that an algorithm takes.
 
-    ``env_fn`` comes in place of ``env_name``, ``env_kwargs`` and ``wrappers``: the environment's
-    id, which a run can store by name, or a function that makes the environment if it has arguments
-    or wrappers. Wrappers and an ``actor_critic`` may be names, ``"module:function"``.
+    ``env_fn`` replaces ``env_name``, ``env_kwargs`` and ``wrappers``. It is the environment's id,
+    or, if there are keyword arguments or wrappers, a function that makes the environment. Wrappers
+    and ``actor_critic`` may be given by name, as ``"module:function"``.
     """
     kwargs = dict(kwargs)
     if "env_name" not in kwargs:

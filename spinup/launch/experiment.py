@@ -1,6 +1,6 @@
-"""An experiment: what is called, with what, and where its results go; and running a single one.
+"""Single experiments: `call_experiment`, and the names of run folders.
 
-Folders follow Spinning Up's rules, so that its users find what they look for.
+Folders follow Spinning Up's naming rules.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
 
 
 class ExperimentFailed(RuntimeError):
-    """An experiment, or some of a grid's, did not finish."""
+    """One or more experiments did not finish."""
 
 
 # --- Folders --------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def setup_logger_kwargs(
     overwrite: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Names the folder of a run, as ``logger_kwargs`` for an algorithm.
+    """Returns ``logger_kwargs`` for an algorithm, with a folder that follows the naming rules.
 
     ============================  =================================================================
     seed, datestamp               folder, below ``data_dir``
@@ -58,26 +58,26 @@ def setup_logger_kwargs(
     Args:
         exp_name: name of the experiment: letters, digits and ``_ - + . =``.
         seed: seed of the run.
-        data_dir: where results go; ``DEFAULT_DATA_DIR`` of ``spinup/user_config.py`` if None.
-        datestamp: put date and time into the names; ``FORCE_DATESTAMP`` there does so always.
-        overwrite: let the run replace results that the folder holds.
-        resume: let the run continue the one whose results the folder holds.
+        data_dir: results folder; None for ``DEFAULT_DATA_DIR`` in ``spinup/user_config.py``.
+        datestamp: add date and time to the names, as ``FORCE_DATESTAMP`` there always does.
+        overwrite: replace the results in the folder.
+        resume: continue the run in the folder.
 
     Returns:
-        ``output_dir`` and ``exp_name``, and ``overwrite`` or ``resume`` if that is so.
+        ``output_dir``, ``exp_name``, and ``overwrite`` or ``resume`` if it is True.
 
     Raises:
-        ValueError: `exp_name` is not fit for a folder's name.
+        ValueError: `exp_name` can't be the name of a folder, or the options exclude each other.
     """
     return Place(data_dir, datestamp, overwrite, resume).logger_kwargs(exp_name, seed)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where results go, and what becomes of results that are there; see `setup_logger_kwargs`.
+    """The folders of results, and how earlier results are treated; see `setup_logger_kwargs`.
 
     Attributes:
-        now: the time that `datestamp` puts into names.
+        now: the time for `datestamp`.
     """
 
     data_dir: str | os.PathLike | None = None
@@ -88,11 +88,11 @@ class Place:
 
     @property
     def root(self) -> str:
-        """The folder that results lie below."""
+        """The results folder."""
         return os.path.abspath(self.data_dir or user_config.DEFAULT_DATA_DIR)
 
     def logger_kwargs(self, exp_name: str, seed: int | None) -> dict[str, Any]:
-        """Returns what `setup_logger_kwargs` returns."""
+        """Returns ``logger_kwargs`` as `setup_logger_kwargs` does."""
         check_exp_name(exp_name)
         has_stamp = self.datestamp or user_config.FORCE_DATESTAMP
         self._check_resume(has_stamp)
@@ -104,7 +104,7 @@ class Place:
         return {"output_dir": folder, "exp_name": exp_name, **self._modes()}
 
     def completed(self, logger_kwargs: Any) -> dict[str, Any]:
-        """Returns the caller's own ``logger_kwargs`` with what is to become of earlier results."""
+        """Returns the caller's ``logger_kwargs`` with ``overwrite`` or ``resume`` added."""
         if not dict(logger_kwargs or {}).get("output_dir"):
             raise ValueError("logger_kwargs must name an output_dir, or be left out")
         self._check_resume(has_stamp=False)
@@ -116,11 +116,11 @@ class Place:
 
     def _check_resume(self, has_stamp):
         if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite exclude each other: continue, or start again")
+            raise ValueError("resume and overwrite exclude each other: give one of them")
         if self.resume and has_stamp:
             raise ValueError(
-                "resume finds a run by its folder's name, and datestamp makes a new one each time: "
-                "leave datestamp out, or name the folder by logger_kwargs"
+                "resume finds a run by its folder's name, but datestamp makes a new one each time: "
+                "leave datestamp out, or give the folder in logger_kwargs"
             )
 
 
@@ -145,29 +145,29 @@ def call_experiment(
     resume: bool = False,
     **kwargs: Any,
 ) -> str:
-    """Runs one experiment in a clean process, or on several MPI ranks, and waits for it.
+    """Runs one experiment in a new process, or on several MPI ranks, and waits for its end.
 
-    What it prints appears here, in a notebook too, and is kept in ``log.txt`` in its folder. Called
-    on the ranks of an MPI world, it runs the experiment on these ranks instead.
+    The output is printed here (also in a notebook), and stored in ``log.txt`` in the run folder. On
+    the ranks of an MPI world, the experiment runs on these ranks instead.
 
     Args:
-        exp_name: name of the experiment; the plotter averages runs that share it.
+        exp_name: name of the experiment; the plotter averages runs with the same name.
         thunk: the function to call, such as ``spinup.ppo``.
-        seed: its seed.
-        num_cpu: number of ranks; ``"auto"`` for as many as there are usable cores.
-        data_dir: where results go, see `setup_logger_kwargs`.
-        datestamp: put date and time into the folder's name.
-        overwrite: replace results that the folder holds.
-        resume: continue the run whose results the folder holds; one that has finished isn't run.
-        **kwargs: for `thunk`. ``env_name``, and ``env_kwargs`` if there are any, become ``env_fn``;
-            so do ``wrappers``, functions or their names ``"module:function"``.
+        seed: seed of the run.
+        num_cpu: number of ranks; ``"auto"`` for the number of usable cores.
+        data_dir: results folder, see `setup_logger_kwargs`.
+        datestamp: add date and time to the folder's name.
+        overwrite: replace the results in the folder.
+        resume: continue the run in the folder; a finished run isn't run again.
+        **kwargs: keyword arguments of `thunk`. ``env_name``, ``env_kwargs`` and ``wrappers``
+            (functions, or names ``"module:function"``) are combined into ``env_fn``.
 
     Returns:
         The folder of the run.
 
     Raises:
-        ValueError: a name, a number of ranks or a folder that can't be used, before anything runs.
-        RuntimeError: the experiment failed; why, and where its log is.
+        ValueError: a name, the number of ranks or the folder can't be used; nothing has run.
+        RuntimeError: the experiment failed; the message has the reason and the path of the log.
     """
     place = Place(data_dir, datestamp, overwrite, resume, shared_time())
     experiment = make_experiment(exp_name, thunk, {**kwargs, "seed": seed}, num_cpu, place)
@@ -188,7 +188,7 @@ def call_experiment(
                 f"(log: {short_path(outcome.log)})"
             )
     if proc_id() == 0:
-        # With the separator it isn't also what the names of other folders begin with
+        # The separator at the end excludes folders whose names begin with this one
         display.print_commands(f"{experiment.folder}{os.sep}", str(experiment.folder))
     return str(experiment.folder)
 
@@ -205,17 +205,17 @@ def _announce(experiment, notes):
 def make_experiment(
     exp_name: str, thunk: Callable, kwargs: dict[str, Any], num_cpu: int | str, place: Place
 ) -> Experiment:
-    """Returns an experiment that has a folder.
+    """Returns an experiment with a folder.
 
     Args:
-        exp_name: its name.
+        exp_name: name of the experiment.
         thunk: the function.
         kwargs: its keyword arguments.
         num_cpu: see `count_ranks`.
-        place: where its results go, unless ``logger_kwargs`` among `kwargs` says so.
+        place: the results' place, unless `kwargs` contains ``logger_kwargs``.
 
     Raises:
-        ValueError: `thunk` can't be called, or a name or a number can't be used.
+        ValueError: `thunk` isn't callable, or `exp_name` or `num_cpu` can't be used.
     """
     if not callable(thunk):
         raise ValueError(f"There is nothing to run: expected a function, not {thunk!r}")
@@ -228,13 +228,13 @@ def make_experiment(
 
 
 def count_ranks(num_cpu: int | str) -> int:
-    """Returns the number of ranks that `num_cpu` stands for here.
+    """Returns the number of ranks for an experiment.
 
     Args:
-        num_cpu: a number, or ``"auto"`` for as many as there are usable cores.
+        num_cpu: a number, or ``"auto"`` for the number of usable cores.
 
     Raises:
-        ValueError: it is neither, or this process is one of another number of ranks.
+        ValueError: `num_cpu` is neither, or it isn't the number of ranks of this MPI world.
     """
     world = num_procs()
     if world > 1:
@@ -252,9 +252,9 @@ def count_ranks(num_cpu: int | str) -> int:
 
 
 def run_on_these_ranks(experiment: Experiment) -> None:
-    """Runs an experiment in this process, one rank of a world that somebody else has started.
+    """Runs an experiment in this process, which is one rank of an MPI world.
 
-    An exception ends the world (see mpi_tools): ranks that wait for this one couldn't go on.
+    An exception ends all ranks (see mpi_tools), because the others would wait for this one.
     """
     if proc_id() == 0:
         note_start(experiment.folder)

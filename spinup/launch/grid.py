@@ -1,6 +1,6 @@
-"""Grids of experiments: ``ExperimentGrid``, its variants' names, and how they run.
+"""Grids of experiments: ``ExperimentGrid``, the names of its variants, and how they run.
 
-Names and shorthands follow Spinning Up's rules, so that its users find what they look for.
+Names and shorthands follow Spinning Up's rules.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ from spinup.utils.mpi_tools import barrier, num_procs, proc_id
 
 
 def valid_str(v: Any) -> str:
-    """Returns a value as part of a folder's name, by Spinning Up's rules.
+    """Converts a value to a part of a folder's name by Spinning Up's rules.
 
     Args:
-        v: functions and classes go by their names, lists and tuples join their items by ``-``.
+        v: the value. Functions and classes become their names; lists and tuples become their items,
+            joined by ``-``.
 
     Returns:
-        Lower-case letters, digits, ``-`` and ``_``; other characters become ``-``.
+        Lower-case letters, digits, ``-`` and ``_``; all other characters are replaced by ``-``.
 
     Example:
         >>> valid_str((64, 64)), valid_str(1e-3), valid_str("CartPole-v1")
@@ -71,10 +72,10 @@ def default_shorthand(key: str) -> str:
 
 
 class ExperimentGrid:
-    """All combinations of hyperparameters' values, each run as an experiment.
+    """A grid of hyperparameters that runs each combination of values as an experiment.
 
     Args:
-        name: begins the name of every variant.
+        name: name of the grid, with which every variant's name begins.
 
     Example::
 
@@ -93,10 +94,10 @@ class ExperimentGrid:
         self.name(name)
 
     def name(self, _name: str) -> None:
-        """Sets the name that begins every variant's.
+        """Sets the name with which every variant's name begins.
 
         Raises:
-            ValueError: it is not fit for a folder's name.
+            ValueError: it can't be the name of a folder.
         """
         self._name = check_exp_name(_name) if _name != "" else ""
 
@@ -104,15 +105,16 @@ class ExperimentGrid:
         """Adds a parameter.
 
         Args:
-            key: its name; ``"ac_kwargs:hidden_sizes"`` is an entry of the dict ``ac_kwargs``.
-            vals: its value, or a list of them.
-            shorthand: what it is called in variants' names; by default made from the key, unless
-                ``DEFAULT_SHORTHAND`` in ``spinup/user_config.py`` is False. ``""`` leaves the value
-                alone in the name.
-            in_name: put it into the names even if it has one value only.
+            key: name of the parameter; ``"ac_kwargs:hidden_sizes"`` is the entry ``hidden_sizes``
+                of the dict ``ac_kwargs``.
+            vals: a value, or a list of values.
+            shorthand: name of the parameter in variants' names. By default it is made from the key,
+                or it is the key if ``DEFAULT_SHORTHAND`` in ``spinup/user_config.py`` is False.
+                With ``""``, the names contain only the value.
+            in_name: put the parameter into the names even if it has only one value.
 
         Raises:
-            ValueError: the key is there already, or has no values.
+            ValueError: the key was added before, or there are no values.
         """
         if not isinstance(key, str) or not key or not all(key.split(":")):
             raise ValueError(f"{key!r} is not the name of a parameter")
@@ -130,23 +132,23 @@ class ExperimentGrid:
         self.in_names.append(in_name)
 
     def variants(self) -> list[dict[str, Any]]:
-        """Returns every combination as a dict, the last parameter varying fastest.
+        """Returns all combinations as dicts; the last parameter varies fastest.
 
-        Keys with colons become nested dicts: ``base:a`` and ``base:b`` make ``{"base": {"a": …,
+        Keys with colons become nested dicts: ``base:a`` and ``base:b`` become ``{"base": {"a": …,
         "b": …}}``.
 
         Raises:
-            ValueError: a key is given both a value and entries (``base`` and ``base:a``).
+            ValueError: a key has both a value and entries (``base`` and ``base:a``).
         """
         combinations = itertools.product(*self.vals)
         return [_nest(zip(self.keys, values, strict=True)) for values in combinations]
 
     def variant_name(self, variant: Mapping[str, Any]) -> str:
-        """Returns a variant's name: the grid's, then what tells it from the others.
+        """Returns a variant's name: the grid's name followed by parameters.
 
-        Parameters of several values, and those added with ``in_name``, contribute ``_``, their
-        shorthand and their value; those whose values are all booleans only their shorthand, where
-        true. Seeds don't: runs that differ by seed alone share a name.
+        Each parameter with several values, or with ``in_name``, adds ``_``, its shorthand and its
+        value. A parameter whose values are all booleans adds only its shorthand if it is True. The
+        seed adds nothing, so runs that differ only by seed share a name.
 
         Args:
             variant: one of `variants`.
@@ -166,7 +168,7 @@ class ExperimentGrid:
         return name.lstrip("_")
 
     def print(self) -> None:
-        """Prints the parameters with their shorthands and values, and the number of variants."""
+        """Prints all parameters with shorthands and values, and the number of variants."""
         rows = [
             (key, shorthand or "", "  ".join(_short_value(value) for value in vals))
             for key, vals, shorthand in zip(self.keys, self.vals, self.shs, strict=True)
@@ -189,34 +191,34 @@ class ExperimentGrid:
         slurm: Mapping[str, Any] | None = None,
         wandb: str | None = None,
     ) -> list[str]:
-        """Runs every variant in processes of its own; one that fails doesn't stop the others.
+        """Runs every variant in new processes. A variant that fails doesn't stop the others.
 
-        On the ranks of an MPI world the variants run on these ranks instead, one after another.
+        On the ranks of an MPI world, the variants run on these ranks instead, one after another.
 
         Args:
             thunk: the function to call, or the name of the parameter whose values are functions.
             num_cpu: number of MPI ranks of each variant, or ``"auto"``.
-            data_dir: where results go, see `setup_logger_kwargs`.
-            datestamp: put date and time into the folders' names.
-            jobs: how many ranks run at once: a variant of several takes as many. ``"auto"`` for as
-                many as there are usable cores.
-            overwrite: replace results that the folders hold.
-            tensorboard: also log for TensorBoard.
-            resume: continue what was stopped or failed, and skip what has finished.
-            timeout: seconds after which a variant that hasn't ended is asked to save its state and
-                end, and counts as failed.
-            slurm: submit the variants to Slurm as an array of jobs, and return at once: options of
-                sbatch, such as ``{"partition": "gpu", "time": "8:00:00", "gpus": 1}``; see
-                `spinup.launch.slurm.check_options`. `jobs` and `timeout` are Slurm's affair then.
+            data_dir: results folder, see `setup_logger_kwargs`.
+            datestamp: add date and time to the folders' names.
+            jobs: number of ranks that run at once; a variant with several ranks takes as many.
+                ``"auto"`` for the number of usable cores.
+            overwrite: replace the results in the folders.
+            tensorboard: also log to TensorBoard.
+            resume: continue stopped and failed variants, and skip finished ones.
+            timeout: seconds after which a variant is asked to save its state and end; it then
+                counts as failed.
+            slurm: submit the variants to Slurm as an array of jobs, and return at once. A dict of
+                options such as ``{"partition": "gpu", "time": "8:00:00", "gpus": 1}``; see
+                `spinup.launch.slurm.read_options`. It excludes `jobs` and `timeout`.
             wandb: also log to this project of Weights & Biases.
 
         Returns:
             The variants' folders.
 
         Raises:
-            ValueError: something can't work, before anything runs: two variants share a folder, a
-                folder holds results, MPI is missing, ...
-            RuntimeError: a variant failed; raised when all have ended.
+            ValueError: the grid can't run (two variants share a folder, a folder contains results,
+                MPI is missing, ...); nothing has run.
+            RuntimeError: a variant failed; raised after all variants have ended.
         """
         plan = self.plan(
             thunk,
@@ -234,14 +236,14 @@ class ExperimentGrid:
         return self.launch(plan)
 
     def plan(self, thunk: Callable | str, **options: Any) -> Plan:
-        """Makes sure that the variants can run, and writes nothing.
+        """Checks that the variants can run, without writing anything.
 
         Args:
             thunk: see `run`.
-            **options: its other arguments.
+            **options: the other arguments of `run`.
 
         Raises:
-            ValueError: they can't.
+            ValueError: the variants can't run.
         """
         given = Options(**options)
         jobs = count_jobs(given.jobs)
@@ -256,8 +258,9 @@ class ExperimentGrid:
         new = [e for e in experiments if given.resume and not holds_results(e.folder)]
         if new:
             which = "it starts" if len(new) == 1 else "they start"
-            notes.append(f"{len(new)} of {len(experiments)} have no run to resume: {which} anew")
-        barrier()  # all ranks have looked at what has finished
+            counts = f"{len(new)} of {len(experiments)}"
+            notes.append(f"{counts} have no run to resume: {which} from the beginning")
+        barrier()  # all ranks have checked which variants have finished
         return Plan(
             experiments=[e for e in experiments if e not in finished],
             root=place.root,
@@ -284,13 +287,13 @@ class ExperimentGrid:
         return experiment
 
     def launch(self, plan: Plan) -> list[str]:
-        """Runs what `plan` returned, shows how it goes, and how it ended.
+        """Runs the variants of a plan, and shows their progress and outcomes.
 
         Returns:
             The variants' folders.
 
         Raises:
-            RuntimeError: a variant failed; raised when all have ended.
+            RuntimeError: a variant failed; raised after all variants have ended.
         """
         if proc_id() == 0:
             self.print()
@@ -310,7 +313,7 @@ class ExperimentGrid:
 
 @dataclass(frozen=True)
 class Options:
-    """How a grid is to run: the arguments of `ExperimentGrid.run`, which says what they mean."""
+    """Options of a grid: the arguments of `ExperimentGrid.run`, where they are documented."""
 
     num_cpu: int | str = 1
     data_dir: str | os.PathLike | None = None
@@ -324,7 +327,7 @@ class Options:
     wandb: str | None = None
 
     def place(self) -> Place:
-        """Returns where results go, the same on all ranks."""
+        """Returns the place of the results, which is the same on all ranks."""
         return Place(self.data_dir, self.datestamp, self.overwrite, self.resume, shared_time())
 
 
@@ -333,14 +336,14 @@ class Plan:
     """A grid that is ready to run.
 
     Attributes:
-        experiments: its variants.
-        root: the folder that theirs lie below.
-        jobs: how many ranks run at once.
-        notes: remarks for whoever starts it.
-        folders: of all variants, also of those of a resumed grid that finished before.
+        experiments: the variants to run.
+        root: the results folder.
+        jobs: number of ranks that run at once.
+        notes: notes for the user.
+        folders: folders of all variants, including those that have already finished.
         timeout: seconds after which a variant is ended.
-        slurm: how to submit it to Slurm, if that is to run it.
-        record: the file that keeps how its variants ended.
+        slurm: options for Slurm; None if the grid runs here.
+        record: the file that records how the variants ended.
     """
 
     experiments: list[Experiment]
@@ -364,7 +367,7 @@ def _nest(items):
                 raise ValueError(f"{key} can't be set: {part} is given as {inner!r}")
         if last in inner:
             raise ValueError(f"{key} is given twice")
-        inner[last] = dict(value) if isinstance(value, dict) else value  # others may add entries
+        inner[last] = dict(value) if isinstance(value, dict) else value  # others add entries
     return nested
 
 
@@ -381,11 +384,11 @@ def _short_value(value):
 
 def _check_slurm(options):
     if options.timeout is not None:
-        raise ValueError("timeout is Slurm's affair where it runs the grid: give slurm time=...")
+        raise ValueError("timeout can't be combined with slurm: give slurm time=... instead")
     if options.jobs != 1:
         raise ValueError(
-            "jobs is Slurm's affair where it runs the grid: give slurm max_jobs=... to limit how "
-            "many run at once"
+            "jobs can't be combined with slurm: give slurm max_jobs=... to limit how many run at "
+            "once"
         )
     if num_procs() > 1:
         raise ValueError("a grid can't be submitted to Slurm from within MPI ranks")
@@ -393,7 +396,7 @@ def _check_slurm(options):
 
 
 def _run_in_this_world(plan):
-    """Runs the variants one after another on the ranks that this process is one of."""
+    """Runs the variants one after another on the ranks of this MPI world."""
     for number, experiment in enumerate(plan.experiments, 1):
         if proc_id() == 0:
             print(f"{experiment.label} ({number} of {len(plan.experiments)})", flush=True)
@@ -403,7 +406,7 @@ def _run_in_this_world(plan):
 
 
 def _submit(plan, name):
-    """Submits the variants to Slurm, and says how to follow them."""
+    """Submits the variants to Slurm, and prints how to follow them."""
     jobs = slurm.submit(plan.experiments, name or "grid", plan.root, plan.slurm)
     record = grid_record.Record(plan.record, plan.folders)
     record.queued(plan.experiments, jobs)
@@ -412,7 +415,7 @@ def _submit(plan, name):
 
 
 def _run_in_processes(plan):
-    """Runs the variants, each in processes of its own, and prints the closing table."""
+    """Runs each variant in new processes, and prints the closing table."""
     record = grid_record.Record(plan.record, plan.folders)
     with grid_display.make_display(len(plan.experiments)) as display:
         outcomes = run_all(plan.experiments, plan.jobs, [display, record], plan.timeout)
@@ -431,23 +434,24 @@ def _last_return(outcome: Outcome) -> float:
 
 def _print_commands(plan, best):
     common = _common_top(plan)
-    if common is None:  # a variant that names a folder of its own
+    if common is None:  # a variant gives its own folder in logger_kwargs
         grid_display.print_commands(f"{best.folder}{os.sep}", str(best.folder))
     else:
         grid_display.print_commands(os.path.join(plan.root, common), str(best.folder))
 
 
 def _common_top(plan):
-    """Returns what the names of the variants' folders begin with; None if one lies elsewhere.
+    """Returns the common beginning of the variants' folders; None if one is outside the root.
 
-    If all lie in one folder it ends in a separator, so that no other folder's name begins so.
+    If all variants are in the same folder, the result ends with a separator, which excludes folders
+    whose names begin with this one.
     """
     tops = {os.path.relpath(folder, plan.root).split(os.sep)[0] for folder in plan.folders}
     if os.pardir in tops:
         return None
     if len(tops) == 1:
         return tops.pop() + os.sep
-    common = os.path.commonprefix(sorted(tops))  # noqa: RUF071 (letters are meant)
+    common = os.path.commonprefix(sorted(tops))  # noqa: RUF071 (compares characters on purpose)
     return common if common in tops else common.rpartition("_")[0] or common
 
 

@@ -1,4 +1,4 @@
-"""The start of ranks: the command for ``mpiexec``, and the running script again on several."""
+"""Starting ranks: the ``mpiexec`` command, and restarting the running script on several ranks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from spinup.launch.cores import usable_cores
 from spinup.utils.mpi_tools import ASKED
 
-# What an outer launcher leaves behind and would make an inner one believe it is a rank already.
+# Variables of an outer launcher. An inner launcher that inherits them would take itself for a rank.
 _INHERITED_PREFIXES = ("PMI_", "PMIX_", "HYDI_", "HYDRA_", "MPI_LOCAL", "OMPI_COMM_", "PRTE_")
 
 
 def restart_on_ranks(n: int, bind_to_core: bool = False) -> None:
-    """Starts the running script again on `n` ranks, in place of this process.
+    """Replaces this process by `n` ranks that run the same script.
 
     Raises:
         ValueError: MPI is not installed.
-        RuntimeError: there is no script to start again (a notebook or an interactive session).
+        RuntimeError: there is no script (in a notebook or an interactive session).
     """
     argv, env = launch_command(n, _script_arguments(), bind_to_core)
     sys.stdout.flush()
@@ -40,11 +40,11 @@ def launch_command(
 
     Args:
         n: number of ranks; one rank needs no MPI.
-        args: what follows the Python executable, such as ``["-m", "package.module", "argument"]``.
+        args: arguments of the Python executable, such as ``["-m", "package.module", "argument"]``.
         bind_to_core: bind each rank to a core.
 
     Returns:
-        The command's words, and its environment.
+        The words of the command, and its environment variables.
 
     Raises:
         ValueError: `n` is not a positive integer, or MPI is not installed.
@@ -57,7 +57,7 @@ def launch_command(
     mpiexec = _find_mpiexec(n)
     if n > usable_cores():
         warnings.warn(
-            f"{n} ranks on {usable_cores()} usable core(s): they will take turns and run slower "
+            f"{n} ranks on {usable_cores()} usable core(s): they will share cores and be slower "
             f"than {usable_cores()}",
             stacklevel=3,
         )
@@ -66,7 +66,7 @@ def launch_command(
     # `python -m mpi4py` ends all ranks when one of them fails.
     python = [sys.executable, *_with_mpi4py(args)]
     if _is_hydra(mpiexec):
-        # Inside a Slurm job Hydra would otherwise start the ranks through srun, and hang.
+        # Without "fork", Hydra inside a Slurm job would start the ranks with srun, and hang.
         options = ["-launcher", "fork", *(["-bind-to", "core"] if bind_to_core else [])]
     else:
         options = ["--oversubscribe", *(["--bind-to", "core"] if bind_to_core else [])]
@@ -74,7 +74,7 @@ def launch_command(
 
 
 def _find_mpiexec(n):
-    """Returns the path of mpiexec: the one installed beside this Python first."""
+    """Returns the path of mpiexec, preferably the one installed beside this Python."""
     beside = shutil.which("mpiexec", path=sysconfig.get_path("scripts"))
     mpiexec = beside or shutil.which("mpiexec")
     if importlib.util.find_spec("mpi4py") is None or mpiexec is None:
@@ -88,24 +88,24 @@ def _find_mpiexec(n):
 
 @functools.cache
 def _is_hydra(mpiexec):
-    """Says whether `mpiexec` is MPICH's."""
+    """Returns True if `mpiexec` is MPICH's Hydra."""
     version = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False)
     return "HYDRA" in version.stdout.upper()
 
 
 def _script_arguments():
-    """Returns the words after the Python executable that started the running script."""
+    """Returns the arguments of the Python executable that started the running script."""
     ipython = sys.modules.get("IPython")
     if hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None):
         raise RuntimeError(
-            "mpi_fork starts the running script again, and here is none; from a notebook or an "
-            "interactive session use call_experiment(..., num_cpu=n) of spinup.utils.run_utils"
+            "mpi_fork restarts the running script, but there is none here: in a notebook or an "
+            "interactive session, use call_experiment(..., num_cpu=n) from spinup.utils.run_utils"
         )
     return sys.orig_argv[1:]
 
 
 def _with_mpi4py(args):
-    """Inserts ``-m mpi4py`` between the interpreter's own options and what it is to run."""
+    """Inserts ``-m mpi4py`` between the interpreter's options and the script or module."""
     i = 0
     while i < len(args) and args[i].startswith("-") and args[i] != "-":
         option = args[i]
@@ -125,5 +125,5 @@ def _with_mpi4py(args):
             target = [f"-{option[position]}", *target, *args[i + 1 :]]
             return [*args[:i], *flags, "-m", "mpi4py", *target]
     if i == len(args) or args[i] == "-":
-        raise RuntimeError("mpi_fork needs a script in a file: one from a pipe can't be rerun")
+        raise RuntimeError("mpi_fork needs a script in a file: a script from a pipe can't be rerun")
     return [*args[:i], "-m", "mpi4py", *args[i:]]

@@ -1,7 +1,7 @@
-"""Experiments as processes: start them, follow them, say how they ended, stop them.
+"""Experiments as processes: starts them, follows them, stops them, and determines how they ended.
 
-Each experiment runs in a session of its own, so that Ctrl-C reaches only the launcher, which then
-ends all of them in order; and tethered to the launcher, so that none outlives it.
+Each experiment runs in its own session, so that Ctrl-C reaches only the launcher, which then ends
+all experiments in an orderly way. It is also tethered to the launcher, so that it can't outlive it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import Any
 from spinup.launch import tether
 from spinup.launch.mpiexec import launch_command
 from spinup.launch.spec import write_spec
-from spinup.runs.folder import LOG, State, holds_checkpoint, holds_results
+from spinup.runs.folder import LOG, State, holds_results, remedy
 from spinup.runs.stage import Stage
 from spinup.runs.watchdog import UNKNOWN_PLACE
 
-# What follows the Python executable, before the file to run.
+# Arguments of the Python executable, before the spec to run.
 ENTRYPOINT = ("-m", "spinup.launch.entrypoint")
 
-# Between asking runs to save their state and end, and killing them.
+# Seconds between asking runs to save their state and killing them.
 GRACE_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
@@ -48,13 +48,13 @@ MPIEXEC_SIGNAL = re.compile(r"EXIT STRING: .*\(signal (\d+)\)")
 
 @dataclass
 class Experiment:
-    """One call of a function, and where its results go.
+    """A call of a function, and the folder of its results.
 
     Attributes:
-        name: the experiment's name, shared by its seeds.
+        name: name of the experiment, which all its seeds share.
         thunk: the function.
-        kwargs: its keyword arguments, ``logger_kwargs`` with ``output_dir`` among them.
-        num_cpu: the number of MPI ranks.
+        kwargs: its keyword arguments, including ``logger_kwargs`` with ``output_dir``.
+        num_cpu: number of MPI ranks.
     """
 
     name: str
@@ -68,17 +68,17 @@ class Experiment:
 
     @property
     def label(self) -> str:
-        """The name of its folder, which tells seeds apart."""
+        """The name of its folder, which also contains the seed."""
         return self.folder.name
 
     @property
     def log(self) -> Path:
-        """What it prints, once it has begun."""
+        """The file with its printed output, after it has begun."""
         return self.folder / LOG
 
     @property
     def resumes(self) -> bool:
-        """Whether it is to continue the run whose results its folder holds."""
+        """True if it continues the run in its folder."""
         return bool(self.kwargs.get("logger_kwargs", {}).get("resume"))
 
 
@@ -89,10 +89,10 @@ class Outcome:
     Attributes:
         experiment: the experiment.
         state: finished, interrupted, or failed.
-        reason: what went wrong, in one line; empty for a finished one.
-        seconds: its wall time.
-        status: its last status.
-        log: what it printed.
+        reason: the error in one line; empty if it finished.
+        seconds: wall-clock time.
+        status: last status.
+        log: the file with its printed output.
     """
 
     experiment: Experiment
@@ -110,10 +110,9 @@ class Run:
     """An experiment that has been started.
 
     Args:
-        experiment: what to run. Its folder is made if need be.
-        holds_sigterm: whether only the experiment itself, not ``mpiexec``, is to heed SIGTERM.
-        gpus: those that it may use, by the names of CUDA_VISIBLE_DEVICES; all there are if none is
-            named.
+        experiment: the experiment. Its folder is made if it doesn't exist.
+        holds_sigterm: block SIGTERM for ``mpiexec``; only its ranks react to it.
+        gpus: the GPUs that it may use, by their names in CUDA_VISIBLE_DEVICES; all GPUs if empty.
 
     Raises:
         OSError: the folder can't be made, or the process can't be started.
@@ -128,7 +127,7 @@ class Run:
         self._late: str | None = None
         self._private = None
         self._stage = Stage(experiment.folder, experiment.resumes)
-        self.log = self._stage.path / LOG
+        self.log = self._stage.log
         try:
             self._private, spec = write_spec(
                 experiment.thunk, experiment.kwargs, experiment.num_cpu, self._stage.path
@@ -147,15 +146,15 @@ class Run:
         return time.monotonic() - self.began
 
     def status(self) -> dict:
-        """Returns the run's last word, as `read_status` does."""
+        """Returns the status of the run, as `read_status` does."""
         return self._stage.status()
 
     def outcome(self) -> Outcome | None:
-        """Returns how it ended, or None while it runs."""
+        """Returns the outcome, or None while the experiment runs."""
         exit_status = self.process.poll()
         if exit_status is None:
             return None
-        self._end_group(KILL)  # what it has left behind, such as environments' workers
+        self._end_group(KILL)  # remaining processes, such as environments' workers
         self._forget_private()
         outcome = outcome_of(self.experiment, self._stage, exit_status, self.seconds)
         if self._late and outcome.state != State.FINISHED:
@@ -169,13 +168,13 @@ class Run:
 
     def ask_to_end(self) -> None:
         """Asks the run to save its state and end."""
-        # mpiexec kills its ranks at once when told to end; of other signals it hands on this one
+        # mpiexec kills its ranks at once on SIGTERM, but passes SIGUSR1 on to them
         several = self.experiment.num_cpu > 1 and hasattr(signal, "SIGUSR1")
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGUSR1 if several else signal.SIGTERM)
 
     def end_for_time(self, timeout: float) -> None:
-        """Asks it to end, as it has run for longer than `timeout` seconds; later kills it."""
+        """Asks a run that has exceeded `timeout` seconds to end; kills it after a grace time."""
         if self._late is None:
             self._late = f"it ran for longer than the timeout of {timeout:g} s"
             self.ask_to_end()
@@ -183,7 +182,7 @@ class Run:
             self._end_group(KILL)
 
     def kill(self) -> None:
-        """Ends it at once, and records that it was interrupted."""
+        """Kills the run, and records that it was interrupted."""
         self._end_group(KILL)
         self.process.wait()
         self._forget_private()
@@ -194,18 +193,16 @@ class Run:
     def _why_killed(self):
         folder = self.experiment.folder
         if self._stage.is_open and holds_results(folder) and not self.experiment.resumes:
-            return "ended before it began; the results in its folder are as they were"
-        continues = holds_checkpoint(folder)
-        remedy = "continues from its last checkpoint" if continues else "starts it again"
-        return f"ended before it could save its state; --resume {remedy}"
+            return "killed before it began; the results in its folder are unchanged"
+        return f"killed before it could save its state; {remedy(folder)}"
 
     def _end_group(self, number):
-        if not hasattr(os, "killpg"):  # Windows knows no groups, and no ranks either
+        if not hasattr(os, "killpg"):  # Windows has no process groups, and spinup no ranks there
             self.process.kill()
             return
         try:
             os.killpg(self.process.pid, number)
-        except (ProcessLookupError, PermissionError):  # macOS says the latter of a dead group
+        except (ProcessLookupError, PermissionError):  # the latter for a dead group on macOS
             pass
 
     def _forget_private(self):
@@ -214,9 +211,9 @@ class Run:
 
 
 def _spawn(num_cpu, spec, log, holds_sigterm, gpus, more_env):
-    """Starts the process, or `mpiexec` and its ranks, that run the experiment in file `spec`."""
+    """Starts the process, or `mpiexec` with its ranks, that runs the experiment in a spec."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of too few cores: the plan has said so
+        warnings.simplefilter("ignore")  # about too few cores: the plan has shown it
         argv, env = launch_command(num_cpu, [*ENTRYPOINT, str(spec)])
     env["PYTHONPATH"] = os.pathsep.join(module_folders())
     env["PYTHONUNBUFFERED"] = "1"
@@ -232,10 +229,10 @@ def _spawn(num_cpu, spec, log, holds_sigterm, gpus, more_env):
 
 
 def module_folders() -> list[str]:
-    """Lists where this process finds modules, so that an experiment finds the same.
+    """Lists the folders where this process finds modules, so that an experiment finds the same.
 
-    The folder of a script and the current one are among them. Python's own folders aren't, which
-    another version must not be given.
+    They include the folder of the script and the current folder, but not Python's own folders,
+    which mustn't be passed to another version of Python.
     """
     paths = sysconfig.get_paths()
     of_python = Path(paths["stdlib"]).parent, Path(paths["purelib"]), Path(paths["platlib"])
@@ -243,29 +240,29 @@ def module_folders() -> list[str]:
     return [str(f) for f in folders if not any(f.is_relative_to(own) for own in of_python)]
 
 
-# --- How it ended ---------------------------------------------------------------------------------
+# --- Outcomes -------------------------------------------------------------------------------------
 
 
 def outcome_of(experiment: Experiment, stage: Stage, exit_status: int, seconds: float) -> Outcome:
-    """Returns how an experiment ended whose processes have ended.
+    """Returns the outcome of an experiment whose processes have ended.
 
-    It has finished if its exit status is 0 and its ``status.json`` says so: a rank that calls
-    ``os._exit(0)`` ends the others with exit status 0, too.
+    The experiment has finished if its exit status is 0 and the state in ``status.json`` is
+    ``finished``. The exit status isn't enough: it is also 0 if a rank calls ``os._exit(0)``.
 
     Args:
         experiment: the experiment.
-        stage: where its launcher keeps its files.
-        exit_status: of its process, negative for a signal as ``subprocess`` has it.
-        seconds: how long it ran.
+        stage: the stage with the launcher's files.
+        exit_status: exit status of its process; negative for a signal, as in ``subprocess``.
+        seconds: wall-clock time.
 
     Returns:
-        The outcome. A failure is recorded in ``status.json`` if the run couldn't do that itself.
+        The outcome. A failure that the run didn't record is recorded in ``status.json``.
     """
     status = stage.status()
     state = status.get("state")
     if exit_status == 0 and state == State.FINISHED:
         return Outcome(experiment, state, "", seconds, status)
-    reason = status.get("error") or explain_exit(exit_status, _log_tail(stage.place / LOG))
+    reason = status.get("error") or explain_exit(exit_status, _log_tail(stage.log))
     if state not in (State.FAILED, State.INTERRUPTED):
         state = State.FAILED
         stage.amend_status(state, reason)
@@ -273,11 +270,11 @@ def outcome_of(experiment: Experiment, stage: Stage, exit_status: int, seconds: 
 
 
 def explain_exit(exit_status: int, log: str) -> str:
-    """Returns in one line why processes ended that have not said so themselves.
+    """Returns in one line why an experiment ended that recorded no reason itself.
 
     Args:
-        exit_status: negative for a signal.
-        log: the end of what they printed.
+        exit_status: exit status of its process; negative for a signal.
+        log: the end of its printed output.
     """
     by_mpiexec = MPIEXEC_SIGNAL.search(log)
     number = int(by_mpiexec[1]) if by_mpiexec else -exit_status
@@ -286,7 +283,7 @@ def explain_exit(exit_status: int, log: str) -> str:
     stuck = next((found for line in lines if (found := STUCK.fullmatch(line))), None)
     if exit_status != 0 and stuck:
         places = [line for line in lines if HANGS.match(line)]
-        # Others wait for one that does something
+        # Put ranks that wait for others last
         places.sort(key=lambda line: line.endswith(UNKNOWN_PLACE))
         where = places[0] if places else "a rank hangs"
         return f"no progress for {stuck[1]}: {where}, or a rank has ended early (stacks in the log)"
@@ -317,11 +314,11 @@ def _log_tail(log, size=20_000):
         return ""
 
 
-# --- Following ------------------------------------------------------------------------------------
+# --- Running --------------------------------------------------------------------------------------
 
 
 class LogFollower:
-    """Hands on what a log file has gained, in whole lines, to ``sys.stdout``: a notebook's cell."""
+    """Prints new complete lines of a log file to ``sys.stdout``, for example a notebook's cell."""
 
     def __init__(self, log: Path, begins: int = 0):
         self._file = open(log, "rb")  # noqa: SIM115 (closed by `close`)
@@ -330,7 +327,7 @@ class LogFollower:
         self._rest = ""
 
     def relay(self) -> None:
-        """Prints the lines completed since the last call."""
+        """Prints the lines that were completed since the last call."""
         text = self._rest + self._decoder.decode(self._file.read())
         complete, newline, self._rest = text.rpartition("\n")
         if newline:
@@ -338,7 +335,7 @@ class LogFollower:
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Prints what is left, and closes the file."""
+        """Prints the rest, and closes the file."""
         self.relay()
         if self._rest:
             print(self._rest, flush=True)
@@ -346,7 +343,7 @@ class LogFollower:
 
 
 def run_one(experiment: Experiment) -> Outcome:
-    """Runs an experiment to its end, its output going to ``sys.stdout`` as well as its log."""
+    """Runs an experiment to its end, and also prints its log to ``sys.stdout``."""
     run = Run(experiment)
     follower = LogFollower(run.log, run.log_begins)
     try:
@@ -363,22 +360,22 @@ def run_one(experiment: Experiment) -> Outcome:
 
 
 class Watcher:
-    """Is told how the experiments of `run_all` are doing. This one ignores it."""
+    """Callbacks of `run_all`. This base class ignores all events."""
 
     def started(self, experiment: Experiment) -> None:
-        """An experiment has started."""
+        """Called when an experiment has started."""
 
     def refresh(self, running: Sequence[Run], waiting: int) -> None:
-        """A moment has passed: some experiments are running, so many are waiting."""
+        """Called regularly, with the running experiments and the number of waiting ones."""
 
     def ended(self, outcome: Outcome) -> None:
-        """An experiment has ended."""
+        """Called when an experiment has ended."""
 
     def stopping(self, running: Sequence[Run]) -> None:
-        """All that are running have been asked to save their state and end."""
+        """Called when the running experiments were asked to save their state and end."""
 
     def stopped(self, outcomes: Sequence[Outcome], waiting: int) -> None:
-        """These have ended because they were asked to, and so many had not started."""
+        """Called when the interrupted experiments have ended; `waiting` had not started."""
 
 
 def run_all(
@@ -387,16 +384,16 @@ def run_all(
     watchers: Sequence[Watcher] = (),
     timeout: float | None = None,
 ) -> list[Outcome]:
-    """Runs experiments, some at once; none that fails keeps another from running.
+    """Runs experiments, several at once if possible. Failures don't stop the others.
 
     Args:
-        experiments: the experiments, in the order in which to start them.
-        jobs: how many ranks may run at once; a variant of more runs alone.
-        watchers: told what happens: what shows it, and what keeps it.
-        timeout: seconds after which an experiment is asked to end, and fails.
+        experiments: the experiments, in the order in which they start.
+        jobs: number of ranks that may run at once; an experiment with more ranks runs alone.
+        watchers: objects whose callbacks show or record the progress.
+        timeout: seconds after which an experiment is asked to end, and counts as failed.
 
     Returns:
-        How each ended, in the order given.
+        The outcomes, in the order of `experiments`.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C, after every process has ended.
@@ -433,7 +430,7 @@ def _fits(experiment, running, jobs):
 
 
 def _free_gpus(experiment, running):
-    """Returns the GPUs, one for each rank at most, that the fewest of the running variants use."""
+    """Returns at most one GPU per rank, those that the fewest running experiments use."""
     device = str(experiment.kwargs.get("device", "cpu"))
     gpus = visible_gpus() if device in ("cuda", "auto") else []
     if len(gpus) < 2:
@@ -471,11 +468,13 @@ def _start(experiment, running, outcomes, watchers):
 
 
 def stop(runs: Sequence[Run], grace: float = GRACE_SECONDS) -> None:
-    """Ends runs with all their ranks: asks, waits, then kills. A second Ctrl-C cuts the wait.
+    """Asks runs to end, waits for them, and then kills them with all their ranks.
+
+    A second Ctrl-C ends the wait.
 
     Args:
         runs: the runs.
-        grace: seconds to wait for them.
+        grace: seconds to wait.
     """
     for run in runs:
         run.ask_to_end()

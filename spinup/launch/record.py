@@ -1,4 +1,4 @@
-"""How a grid's variants ended, for programs: ``NAME.grid.json`` in the folder of results."""
+"""The record of a grid's outcomes for programs: ``NAME.grid.json`` in the results folder."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from spinup.runs.folder import State, read_status
 
 
 def path(root: str, name: str, now: time.struct_time | None = None) -> Path:
-    """Returns a grid's file.
+    """Returns the path of a grid's record.
 
     Args:
-        root: the folder of results.
-        name: of the grid.
-        now: when it was started, to be put into the name.
+        root: the results folder.
+        name: name of the grid.
+        now: time of the start, to be added to the file's name.
     """
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S-", now) if now else ""
     return Path(root, f"{stamp}{name}.grid.json")
 
 
 class Record(Watcher):
-    """Keeps the file up to date.
+    """Writes the record of a grid.
 
-    It holds the grid's variants in their order, each with its folder (from the file's), ``state``
-    (``waiting``, ``queued``, ``running``, ``finished``, ``interrupted``, ``failed``), ``reason``,
-    ``seconds``, ``epoch``, ``steps`` and ``return``, and under Slurm ``job``.
+    The record lists the grid's variants in order. Each has ``folder`` (relative to the file's
+    folder), ``state`` (``waiting``, ``queued``, ``running``, ``finished``, ``interrupted``,
+    ``failed``), ``reason``, ``seconds``, ``epoch``, ``steps`` and ``return``, and on Slurm ``job``.
 
     Args:
-        file: the file. What it says of other variants, as of an earlier grid of the name, stays.
-        folders: of all variants. Those that aren't about to run are what their folders say.
+        file: path of the record. Other variants in it, from earlier grids of this name, are kept.
+        folders: folders of all variants. Those that have finished before are marked as finished.
     """
 
     def __init__(self, file: Path, folders: Sequence[str]):
@@ -49,19 +49,19 @@ class Record(Watcher):
         self._write()
 
     def queued(self, experiments: Sequence[Experiment], jobs: Sequence[str]) -> None:
-        """Notes that Slurm has variants, each as a job."""
+        """Records that variants were submitted to Slurm, with their jobs."""
         for experiment, job in zip(experiments, jobs):
             status = read_status(experiment.folder)
             self._set(str(experiment.folder), State.QUEUED, status=status, job=job)
         self._write()
 
     def started(self, experiment: Experiment) -> None:
-        """Notes that a variant has started."""
+        """Records that a variant has started."""
         self._set(str(experiment.folder), State.RUNNING, status=read_status(experiment.folder))
         self._write()
 
     def ended(self, outcome: Outcome) -> None:
-        """Notes how a variant has ended."""
+        """Records how a variant ended."""
         self._set(
             str(outcome.experiment.folder),
             outcome.state,
@@ -72,7 +72,7 @@ class Record(Watcher):
         self._write()
 
     def stopped(self, outcomes: Sequence[Outcome], waiting: int) -> None:
-        """Notes how the variants have ended that were under way."""
+        """Records how the interrupted variants ended."""
         for outcome in outcomes:
             self.ended(outcome)
 
@@ -82,10 +82,10 @@ class Record(Watcher):
         self._variants[name] = {"folder": name, "state": state, "reason": None, **known, **more}
 
     def _write(self):
-        # Others may be at work on a grid of the same name
+        # Another process may run a grid of the same name
         variants = {variant["folder"]: variant for variant in _read(self._file)} | self._variants
         content = {"updated": time.time(), "variants": list(variants.values())}
-        with contextlib.suppress(OSError):  # such as a full disk: the grid goes on
+        with contextlib.suppress(OSError):  # such as a full disk, which mustn't stop the grid
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._file, content)
 

@@ -1,8 +1,8 @@
-"""Grids on a Slurm cluster: an array of jobs, one for each variant, by submitit.
+"""Grids on a Slurm cluster: an array with one job per variant, submitted with submitit.
 
-A job that Slurm warns (the time limit is near, a job of higher priority needs the place) has its
-run save a checkpoint, and is queued again; it then goes on from there. So does one whose node has
-failed.
+Slurm warns a job before its time limit or when another job preempts it. The run then saves a
+checkpoint, the job is queued again, and the run continues from there. If a node fails, Slurm queues
+the job again, and the run continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from spinup.launch.processes import POLL_SECONDS, Experiment, Run, module_folder
 from spinup.runs.folder import State, holds_checkpoint, read_own_status, slurm_job
 from spinup.runs.stage import note_queued
 
-# The signal that warns. submitit's own, SIGUSR2, would have mpiexec end its ranks at once; this one
-# it hands on to them.
+# The warning signal. mpiexec passes SIGUSR1 on to its ranks, but kills them at once on SIGUSR2, the
+# default of submitit.
 WARNING_SIGNAL = "USR1"
 
-# Requeues after the time limit that a job may have: many, as each takes up where the last ended.
+# Number of times that a job may be requeued after its time limit: many, because each job continues
+# where the last one ended.
 _MOST_TIMEOUTS = 1000
 
-# Options of sbatch that a grid can't do without, or with.
+# Options of sbatch that the grid sets itself, or that it can't use.
 _ITS_OWN = {"array", "output", "error", "signal", "wrap", "nodes", "ntasks", "ntasks-per-node"}
 _ITS_OWN |= {"cpus-per-task", "cpus-per-gpu", "open-mode", "requeue", "job-name"}
 
@@ -42,11 +43,11 @@ _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(
 
 
 class SubmissionError(RuntimeError):
-    """Slurm doesn't take a grid's jobs."""
+    """Slurm rejected the jobs of a grid."""
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads options as `read_options` does, and makes sure that they can be used here.
+    """Reads options as `read_options` does, and checks that jobs can be submitted from here.
 
     Raises:
         ValueError: an option can't be used, or submitit or Slurm is missing.
@@ -60,13 +61,13 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads how jobs are to be submitted, as submitit takes it.
+    """Converts options to parameters of submitit.
 
     Args:
-        options: ``time`` (a limit: minutes, ``hours:minutes:seconds``, ``days-hours``), ``gpus``
-            (of each variant), ``max_jobs`` (at once), ``warning`` (seconds before the time limit at
-            which runs are to save, 90 unless given), and any other of sbatch's long options with
-            its value: ``partition``, ``mem``, ``account``, ``qos``, ``constraint``, ...
+        options: ``time`` (time limit: minutes, ``hours:minutes:seconds``, ``days-hours``), ``gpus``
+            (of each variant), ``max_jobs`` (maximum at once), ``warning`` (seconds before the time
+            limit at which runs are asked to save; 90 by default), and any other long option of
+            sbatch that takes a value: ``partition``, ``mem``, ``account``, ``qos``, ...
 
     Returns:
         Parameters for ``submitit.SlurmExecutor``.
@@ -93,9 +94,9 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if "time" not in parameters:
         raise ValueError(
             "slurm needs a time limit, such as time=8:00:00 (a run may take longer: it then saves "
-            "its state and goes on in another job)"
+            "its state and continues in another job)"
         )
-    # Not as submitit's signal_delay_s, whose signal hangs on who has imported submitit first
+    # Not by submitit's signal_delay_s, whose signal is fixed when submitit is first imported
     others["signal"] = f"{WARNING_SIGNAL}@{parameters.pop('warning', 90)}"
     return {**parameters, "additional_parameters": others}
 
@@ -115,7 +116,7 @@ def _minutes(text):
     else:  # minutes, or minutes:seconds
         minutes = first + second / 60
     if minutes < 1:
-        raise ValueError(f"slurm: a time limit must be a minute at least, not {text!r}")
+        raise ValueError(f"slurm: a time limit must be at least a minute, not {text!r}")
     return int(-(-minutes // 1))
 
 
@@ -125,17 +126,17 @@ def submit(
     """Submits experiments as one array of jobs.
 
     Args:
-        experiments: all on the same number of ranks.
-        name: of the grid.
-        root: the folder that all results lie below. What jobs are given goes into ``.slurm`` there,
-            which only this user can read; it must be the same folder on all nodes.
-        parameters: what `check_options` returned.
+        experiments: experiments with the same number of ranks.
+        name: name of the grid.
+        root: the results folder, which must be the same on all nodes. Its folder ``.slurm``, which
+            only this user can read, contains the jobs' input.
+        parameters: the result of `check_options`.
 
     Returns:
-        The jobs' ids, ``array_task``.
+        The ids of the jobs, ``array_task``.
 
     Raises:
-        SubmissionError: Slurm doesn't take them; why.
+        SubmissionError: Slurm rejected the jobs; the message has the reason.
     """
     import submitit
 
@@ -143,7 +144,7 @@ def submit(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         Path(root, ".slurm").chmod(0o700)
-        # A warning may come before Python is ready for it, and would end it
+        # A warning that comes before Python has installed its handlers would kill it
         held = [
             sys.executable,
             "-I",
@@ -169,43 +170,43 @@ def submit(
     except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if "sbatch:" in line), lines[-1] if lines else "")
-        raise SubmissionError(f"Slurm took no job: {reason}") from error
+        raise SubmissionError(f"Slurm rejected the jobs: {reason}") from error
     for experiment, job in zip(experiments, jobs):
         note_queued(experiment.folder, job.job_id, experiment.resumes)
     return [job.job_id for job in jobs]
 
 
 def setup_lines() -> list[str]:
-    """Returns what a job's shell does before Python starts.
+    """Returns the shell commands that a job runs before Python starts.
 
-    Jobs find the modules that this process finds: those of a script's folder, wrappers and networks
-    of the current one.
+    They let jobs find the same modules as this process, including those in the script's folder and
+    in the current folder.
     """
     folders = shlex.quote(os.pathsep.join(module_folders()))
     return [f"export SUBMITIT_PREEMPT_SIGNAL={WARNING_SIGNAL}", f"export PYTHONPATH={folders}"]
 
 
 class Variant:
-    """What a job does: runs an experiment, or goes on with it, in processes of its own.
+    """The function of a job: starts or continues an experiment in new processes.
 
     Args:
         experiment: the experiment.
     """
 
     def __init__(self, experiment: Experiment):
-        # Jobs start elsewhere
+        # Jobs start in another folder, so the path must be absolute
         kwargs = {**experiment.kwargs, "logger_kwargs": dict(experiment.kwargs["logger_kwargs"])}
         kwargs["logger_kwargs"]["output_dir"] = str(experiment.folder.absolute())
         self.experiment = replace(experiment, kwargs=kwargs)
 
     def __call__(self) -> str:
-        """Runs it to its end, or until Slurm warns.
+        """Runs the experiment to its end, or until Slurm warns.
 
         Returns:
             The folder of the run.
 
         Raises:
-            RuntimeError: it failed, and why; or it was stopped, and the job is not to go on.
+            RuntimeError: the experiment failed, or it was stopped and isn't queued again.
         """
         warned: list[int] = []
         requeue: Any = signal.getsignal(getattr(signal, f"SIG{WARNING_SIGNAL}"))  # submitit's
@@ -216,7 +217,7 @@ class Variant:
         experiment = as_restarted(self.experiment) if _restarts() else self.experiment
         if experiment is None:
             return str(self.experiment.folder)
-        # All processes of a job get its signals, and mpiexec would end its ranks at SIGTERM
+        # Slurm sends signals to all processes of a job, and mpiexec would kill its ranks on SIGTERM
         run = Run(experiment, holds_sigterm=True)
         asked = False
         while (outcome := run.outcome()) is None:
@@ -226,25 +227,25 @@ class Variant:
             time.sleep(POLL_SECONDS)
         if outcome.state == State.FINISHED:
             return str(experiment.folder)
-        # Stopped by a warning, which a run that is only starting doesn't survive. A job that is
-        # being cancelled, or that Slurm requeues by itself, isn't running any more.
+        # Requeue after a warning, which also ends a run that is still starting. A job that is being
+        # cancelled, or that Slurm requeues itself, is no longer in the state RUNNING.
         stopped = outcome.status.get("state") in (State.INTERRUPTED, State.STARTING)
         if warned and stopped and job_state() == "RUNNING":
             requeue(signal.SIGUSR1, None)
         raise RuntimeError(f"{experiment.label} failed: {outcome.reason}")
 
     def checkpoint(self):
-        """Returns what the job does when it has been queued again; submitit asks."""
+        """Returns the submission of the requeued job; submitit calls this."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def as_restarted(experiment: Experiment) -> Experiment | None:
-    """Returns an experiment as its job runs it after a restart, or None if it has finished."""
+    """Returns the experiment to run after a restart of its job, or None if it has finished."""
     status = read_own_status(experiment.folder)
     if not status or status.get("slurm_job") != slurm_job():
-        return experiment  # the job hasn't begun it, and an earlier run's results are another's
+        return experiment  # this job hasn't begun it: any results belong to an earlier run
     if status.get("state") == State.FINISHED:
         return None
     settings = dict(experiment.kwargs["logger_kwargs"])
@@ -259,7 +260,7 @@ def _restarts():
 
 
 def job_state() -> str:
-    """Returns Slurm's word for the state of the job that this process belongs to."""
+    """Returns Slurm's state of this process's job, such as ``RUNNING``; empty if unknown."""
     for _ in range(5):  # the controller may be busy
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             states = _squeue("--jobs", os.environ["SLURM_JOB_ID"])
@@ -270,7 +271,7 @@ def job_state() -> str:
 
 
 def queued_jobs() -> dict[str, str] | None:
-    """Returns the states of this user's waiting and running jobs by id; None if unknown."""
+    """Returns the states of this user's queued and running jobs by id; None if unknown."""
     if shutil.which("squeue") is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""An experiment as a file: written by the process that launches it, read by the one that runs it.
+"""The spec of an experiment: a file that the launcher writes and the experiment's process reads.
 
-It is a JSON file that names an importable function and gives its keyword arguments, or, where the
-function or an argument has no such form, a file pickled for that process alone. Pickles are only
-read where nobody else can have written them, never from a run folder.
+The spec is a JSON file with the name of a function and its keyword arguments. If the function can't
+be imported, or JSON can't represent an argument, it is a pickle in a private temporary file. A
+pickle is read only if no other user can have written it, and never from a run folder.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ PICKLE_SUFFIX = ".pkl"
 def write_spec(
     thunk: Callable, kwargs: dict[str, Any], num_cpu: int, folder: Path
 ) -> tuple[Path | None, Path]:
-    """Writes a call down for the process that is to make it, readable by this user only.
+    """Writes the spec of a call, readable only by this user.
 
     Args:
         thunk: the function.
         kwargs: its keyword arguments.
-        num_cpu: the number of MPI ranks.
-        folder: where it goes if it is a JSON file.
+        num_cpu: number of MPI ranks.
+        folder: folder for a JSON spec.
 
     Returns:
-        The temporary file to delete afterwards, if there is one, and the file to run: a JSON spec
-        in `folder` if the function can be imported and its arguments are plain values, else a
-        pickle outside of it.
+        The temporary file to delete after the run, or None, and the spec: a JSON file in `folder`
+        if the function can be imported and its arguments are plain values, else the temporary file.
     """
     name = importable_name(thunk)
     try:
@@ -63,7 +62,7 @@ def _write_private_pickle(thunk, kwargs):
 
 
 def read_spec(spec_file: str) -> tuple[Callable, dict[str, Any]]:
-    """Returns the function that a spec names, and its keyword arguments."""
+    """Returns the function in a spec, and its keyword arguments."""
     if spec_file.endswith(PICKLE_SUFFIX):
         return _read_private_pickle(spec_file)
     try:
@@ -75,7 +74,7 @@ def read_spec(spec_file: str) -> tuple[Callable, dict[str, Any]]:
 
 
 def _read_private_pickle(path):
-    """Unpickles what the launching process wrote, after a check that only this user could."""
+    """Unpickles the launcher's file after checking that only this user can have written it."""
     with open(path, "rb") as file:
         about = os.fstat(file.fileno())
         others_can_write = about.st_mode & (stat.S_IRWXG | stat.S_IRWXO)

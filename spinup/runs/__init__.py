@@ -1,1 +1,1 @@
-"""Run folders: what lies in them, and how it is read."""
+"""Run folders: their files, and how they are written and read."""

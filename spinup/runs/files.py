@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the errors of a full disk."""
+"""Atomic writing of files (completely or not at all), and errors of a full disk."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from safetensors import SafetensorError
 
 StrPath = str | os.PathLike
 
+# Which moves and removes no file that is open, and flushes none that is open for reading only.
+ON_WINDOWS = os.name == "nt"
+
 # Errors of a disk that is full, or out of reach for a while, and may have room again later.
 _MAY_PASS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EDQUOT, errno.ESTALE}
 
 
 def write_json(path: StrPath, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(content, indent=4) + "\n")
 
 
 def write_text(path: StrPath, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file atomically."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # ranks may write at once
     try:
@@ -38,7 +41,7 @@ def write_text(path: StrPath, text: str) -> None:
 
 
 def open_own(path: StrPath, mode: str, **kwargs: Any) -> IO:
-    """Opens a file of a run folder for writing; a link in its place is an error, not followed."""
+    """Opens a file of a run folder for writing; raises OSError for a symbolic link."""
     no_link = getattr(os, "O_NOFOLLOW", 0)
     opener = lambda path, flags: os.open(path, flags | no_link, 0o666)  # noqa: E731
     return open(path, mode, opener=opener, **kwargs)
@@ -46,7 +49,7 @@ def open_own(path: StrPath, mode: str, **kwargs: Any) -> IO:
 
 @contextlib.contextmanager
 def as_os_error() -> Iterator[None]:
-    """Turns what safetensors raises where a file can't be written into the system's OSError."""
+    """Turns the exception of safetensors for a file that can't be written into an OSError."""
     try:
         yield
     except SafetensorError as error:
@@ -57,12 +60,12 @@ def as_os_error() -> Iterator[None]:
 
 
 def may_pass(error: OSError) -> bool:
-    """Returns True for the error of a full or unreachable disk, which may be better later."""
+    """Returns True if an error may be temporary: the disk is full or out of reach."""
     return error.errno in _MAY_PASS
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Returns the object that a JSON file holds, or an empty dict if it can't be read."""
+    """Returns the object in a JSON file, or an empty dict if it can't be read."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""The run folder: the names of its files, its states, its lock, and when what may be written.
+"""The run folder: the names of its files, its states, its lock, and its status.
 
-This is the only file that spells a file's name or a state. A run claims its folder by
-`RunFolder.begin`, once its environment and its networks are known to work. Nothing that the folder
-holds is removed or written over before that; a launcher keeps its files in a `Stage` until then.
+Only this module defines the names of files and states. A run claims its folder with
+`RunFolder.begin` after its environment and its networks are known to work. Before that, nothing in
+the folder is removed or overwritten, and a launcher keeps its own files in a `Stage`.
 """
 
 from __future__ import annotations
@@ -22,91 +22,116 @@ from typing import IO, Any
 
 import numpy as np
 
+from spinup.runs import files
 from spinup.runs.files import StrPath, open_own, read_object, write_json
 from spinup.runs.interrupts import Interrupted
 from spinup.runs.json_values import convert_json
 from spinup.runs.wording import describe_error
 from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
 
-CONFIG = "config.json"  # all that is needed to run it again
-PROGRESS = "progress.txt"  # the log, a row per epoch
-STATUS = "status.json"  # its state, and how far it is
+CONFIG = "config.json"  # everything that is needed to repeat the run
+PROGRESS = "progress.txt"  # the log, one row per epoch
+STATUS = "status.json"  # state and progress of the run
 POLICY = "pyt_save"  # weights
-CHECKPOINT = "checkpoint"  # the whole state of the training
+CHECKPOINT = "checkpoint"  # complete state of the training
 TENSORBOARD = "tensorboard"
 WANDB = "wandb"
-LOG = "log.txt"  # what it printed, where a launcher started it
-FAILED_LOG = "log.failed.txt"  # the same of a run that failed before it began
-SPEC = "experiment.json"  # the call that a launcher made
+LOG = "log.txt"  # printed output, if a launcher started the run
+FAILED_LOG = "log.failed.txt"  # printed output of a run that failed before it began
+SPEC = "experiment.json"  # the launcher's call
 LOCK = ".lock"
-QUEUED = ".queued.json"  # the status of a run that waits in Slurm's queue
-STAGE = ".starting-"  # begins the name of a Stage's folder
+QUEUED = ".queued.json"  # status of a run that waits in Slurm's queue
+STAGE = ".starting-"  # prefix of the name of a Stage's folder
 
-# What a run writes; `overwrite` removes these and nothing else.
+# Files and folders that a run writes; `overwrite` removes only these.
 RESULTS = (CONFIG, PROGRESS, STATUS, POLICY, CHECKPOINT, TENSORBOARD, WANDB, LOG, FAILED_LOG, SPEC)
 
-# Names the Stage of the launcher that started this process.
+# Environment variable: the folder of the Stage in which the launcher started this process.
 STAGE_VARIABLE = "SPINUP_STAGE"
 
 
 class State(str, enum.Enum):
-    """What a run is doing, or how it ended."""
+    """The state of a run: what it is doing, or how it ended."""
 
     QUEUED = "queued"  # waits in Slurm's queue
-    WAITING = "waiting"  # waits for other variants of its grid (in the grid's record only)
-    STARTING = "starting"  # launched; it hasn't claimed its folder yet
+    WAITING = "waiting"  # waits for other variants of its grid (only in the grid's record)
+    STARTING = "starting"  # launched, but hasn't claimed its folder yet
     RUNNING = "running"
     FINISHED = "finished"
-    INTERRUPTED = "interrupted"  # stopped by a signal, its state saved
+    INTERRUPTED = "interrupted"  # stopped by a signal
     FAILED = "failed"
-    DIED = "died"  # killed without a word (never in a file: readers find out)
-    UNKNOWN = "unknown"  # its status can't be read (never in a file either)
+    DIED = "died"  # killed before it could write a status (never in a file: readers infer it)
+    UNKNOWN = "unknown"  # its status can't be read (never in a file)
 
     __str__ = str.__str__
 
     @property
     def has_ended(self) -> bool:
-        """Whether the run itself has said how it ended."""
+        """True if the run itself recorded how it ended."""
         return self in (State.FINISHED, State.INTERRUPTED, State.FAILED)
 
 
-# --- What is in a folder --------------------------------------------------------------------------
+# --- Contents of a folder -------------------------------------------------------------------------
 
 
 def check_exp_name(name: str) -> str:
-    """Returns an experiment's name, which becomes a folder's, if it is fit for that.
+    """Returns the name of an experiment if it is valid as the name of a folder.
 
     Raises:
-        ValueError: it has other characters than letters, digits and ``_ - + . =``, starts with a
-            dot, or is too long.
+        ValueError: it contains characters other than letters, digits and ``_ - + . =``, starts with
+            a dot, or is too long.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_+=-][A-Za-z0-9_+=.-]*", name):
         raise ValueError(
-            f"exp_name {name!r} is not fit for a folder's name: use letters, digits and _ - + . = "
-            "(and no dot in front)"
+            f"exp_name {name!r} can't be the name of a folder: use letters, digits and _ - + . = "
+            "(no dot at the beginning)"
         )
-    if len(name) > 200:  # file systems allow 255, and a date, a seed and an ending are added
+    if len(name) > 200:  # file systems allow 255; a date, a seed and a suffix are added
         raise ValueError(
-            f"exp_name {name[:20] + '...'!r} has {len(name)} characters, and a folder's name can "
-            "have 200 here: shorten it, or give shorthands for what a grid adds (--hid[h])"
+            f"exp_name {name[:20] + '...'!r} has {len(name)} characters, but at most 200 are "
+            "allowed: shorten it, or give shorthands for the grid's parameters (--hid[h])"
         )
     return name
 
 
 def holds_results(folder: StrPath) -> bool:
-    """Returns True if a folder holds the results of a run: its log, or what it saved."""
+    """Returns True if a folder contains results of a run: a log, a policy or checkpoints."""
     progress = Path(folder, PROGRESS)
     has_rows = progress.is_file() and progress.stat().st_size > 0
     return has_rows or any(Path(folder, name).exists() for name in (POLICY, CHECKPOINT))
 
 
 def holds_checkpoint(folder: StrPath) -> bool:
-    """Returns True if a folder holds a checkpoint, sound or not."""
+    """Returns True if a folder contains a checkpoint, even a damaged one."""
     return any(Path(folder, CHECKPOINT).glob("step-*"))
 
 
+def is_resumable(folder: StrPath) -> bool:
+    """Returns True if resuming a run loses nothing.
+
+    Without a checkpoint a run starts from the beginning. That is the same run where the first
+    epoch's checkpoint wasn't complete; where there are more results, they would be lost.
+    """
+    if holds_checkpoint(folder):
+        return True
+    has_finished = read_own_status(folder).get("state") == State.FINISHED
+    return _count_rows(folder) <= (0 if has_finished else 1)
+
+
+def _count_rows(folder):
+    progress = Path(folder, PROGRESS)
+    return max(0, progress.read_bytes().count(b"\n") - 1) if progress.is_file() else 0
+
+
+def remedy(folder: StrPath) -> str:
+    """Returns how to run a run again that has ended early: "continue with --resume", say."""
+    if holds_checkpoint(folder):
+        return "continue with --resume"
+    return f"start again with {'--resume' if is_resumable(folder) else '--overwrite'}"
+
+
 def find_runs(top: StrPath) -> list[Path]:
-    """Lists the folders at or below `top` that hold a run, or one that starts or waits."""
+    """Lists the run folders at or below `top`, including those of queued and starting runs."""
     names = (STATUS, QUEUED, f"{STAGE}*/{STATUS}")
     files = {path for name in names for path in Path(top).rglob(name)}
     parents = {path.parent for path in files}
@@ -114,7 +139,7 @@ def find_runs(top: StrPath) -> list[Path]:
 
 
 def slurm_job() -> str | None:
-    """Returns the id of the Slurm job that this process belongs to, ``array_task`` in an array."""
+    """Returns the id of this process's Slurm job, ``array_task`` in an array; None without one."""
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
     return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else job
 
@@ -123,24 +148,36 @@ def slurm_job() -> str | None:
 
 
 def read_status(folder: StrPath) -> dict[str, Any]:
-    """Returns the last word about a run: its own, or of its start if that is newer.
+    """Returns the newest status of a run: its own, or that of a newer start.
+
+    A start whose launcher was killed doesn't count, unless there is nothing else: then it died.
 
     Returns:
-        Values of the types that they should have, others are left out; ``state`` is a `State`.
-        Empty where there is no status yet, or none that can be read.
+        The valid values; values of a wrong type are left out. ``state`` is a `State`. Empty if
+        there is no status yet, or if it can't be read.
     """
     return examine_status(folder)[0]
 
 
 def examine_status(folder: StrPath) -> tuple[dict[str, Any], str]:
     """Returns `read_status`, and what is wrong with the file in one line, or an empty string."""
-    names = [Path(folder, STATUS), Path(folder, QUEUED), *Path(folder).glob(f"{STAGE}*/{STATUS}")]
-    found = [read_status_file(path) for path in names]
+    known = [Path(folder, STATUS), Path(folder, QUEUED)]
+    dead: list[Path] = []
+    for path in Path(folder).glob(f"{STAGE}*/{STATUS}"):
+        is_dead = is_locked(path.parent) is False  # its launcher was killed before the run began
+        (dead if is_dead else known).append(path)
+    if dead and not any(path.exists() for path in known):
+        return {**_newest(dead)[0], "state": State.DIED}, ""
+    return _newest(known)
+
+
+def _newest(paths):
+    found = [read_status_file(path) for path in paths]
     return max(found, key=lambda read: read[0].get("updated", -math.inf))
 
 
 def read_own_status(folder: StrPath) -> dict[str, Any]:
-    """Returns the word of the run that began in a folder last, as `read_status` does."""
+    """Returns the status of the last run that claimed the folder, as `read_status` does."""
     return read_status_file(Path(folder, STATUS))[0]
 
 
@@ -153,7 +190,7 @@ def read_status_file(path):
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
-            raise ValueError(f"it holds no object, but a {type(content).__name__}")
+            raise ValueError(f"expected a JSON object, not a {type(content).__name__}")
     except (OSError, ValueError, RecursionError) as error:
         return {}, f"{path.name} can't be read: {describe_error(error)}"
     status, odd = {}, []
@@ -165,11 +202,11 @@ def read_status_file(path):
             odd.append(f"{key} is {_shortened(value)}")
     if "state" not in content:
         odd.append("state is missing")
-    return status, f"{path.name} is odd: {', '.join(odd)}" if odd else ""
+    return status, f"{path.name} is invalid: {', '.join(odd)}" if odd else ""
 
 
 def _checked(key, value):
-    """Returns whether a value can be what a status has under this key, and the value."""
+    """Returns whether a value is valid for this key of a status, and the value."""
     if key == "state":
         known = isinstance(value, str) and value in [state.value for state in State]
         return known, State(value) if known else value
@@ -188,16 +225,16 @@ def _shortened(value):
 
 # --- Lock -----------------------------------------------------------------------------------------
 
-# The files by whose locks this process keeps others out of folders. The system keeps such a lock
-# for the whole process, and drops it when the process closes any handle of the file.
+# The lock files that this process holds, by folder. The system keeps one lock per process and file,
+# and releases it when the process closes any handle of the file.
 _locks: dict[Path, IO] = {}
 
 
 def lock(folder: StrPath) -> None:
-    """Keeps other processes' runs out of a folder until `unlock`, or this process's end.
+    """Locks a folder against runs of other processes, until `unlock` or the end of this process.
 
     Raises:
-        BlockingIOError: another process has locked it.
+        BlockingIOError: another process has locked the folder.
     """
     folder = Path(os.path.abspath(folder))
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,11 +247,11 @@ def lock(folder: StrPath) -> None:
     file = open_own(folder / LOCK, "w")
     for attempt in range(10):
         try:
-            # The process's own, not inherited by its children: it goes when the process goes
+            # The lock belongs to this process alone: children don't inherit it, and it ends with it
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except (BlockingIOError, PermissionError):
-            if attempt < 9:  # it may be somebody's look, see is_locked
+            if attempt < 9:  # another process may be checking the lock for a moment, see is_locked
                 time.sleep(0.02)
                 continue
             file.close()
@@ -225,20 +262,20 @@ def lock(folder: StrPath) -> None:
 
 
 def unlock(folder: StrPath) -> None:
-    """Lets others into a folder that this process has locked."""
+    """Releases this process's lock on a folder."""
     file = _locks.pop(Path(os.path.abspath(folder)), None)
     if file is not None:
         file.close()
 
 
 def is_locked(folder: StrPath) -> bool | None:
-    """Returns whether a run is writing to a folder; None where that can't be told."""
+    """Returns True if a run is writing to a folder, False if not, and None if unknown."""
     return Path(os.path.abspath(folder)) in _locks or _is_locked_by_others(folder)
 
 
 def _is_locked_by_others(folder):
     if Path(os.path.abspath(folder)) in _locks:
-        return False  # and a look at the file would drop the lock
+        return False  # opening and closing the file would release the lock
     try:
         import fcntl
 
@@ -247,7 +284,7 @@ def _is_locked_by_others(folder):
         return None
     with file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several may look at once
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # several processes may check at once
         except (BlockingIOError, PermissionError):
             return True
         except OSError:  # a file system without locks
@@ -261,43 +298,43 @@ def _in_use(folder):
 
 # --- Configuration --------------------------------------------------------------------------------
 
-# What may differ when a run is resumed.
+# Keys that may differ when a run is resumed.
 MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_every", "save_freq"}
 
 
 def read_config(folder: StrPath) -> dict[str, Any]:
-    """Returns a run's ``config.json``, or an empty dict where there is none that can be read."""
+    """Returns a run's ``config.json``, or an empty dict if it can't be read."""
     return read_object(Path(folder, CONFIG))
 
 
 def read_spec(folder: StrPath) -> dict[str, Any]:
-    """Returns the call that a launcher made, or an empty dict where there is none."""
+    """Returns the launcher's call, or an empty dict if there is none."""
     return read_object(Path(folder, SPEC))
 
 
 def fixed_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of a configuration that can't change when a run is resumed."""
+    """Returns the part of a configuration that must stay the same when a run is resumed."""
     return {key: value for key, value in config.items() if key not in MAY_CHANGE}
 
 
 def check_unchanged(before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuses to resume a run with other hyperparameters than it began with.
+    """Checks that a run is resumed with the hyperparameters that it began with.
 
     Args:
-        before: its configuration, as JSON has it.
-        config: the one to continue with. Keys that only one of the two has are not compared.
+        before: the configuration of the run, as read from JSON.
+        config: the configuration to continue with. Only keys in both are compared.
 
     Raises:
-        ValueError: they differ, in what.
+        ValueError: a hyperparameter differs; the message names it.
     """
     keys = before.keys() & config.keys() - MAY_CHANGE
-    for key in sorted(keys, key=lambda key: (key != "algo", key)):  # the rest follows from it
-        # As JSON has it, where tuples are lists; no arguments are None, or an empty dict
+    for key in sorted(keys, key=lambda key: (key != "algo", key)):  # other keys depend on it
+        # Through JSON, which has lists for tuples; None and an empty dict both mean no arguments
         now = json.loads(json.dumps(config[key]))
         if before[key] != now and not all(value in (None, {}) for value in (before[key], now)):
             raise ValueError(
-                f"{key} is {config[key]!r}, but the run to resume has {before[key]!r}: give it "
-                "that, or start a new run in its place with --overwrite"
+                f"{key} is {config[key]!r}, but the run to resume has {before[key]!r}: use that "
+                "value, or replace the run with --overwrite"
             )
     if _epochs(before, 0) > _epochs(config, math.inf):
         raise ValueError(
@@ -311,28 +348,27 @@ def _epochs(config, default):
     return epochs if isinstance(epochs, (int, float)) else default
 
 
-# --- The run's own view ---------------------------------------------------------------------------
+# --- The folder of this process's run -------------------------------------------------------------
 
 
 class RunFolder:
-    """The folder of the run that this process trains. Every rank has one; rank 0's writes.
+    """The folder of the run in this process. Every rank has one, but only rank 0 writes.
 
     Args:
-        path: the folder, made by `begin` if need be. If None, a new one among the system's
-            temporary files.
-        overwrite: remove the results that the folder holds, instead of refusing it.
-        resume: continue the run whose results the folder holds, if it holds any.
+        path: the folder; `begin` makes it if it doesn't exist. None for a new temporary folder.
+        overwrite: remove earlier results in the folder instead of refusing it.
+        resume: continue the run in the folder, if there is one.
 
     Attributes:
-        path: rank 0's folder, on all ranks; None until a temporary one is made.
-        resumes: whether it continues a run.
-        has_begun: whether the run has claimed it.
-        config: what ``config.json`` holds, or is going to.
-        status: how far the run is.
+        path: rank 0's folder, on all ranks; None until a temporary folder is made.
+        resumes: whether this run continues an earlier one.
+        has_begun: whether the run has claimed the folder.
+        config: the content of ``config.json``.
+        status: the progress of the run.
 
     Raises:
-        FileExistsError: the folder holds results.
-        BlockingIOError: another run is writing to it.
+        FileExistsError: the folder contains results.
+        BlockingIOError: another run is writing to the folder.
     """
 
     def __init__(self, path: StrPath | None = None, overwrite: bool = False, resume: bool = False):
@@ -354,14 +390,14 @@ class RunFolder:
 
     @property
     def is_launched(self) -> bool:
-        """Whether a launcher started the run, so that what it prints goes to its log."""
+        """True if a launcher started the run, so that its printed output goes to a log."""
         return stage_of(self.path) is not None
 
     def add_config(self, config: Mapping[str, Any]) -> None:
-        """Adds to ``config.json``, which is written by `begin` and from then on.
+        """Adds entries to ``config.json``, which is first written by `begin`.
 
         Raises:
-            ValueError: the run that is to be resumed has another value.
+            ValueError: the run to resume has another value.
         """
         self.config.update(convert_json(dict(config)))
         check_unchanged(self._config_before, self.config)
@@ -369,23 +405,23 @@ class RunFolder:
             write_json(self._file(CONFIG), self.config)
 
     def make_path(self) -> Path:
-        """Returns rank 0's folder, after making a temporary one if none was given."""
+        """Returns rank 0's folder; makes a temporary one if none was given."""
         if self.path is None:
             self.path = self._temporary = Path(tempfile.mkdtemp(prefix="spinup-"))
         return self.path
 
     def lock(self) -> None:
-        """Keeps other runs out; nothing else changes."""
+        """Locks the folder against other runs, without any other change."""
         if proc_id() == 0 and self.path is not None:
             lock(self.path)
 
     def begin(self) -> None:
-        """Claims the folder: locks it, removes what is to be replaced, and says that it runs.
+        """Claims the folder: locks it, removes replaced results, and sets the state to running.
 
         Raises:
-            FileExistsError: another run has left results there meanwhile.
-            BlockingIOError: another run is writing to it.
-            OSError: it can't be written to.
+            FileExistsError: another run has written results there in the meantime.
+            BlockingIOError: another run is writing to the folder.
+            OSError: the folder can't be written to.
         """
         if self.has_begun:
             return
@@ -403,8 +439,10 @@ class RunFolder:
         self.has_begun = True
 
     def _take_over_launch(self):
-        """Puts the launcher's files in place, and this run's status in place of the launcher's."""
+        """Moves the launcher's files into the folder, and replaces the launcher's status."""
         stage = stage_of(self.path)
+        if stage:
+            (stage / STATUS).unlink()  # says to the launcher, and to `stage_of`, that the run began
         for name in (SPEC, LOG) if stage else ():
             if (stage / name).exists():
                 os.replace(stage / name, self._file(name))
@@ -412,11 +450,11 @@ class RunFolder:
         self._file(QUEUED).unlink(missing_ok=True)
         self._file(FAILED_LOG).unlink(missing_ok=True)
         for other in self.path.glob(f"{STAGE}*"):
-            if other == stage or is_locked(other) is False:  # that of a launcher that was killed
+            if other == stage or is_locked(other) is False:  # from a launcher that was killed
                 shutil.rmtree(other, ignore_errors=True)
 
     def note_row(self, row: Mapping[str, Any]) -> None:
-        """Notes how far the run is, by a row of its log, for `write_status`."""
+        """Updates the progress from a row of the log, for `write_status`."""
         performance = row.get("AverageTestEpRet", row.get("AverageEpRet", math.nan))
         steps, seconds = row.get("TotalEnvInteracts"), time.time() - self._began
         self.status.update(
@@ -444,7 +482,7 @@ class RunFolder:
         write_json(self._file(STATUS), convert_json(status))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns how far the run is, for a checkpoint."""
+        """Returns the progress of the run, for a checkpoint."""
         return dict(status=self.status, seconds=time.time() - self._began)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -452,25 +490,25 @@ class RunFolder:
         self.status, self._began = state["status"], time.time() - state["seconds"]
 
     def close(self, error: BaseException | None = None) -> None:
-        """Says how the run ended, if it has begun, and lets others in.
+        """Records how the run ended, if it has begun, and releases the lock.
 
         Args:
-            error: the exception that ended it.
+            error: the exception that ended the run, if any.
         """
-        # A rank that fails says so itself: rank 0 waits for it, and is ended waiting. All are
-        # interrupted together.
+        # A rank that fails writes the status itself, because rank 0 waits for it and is killed. An
+        # interruption reaches all ranks, and rank 0 writes.
         interrupted = isinstance(error, Interrupted)
         if self.has_begun and (proc_id() == 0 or not (error is None or interrupted)):
             ended = State.INTERRUPTED if interrupted else State.FAILED
-            # The error that is being reported matters more than that the disk is full
+            # The exception in progress matters more than a full disk
             with contextlib.suppress(OSError) if error else contextlib.nullcontext():
                 self.write_status(ended if error else State.FINISHED, error)
         if interrupted:
-            barrier()  # the first rank to exit ends all, and rank 0 has to write its status before
+            barrier()  # the first rank that exits ends all; rank 0 must write its status before
         if proc_id() == 0 and self.path is not None:
             unlock(self.path)
         if self._temporary is not None and not self.has_begun:
-            with contextlib.suppress(OSError):  # somebody has put something into it
+            with contextlib.suppress(OSError):  # the user may have put files into it
                 self._temporary.rmdir()
 
     def _file(self, name):
@@ -501,7 +539,10 @@ def _refuse_results(folder):
 
 def _remove_results(folder):
     if holds_results(folder):
+        is_open = files.ON_WINDOWS and stage_of(folder) is not None  # the log, by the launcher
         for name in RESULTS:
+            if name == LOG and is_open:
+                continue
             path = folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -515,8 +556,12 @@ def _product(config, *keys):
 
 
 def stage_of(folder):
-    """Returns the folder of the Stage in which this process was started for a run in `folder`."""
+    """Returns the folder of the Stage in which this process was started for a run in `folder`.
+
+    None once the run has begun, which its Stage's missing status tells. The folder may be there
+    still: where the launcher has a file open, NFS keeps that under another name.
+    """
     name = os.environ.get(STAGE_VARIABLE)
-    if name is None or folder is None or not os.path.isdir(name):
+    if name is None or folder is None or not os.path.isfile(os.path.join(name, STATUS)):
         return None
     return Path(name) if os.path.dirname(name) == os.path.abspath(folder) else None

@@ -1,7 +1,8 @@
-"""Signals that ask a run to stop: it saves its state first.
+"""Signals that ask a run to save its state and stop.
 
-Ctrl-C (SIGINT), SIGTERM and SIGUSR1, a scheduler's warning, only leave a note; the run looks at it
-where all ranks meet, saves a checkpoint and ends. A SIGINT after another signal ends it at once.
+The handler of Ctrl-C (SIGINT), SIGTERM and SIGUSR1 (a scheduler's warning) only records the signal.
+The run checks it where all ranks meet, saves a checkpoint and ends. A SIGINT after another signal
+ends the run at once.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ _SIGNALS = [
 
 
 class Interrupted(SystemExit):
-    """A run was asked to stop, and has saved a checkpoint.
+    """Raised when a run was asked to stop and has saved a checkpoint.
 
-    Where nothing catches it the process ends without a traceback, its exit status 128 and the
-    signal's number.
+    If it isn't caught, the process ends without a traceback, with exit status 128 plus the signal's
+    number.
 
     Attributes:
         signal: the signal's number.
@@ -38,10 +39,10 @@ class Interrupted(SystemExit):
 
 
 class StopRequest:
-    """A note that a signal has asked the run to stop.
+    """Records the signal that asks the run to stop.
 
     Attributes:
-        signal: the signal's number, 0 while there was none.
+        signal: the signal's number; 0 if there was none.
     """
 
     def __init__(self):
@@ -49,15 +50,15 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Makes signals only leave the note in a block.
+        """Makes signals only set `signal` while a block runs.
 
-        It does so in the main thread; in others nothing changes.
+        This works in the main thread; in other threads nothing changes.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.getsignal(number) for number in _SIGNALS}
-        # Signals that are ignored stay so, and those that C code handles, too
+        # Keep signals that are ignored, or that C code handles (None), as they are
         before = {
             n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)
         }
@@ -73,13 +74,13 @@ class StopRequest:
         if number == signal.SIGINT and self.signal:
             raise KeyboardInterrupt
         if not self.signal:
-            # print() might be what the signal has interrupted
+            # Not print(), which the signal may have interrupted
             with contextlib.suppress(OSError):  # stderr may be closed
                 os.write(2, b"\nStopping at the next point where the state can be saved\n")
         self.signal = number
 
 
 def is_interactive() -> bool:
-    """Returns True in a notebook or at a Python prompt, which outlive the run and its stop."""
+    """Returns True in a notebook or at a Python prompt, which continue after the run stops."""
     ipython = sys.modules.get("IPython")
     return hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None)

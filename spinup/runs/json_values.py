@@ -1,8 +1,8 @@
-"""Turn configurations into JSON: readably for people, exactly for another process.
+"""Conversion of configurations to JSON: readable for people, or exact for another process.
 
-``convert_json`` describes anything and never fails; what it writes is for reading. ``encode`` and
-``decode`` are exact inverses for the few types that an experiment's spec may hold, and refuse the
-rest. Neither pickles, and neither evaluates text.
+`convert_json` describes any object for people and never fails. `encode` and `decode` are exact
+inverses for the few types that the spec of an experiment may contain, and refuse other types. None
+of them uses pickles or evaluates text.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from typing import Any
 
 import numpy as np
 
-# A key that starts like this is one of ours in an encoded value, never a user's.
+# Keys of encoded values; the keys of a user's dict can't start with two underscores.
 TUPLE = "__tuple__"
 TORCH_NN = "__torch.nn__"
 
-# An address says nothing about a configuration, and makes two equal ones differ.
+# Addresses are removed: they would make equal configurations differ.
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def convert_json(obj: Any) -> Any:
-    """Describe any object by values that ``json`` can write, for people to read.
+    """Describes any object by values that ``json`` can write, for people to read.
+
+    It never raises.
 
     Args:
-        obj (any): A configuration: nested dicts, lists, functions, classes, arrays, spaces, ...
+        obj: a configuration: nested dicts, lists, functions, classes, arrays, spaces, ...
 
     Returns:
-        The same structure. Mappings become dicts with string keys; lists, tuples and sets become
-        lists; NumPy scalars and arrays become numbers and lists; functions and classes become
-        ``"module:qualname"``; paths, dtypes, devices, spaces and the rest become their text. NaN
-        and infinity, which JSON doesn't have, become ``"nan"``, ``"inf"`` and ``"-inf"``. A
-        container within itself becomes ``"<cycle>"``. Never raises.
+        The same structure. Dicts get string keys; lists, tuples and sets become lists; NumPy
+        scalars and arrays become numbers and lists; functions and classes become
+        ``"module:qualname"``; all other objects, such as paths, dtypes, devices and spaces, become
+        their text. NaN and infinity, which JSON doesn't have, become ``"nan"``, ``"inf"`` and
+        ``"-inf"``. A container within itself becomes ``"<cycle>"``.
     """
     return _describe(obj, within=())
 
@@ -59,7 +61,7 @@ def _describe(obj: Any, within: tuple) -> Any:
 
 
 def _describe_array(obj: Any, within: tuple) -> Any:
-    values = obj.tolist()  # which returns some scalars, such as of long double, as they are
+    values = obj.tolist()  # some scalars, such as long doubles, are returned unchanged
     return _text(obj) if isinstance(values, np.generic) else _describe(values, within)
 
 
@@ -81,7 +83,7 @@ def _describe_key(key: Any) -> str:
 def _describe_object(obj: Any) -> Any:
     try:
         name = qualified_name(obj)
-    except Exception:  # noqa: BLE001 (any __getattr__ may raise; a run only wants to log it)
+    except Exception:  # noqa: BLE001 (any __getattr__ may raise)
         name = None
     if name is not None:
         return name
@@ -95,12 +97,12 @@ def _describe_object(obj: Any) -> Any:
 def _text(obj: Any) -> str:
     try:
         return ADDRESS.sub("", str(obj))
-    except Exception:  # noqa: BLE001 (as may any __str__)
+    except Exception:  # noqa: BLE001 (any __str__ may raise)
         return f"<{type(obj).__module__}:{type(obj).__qualname__}>"
 
 
 def qualified_name(obj: Any) -> str | None:
-    """The name ``"module:qualname"`` of a function, class or built-in; None for anything else."""
+    """Returns the name ``"module:qualname"`` of a function, class or built-in, else None."""
     if not (inspect.isclass(obj) or inspect.isroutine(obj)):
         return None
     module = getattr(obj, "__module__", None)
@@ -109,14 +111,14 @@ def qualified_name(obj: Any) -> str | None:
 
 
 def importable_name(obj: Any) -> str | None:
-    """The name by which another process can import ``obj``.
+    """Returns the name by which another process can import an object.
 
     Args:
-        obj (any): Most usefully a function.
+        obj: any object, usually a function.
 
     Returns:
-        ``"module:qualname"``; None where that name doesn't lead back to this very object (lambdas,
-        nested functions, anything of ``__main__``).
+        ``"module:qualname"``; None if this name doesn't refer to the same object (lambdas, nested
+        functions, everything in ``__main__``).
     """
     name = qualified_name(obj)
     if name is None or ":" not in name or name.startswith("__main__:"):
@@ -129,10 +131,10 @@ def importable_name(obj: Any) -> str | None:
 
 
 def import_callable(name: str) -> Callable:
-    """Import the function or class called ``"module:qualname"``.
+    """Imports the function or class with the name ``"module:qualname"``.
 
     Raises:
-        ValueError: If the name isn't of that form, can't be imported, or can't be called.
+        ValueError: the name doesn't have this form, can't be imported, or can't be called.
     """
     module, colon, qualname = name.partition(":")
     if not (module and colon and qualname):
@@ -149,17 +151,17 @@ def import_callable(name: str) -> Callable:
 
 
 def encode(obj: Any) -> Any:
-    """Encode a value for a JSON spec so that ``decode`` returns an equal one of the same types.
+    """Encodes a value for a JSON spec so that `decode` returns an equal value of the same type.
 
     Args:
-        obj (any): None, bool, int, float, str, or a class of ``torch.nn``, or lists, tuples and
-            dicts (with string keys) of these.
+        obj: None, bool, int, float, str, a class of ``torch.nn``, or lists, tuples and dicts (with
+            string keys) of these.
 
     Returns:
-        What ``json`` can write.
+        A value that ``json`` can write.
 
     Raises:
-        TypeError: For anything else, naming its type. It has to travel by other means.
+        TypeError: the value has another type.
     """
     if obj is None or type(obj) in (bool, int, float, str):
         return obj
@@ -176,10 +178,10 @@ def encode(obj: Any) -> Any:
 
 
 def decode(obj: Any) -> Any:
-    """The value that ``encode`` was given.
+    """Returns the value that `encode` was given.
 
     Raises:
-        ValueError: If a class that it names isn't a class of ``torch.nn``.
+        ValueError: the value names a class that isn't in ``torch.nn``.
     """
     if isinstance(obj, list):
         return [decode(item) for item in obj]
@@ -193,8 +195,8 @@ def decode(obj: Any) -> Any:
 
 
 def torch_nn_name(obj: Any) -> str | None:
-    """The name of a class in ``torch.nn`` (``"Tanh"``); None for anything else."""
-    nn = sys.modules.get("torch.nn")  # if nobody has imported it, obj isn't one of its classes
+    """Returns the name of a class in ``torch.nn``, such as ``"Tanh"``; None for other objects."""
+    nn = sys.modules.get("torch.nn")  # if it isn't imported, obj isn't one of its classes
     if nn is None or not inspect.isclass(obj):
         return None
     name = str(obj.__name__)
@@ -202,10 +204,10 @@ def torch_nn_name(obj: Any) -> str | None:
 
 
 def torch_nn_class(name: str) -> type:
-    """The class in ``torch.nn`` called exactly ``name``.
+    """Returns the class in ``torch.nn`` with this exact name.
 
     Raises:
-        ValueError: If there is no module class of that name.
+        ValueError: there is no module class with this name.
     """
     from torch import nn
 
@@ -216,10 +218,10 @@ def torch_nn_class(name: str) -> type:
 
 
 def find_activation(text: str) -> type | None:
-    """Returns the class of torch.nn that ``tanh``, ``nn.Tanh`` or ``torch.nn.Tanh`` stands for.
+    """Returns the class of torch.nn for ``tanh``, ``nn.Tanh`` or ``torch.nn.Tanh``.
 
     Returns:
-        The class; None if there is none of that name that is built without arguments.
+        The class; None if torch.nn has no such class, or if the class needs arguments.
     """
     from torch import nn
 

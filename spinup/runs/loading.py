@@ -1,7 +1,7 @@
-"""What a run folder says of its policy, read so that nothing in it has to be trusted.
+"""Reads a policy from a run folder without trusting the folder.
 
-Nothing is unpickled or evaluated, no code in the folder is run, and of the names that it holds only
-those of network classes are looked up.
+Nothing is unpickled or evaluated, and no code in the folder is run. Names in ``config.json`` are
+imported only for network classes, environments' modules and wrappers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spinup.runs.folder import CONFIG, POLICY
 from spinup.runs.json_values import torch_nn_class
 from spinup.runs.wording import one_line
 
-ANY_NAME = re.compile(r"[\w.]+:[\w.<>]+")  # "module:qualname", as config.json has it
+ANY_NAME = re.compile(r"[\w.]+:[\w.<>]+")  # "module:qualname", as in config.json
 NEEDED = ("actor_critic", "ac_kwargs", "env", "observation_space", "action_space")
 
 
@@ -35,15 +35,15 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     """Returns the ``config.json`` of a training run.
 
     Raises:
-        FileNotFoundError: the folder is no run folder; similar ones are named.
-        ValueError: the file can't be read, or lacks something.
+        FileNotFoundError: this isn't a run folder; the message names similar folders.
+        ValueError: the file can't be read, or keys are missing.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {str(folder)!r}{_near_folders(folder)}")
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} is not a run folder, it has no config.json{_runs_below(folder)}"
+            f"{str(folder)!r} is not a run folder: it has no config.json{_runs_below(folder)}"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -51,12 +51,12 @@ def read_run_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} can't be read: {one_line(error)}") from error
     missing = [key for key in NEEDED if not isinstance(config, dict) or key not in config]
     if missing:
-        raise ValueError(f"{str(path)!r} is not that of a training run: it lacks {missing}")
+        raise ValueError(f"{str(path)!r} is not from a training run: it lacks {missing}")
     return config
 
 
 def _near_folders(folder):
-    """Names folders that may be meant: those that begin so, or are spelt nearly so."""
+    """Suggests folders whose names begin with this name, or are spelt similarly."""
     parent = folder.parent
     there = sorted(e.name for e in parent.iterdir() if e.is_dir()) if parent.is_dir() else []
     near = [name for name in there if name.startswith(folder.name)]
@@ -71,19 +71,19 @@ def _runs_below(folder):
 def _did_you_mean(folders):
     names = [repr(str(folder)) for folder in folders]
     more = " ..." if names[4:] else ""
-    return f": did you mean {' or '.join(names[:4])}{more}?" if names else ""
+    return f"; did you mean {' or '.join(names[:4])}{more}?" if names else ""
 
 
 def find_weights(folder: Path, itr: int | str) -> Path:
-    """Returns the file of a save.
+    """Returns the file of saved weights.
 
     Args:
         folder: the run folder.
-        itr: the save's number, or ``"last"``.
+        itr: the number of the save, or ``"last"``.
 
     Raises:
-        FileNotFoundError: there is no save.
-        ValueError: there are only others.
+        FileNotFoundError: there are no saves.
+        ValueError: there is no save with this number.
     """
     found = sorted((folder / POLICY).glob("model*.safetensors"))
     names = [(path, re.fullmatch(r"model(\d*)\.safetensors", path.name)) for path in found]
@@ -106,7 +106,7 @@ def import_network_class(name: Any, folder: Path) -> type[nn.Module]:
     """Returns the network class that ``config.json`` names.
 
     Raises:
-        ValueError: the name is not that of a class of networks, or it can't be imported.
+        ValueError: the name can't be imported, or isn't a subclass of ``torch.nn.Module``.
     """
     remedy = "pass actor_critic=..., the class or function that builds the networks, from Python"
     if not isinstance(name, str) or not ANY_NAME.fullmatch(name):
@@ -126,8 +126,8 @@ def import_network_class(name: Any, folder: Path) -> type[nn.Module]:
         ) from error
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise ValueError(
-            f"The run's actor_critic {name!r} is no subclass of torch.nn.Module, and nothing else "
-            f"is called because a run folder says so: {remedy}"
+            f"The run's actor_critic {name!r} is not a subclass of torch.nn.Module, and nothing "
+            f"else that a run folder names is called: {remedy}"
         )
     return found
 
@@ -136,7 +136,7 @@ def import_module(module: str, folder: Path) -> ModuleType:
     """Imports a module that a run folder names.
 
     Raises:
-        ImportError: it belongs to Python itself, or lies in the run folder.
+        ImportError: it belongs to Python's standard library, or is in the run folder.
     """
     if module == "__main__":
         return sys.modules["__main__"]
@@ -148,16 +148,20 @@ def import_module(module: str, folder: Path) -> ModuleType:
         raise ImportError(f"no module named {top!r} here")
     inner, within = module.split(".")[1:], folder.resolve()
     places = [Path(p) for p in spec.submodule_search_locations or [spec.origin or ""]]
-    # Every folder and file on the way: a package without a file of its own may span run folders.
+    # Check every folder and file on the path: a namespace package may extend into run folders.
     ways = [place.joinpath(*inner[:i]) for place in places for i in range(len(inner) + 1)]
     ways = [way.resolve() for path in ways for way in (path, path.with_name(path.name + ".py"))]
     if any(within in (way, *way.parents) for way in ways):
-        raise ImportError(f"{module} lies in the run folder, from which no code is run")
+        raise ImportError(f"{module} is in the run folder, from which no code is run")
     return importlib.import_module(module)
 
 
 def restore_ac_kwargs(value: Any, key: str = "ac_kwargs") -> Any:
-    """Undoes `convert_json`, as far as that goes: numbers, strings, classes of torch.nn."""
+    """Inverts `convert_json` for numbers, strings, lists, dicts and classes of torch.nn.
+
+    Raises:
+        ValueError: a name isn't that of a class of torch.nn.
+    """
     if isinstance(value, dict) and set(value) == {"partial", "args", "kwargs"}:
         args, kwargs = (restore_ac_kwargs(value[part], key) for part in ("args", "kwargs"))
         return functools.partial(_torch_class(value["partial"], key), *args, **kwargs)
@@ -178,7 +182,7 @@ def _torch_class(name, key):
     if found is None or found.__module__ != module:
         raise ValueError(
             f"The run's {key} is {name!r}, which is not a class of torch.nn and is not imported: "
-            "pass ac_kwargs=..., all of them, from Python"
+            "from Python, pass ac_kwargs=... with all of them"
         )
     return found
 
@@ -187,7 +191,7 @@ def load_weights(ac: nn.Module, path: Path) -> None:
     """Copies saved weights into a network.
 
     Raises:
-        ValueError: its names or shapes are others, or the file can't be read.
+        ValueError: names or shapes don't match, or the file can't be read.
     """
     try:
         saved = load_file(path)
@@ -206,6 +210,6 @@ def load_weights(ac: nn.Module, path: Path) -> None:
         more = f", and {len(wrong) - 2} more" if len(wrong) > 2 else ""
         raise ValueError(
             f"The weights in {str(path)!r} don't fit {type(ac).__name__}: {', '.join(wrong[:2])}"
-            f"{more}; config.json, or the actor_critic or ac_kwargs passed, is not of this run"
+            f"{more}; config.json, or the given actor_critic or ac_kwargs, belongs to another run"
         )
     ac.load_state_dict(saved)

@@ -1,4 +1,4 @@
-"""The training run that is under way: what its parts share without the algorithm passing it on."""
+"""The current training run: objects that its parts share without passing them as arguments."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class RunUnderWay:
     """A training run, from the call of an algorithm to its return.
 
     Attributes:
-        loggers: the Loggers that it made, to be closed at its end.
-        stop: whether a signal has asked it to stop.
+        loggers: the Loggers of the run; they are closed at its end.
+        stop: records a signal that asks the run to stop.
     """
 
     def __init__(self):
@@ -23,23 +23,23 @@ class RunUnderWay:
         self.stop = StopRequest()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Ends the logs; `error` is the exception that ended the run."""
+        """Closes the Loggers; `error` is the exception that ended the run."""
         for logger in self.loggers:
             logger.close(error)
 
 
-# A thread has its own: two trainings in two threads don't mix.
+# Each thread has its own value, so that runs in two threads don't interfere.
 _current: ContextVar[RunUnderWay | None] = ContextVar("run under way", default=None)
 
 
 def current_run() -> RunUnderWay | None:
-    """Returns the training run that this code is part of, if it is part of one."""
+    """Returns the training run that this code belongs to, or None."""
     return _current.get()
 
 
 @contextlib.contextmanager
 def run_under_way() -> Iterator[RunUnderWay]:
-    """Makes a block a training run."""
+    """Makes a block a training run, and yields the run."""
     run = RunUnderWay()
     token = _current.set(run)
     try:

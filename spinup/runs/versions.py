@@ -1,4 +1,4 @@
-"""The versions that a run was made with."""
+"""Versions of the software that a run uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spinup.version import __version__
 
 
 def versions() -> dict[str, Any]:
-    """Returns the versions of everything that computes, for ``config.json``."""
+    """Returns the versions of spinup and of the libraries that compute, for ``config.json``."""
     packages = {name: import_module(name).__version__ for name in ("torch", "gymnasium", "numpy")}
     compiled = kernels.compiled()
     return dict(spinup=__version__, **packages, python=platform.python_version(), compiled=compiled)

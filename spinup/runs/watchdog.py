@@ -1,4 +1,4 @@
-"""The watchdog of a process: where nothing moves any more it says so, and ends the process."""
+"""A watchdog that ends a process that makes no progress."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ import threading
 import time
 from collections.abc import Callable
 
-# Where a rank hangs that isn't stepping its environment: it may be waiting for a rank that is.
+# Reported for a rank that isn't stepping its environment; it may wait for another rank.
 UNKNOWN_PLACE = "an update or an exchange with other ranks"
 
 
 class Watchdog:
-    """Ends a process that makes no progress, and says where it hangs.
+    """Ends a process that makes no progress, and prints where it hangs.
 
-    It does nothing until `guard` is called: only a process that a run has to itself, or that is one
-    of several ranks, may be ended.
+    It does nothing until `guard` is called, because it may only end a process that belongs to a
+    single run, or that is one of several ranks.
 
     Args:
-        seconds: without progress, after which it ends the process; 0 for never.
+        seconds: seconds without progress after which it ends the process; 0 for never.
     """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
         self._name = ""  # of the process; empty while it isn't guarded
         self._is_rank = False
-        self._armed_at = 0.0  # when `still_alive` was called last; 0 while nothing is under way
+        self._armed_at = 0.0  # time of the last `still_alive`; 0 while it doesn't watch
         self._doing: Callable[[], str] | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def is_on(self) -> bool:
-        """Whether the process is ended when it hangs."""
+        """True if it ends the process when the process hangs."""
         return self.seconds > 0 and self._name != ""
 
     @property
     def is_armed(self) -> bool:
-        """Whether it waits for the next `still_alive`."""
+        """True if it waits for the next `still_alive`."""
         return self._armed_at > 0
 
     def guard(self, rank: int | None = None) -> None:
-        """Makes it watch this process from the next `still_alive` on.
+        """Watches this process from the next `still_alive` on.
 
         Args:
-            rank: of this process among several; None if a run has the process to itself.
+            rank: the rank of this process; None if the process is the only one of its run.
         """
         if rank is not None:
             self._name, self._is_rank = f"Rank {rank}", True
@@ -54,10 +54,10 @@ class Watchdog:
             self._name = "The run"
 
     def still_alive(self, doing: Callable[[], str] | None = None) -> None:
-        """Notes that the process makes progress.
+        """Records that the process makes progress.
 
         Args:
-            doing: returns what is about to be done, in words; None for an update, or an exchange
+            doing: a function that describes the next operation; None for an update, or an exchange
                 with other ranks.
         """
         if not self._name or not self.seconds > 0:
@@ -73,30 +73,31 @@ class Watchdog:
                 self._thread.start()
 
     def stop(self) -> None:
-        """Stops the watch until the next `still_alive`."""
+        """Stops watching until the next `still_alive`."""
         if self._armed_at:
             faulthandler.cancel_dump_traceback_later()
             self._armed_at = 0.0
 
     def _watch(self):
-        """Says shortly before the end what faulthandler can't know, and ends a lone process.
+        """Prints where the process hangs shortly before the end, and ends a lone process.
 
-        It counts its own beats, so that the time in which a lone process is stopped, as by Ctrl-Z
-        or a scheduler, isn't taken for a hang. Ranks are ended by faulthandler, by the clock: it
-        works even where a rank hangs in C code that holds Python's lock.
+        For a lone process it counts its own beats instead of the time, so that a process that is
+        suspended, for example by Ctrl-Z or a scheduler, isn't taken for one that hangs. Ranks are
+        ended by faulthandler, which uses the clock, and works even if a rank hangs in C code that
+        holds the GIL.
         """
         beat = min(1.0, self.seconds / 40)
-        beats, armed_at, told = 0, self._armed_at, False
+        beats, armed_at, has_printed = 0, self._armed_at, False
         while True:
             time.sleep(beat)
             beats, latest = beats + 1, self._armed_at
             if not latest:  # stopped
                 return
             if latest != armed_at:
-                beats, armed_at, told = 0, latest, False
+                beats, armed_at, has_printed = 0, latest, False
             waited = time.monotonic() - armed_at if self._is_rank else beats * beat
-            if waited > 0.85 * self.seconds and not told:
-                told = True
+            if waited > 0.85 * self.seconds and not has_printed:
+                has_printed = True
                 where = self._doing() if self._doing else UNKNOWN_PLACE
                 sys.stderr.write(f"{self._name} hangs in {where}\n")
                 sys.stderr.flush()
@@ -106,7 +107,7 @@ class Watchdog:
                 os._exit(1)
 
 
-# A process has one, as it has one faulthandler. A run's entry point makes it guard a process that a
-# run has to itself, and mpi_tools one of several ranks.
+# One per process, as there is one faulthandler. The entry point calls `guard` in the process of a
+# single run, and mpi_tools calls it on each of several ranks.
 watchdog = Watchdog(float(os.environ.get("SPINUP_HANG_SECONDS") or 600))
 still_alive = watchdog.still_alive

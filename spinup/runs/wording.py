@@ -1,4 +1,4 @@
-"""Errors, numbers and paths in words, for messages of one line."""
+"""Formats errors, numbers and paths for messages of one line."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from spinup.runs.interrupts import Interrupted
 
 
 def one_line(error: BaseException | str) -> str:
-    """Returns what an error says in one line; its type's name where it says nothing."""
+    """Returns the message of an error in one line, or its type's name if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def describe_error(error: BaseException) -> str:
-    """Returns an exception in one line with its type and notes, ``"ValueError: its message"``."""
+    """Returns an exception with its type and notes in one line: ``"ValueError: its message"``."""
     text = " ".join(str(error).split())
     if isinstance(error, Interrupted):
         return text
@@ -29,7 +29,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def with_commas(number: float | None) -> str:
-    """Returns a whole number with commas; nothing for None.
+    """Returns a whole number with commas; an empty string for None.
 
     Example:
         >>> with_commas(12000.0)
@@ -39,7 +39,7 @@ def with_commas(number: float | None) -> str:
 
 
 def short_return(value: float | None) -> str:
-    """Returns a return to a tenth, or to three digits where it is below one; nothing for None.
+    """Formats a return with one decimal, or with three digits below one; empty for None.
 
     Example:
         >>> short_return(-1234.56), short_return(0.0952)
@@ -51,7 +51,7 @@ def short_return(value: float | None) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """Returns a duration as ``m:ss`` or ``h:mm:ss``.
+    """Formats a duration as ``m:ss`` or ``h:mm:ss``.
 
     Example:
         >>> clock(59.6), clock(3725)
@@ -65,7 +65,7 @@ def clock(seconds: float | None) -> str:
 
 
 def short_path(path: str | Path) -> str:
-    """Returns a path relative to the current directory if it lies below, else in full."""
+    """Returns the relative path if it is below the current directory, else the absolute path."""
     full = os.path.abspath(path)
     relative = os.path.relpath(full)
     return full if relative.startswith(os.pardir) else relative

@@ -28,8 +28,16 @@ import safetensors
 import safetensors.numpy
 import torch
 
+from spinup.runs import files
 from spinup.runs.files import as_os_error, may_pass
-from spinup.runs.folder import CHECKPOINT, check_unchanged, fixed_config, holds_checkpoint
+from spinup.runs.folder import (
+    CHECKPOINT,
+    check_unchanged,
+    fixed_config,
+    holds_checkpoint,
+    is_resumable,
+    remedy,
+)
 from spinup.runs.interrupts import Interrupted, StopRequest
 from spinup.runs.underway import current_run
 from spinup.runs.watchdog import still_alive
@@ -90,7 +98,7 @@ class Checkpoint:
 
         Raises:
             ValueError: checkpoints exist, but none can be used, or the newest one is from a run
-                with other hyperparameters.
+                with other hyperparameters; or no checkpoint exists, but results that would be lost.
             BlockingIOError: another run is writing to the folder.
         """
         folder = self.logger.folder
@@ -166,10 +174,12 @@ class Checkpoint:
             if may_pass(error) and not is_last:
                 self.logger.note_full_disk("the checkpoint", error)
                 return
+            has_others = holds_checkpoint(folder.parent)
+            others = "earlier checkpoints are intact" if has_others else "no other exists"
             raise OSError(
                 error.errno,
                 f"{error.strerror}: the checkpoint of step {t} can't be written to {folder}; "
-                "earlier checkpoints are intact. Free disk space, and continue with --resume",
+                f"{others}. Free disk space, and {remedy(folder.parent)}",
             ) from error
         self.logger.note_room("the checkpoint")
 
@@ -182,17 +192,25 @@ class Checkpoint:
         if self.logger.folder.path is None:
             return None
         folder = self._folder
-        step = np.array([-1])  # -1: no checkpoint exists; -2: some exist, but none can be used
+        # -1: no checkpoint exists; -2: some exist, but none can be used; -3: only results exist
+        step = np.array([-1])
         if proc_id() == 0:
             found = find(folder, self.logger.log)
             step[0] = -1 if found is None else found
             if found is None and holds_checkpoint(folder.parent):
                 step[0] = -2
+            elif found is None and not is_resumable(folder.parent):
+                step[0] = -3
         broadcast(step)
         if step[0] == -2:
             raise ValueError(
                 f"No checkpoint in {folder} can be used, for the reasons above; replace the run by "
                 "a new one with --overwrite (overwrite=True)"
+            )
+        if step[0] == -3:
+            raise ValueError(
+                f"{folder.parent} holds results, but there is no checkpoint to continue from: "
+                "--overwrite (overwrite=True) starts again in their place"
             )
         return None if step[0] < 0 else read(folder, int(step[0]))
 
@@ -281,8 +299,8 @@ def write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
 def _finish(folder, unfinished, step, described):
     """Completes a checkpoint whose files all ranks have written, and removes old ones."""
     names = [f"rank{r}.{end}" for r in range(num_procs()) for end in ("safetensors", "json")]
-    files = dict(zip(names, described, strict=True))
-    manifest = dict(format=FORMAT, step=step, ranks=num_procs(), files=files)
+    contents = dict(zip(names, described, strict=True))
+    manifest = dict(format=FORMAT, step=step, ranks=num_procs(), files=contents)
     manifest["sha256"] = _digest(manifest)
     (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     _flush(unfinished / "manifest.json")
@@ -397,7 +415,9 @@ def _describe(path, flushes=True):
 
 
 def _flush(path):
-    descriptor = os.open(path, os.O_RDONLY)
+    if files.ON_WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if files.ON_WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -52,6 +52,7 @@ def flatten(module: nn.Module) -> nn.Parameter:
     return vector
 
 
+@capture.capturable
 def check_views(vector: nn.Parameter) -> None:
     """Raises RuntimeError if a vector from `flatten` no longer holds its module's parameters."""
     for owner, name, p, place, grad in getattr(vector, "views", ()):
@@ -129,6 +130,7 @@ class Adam:
                 changed. All ranks raise, because the gradient is the average over ranks.
             RuntimeError: the vector no longer holds the module's parameters or gradients.
         """
+        check_views(self.params)  # guards do so at a replay
         capture.run(self._step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,7 +153,6 @@ class Adam:
             self._torch.state[self.params] = {"step": step, **moments}
 
     def _step(self):
-        check_views(self.params)
         step = self.steps + 1
         if self._torch is not None:
             # Checking a gradient on a GPU would wait for it; losses are checked once an epoch

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from spinup.fast import capture
 from spinup.runs.files import as_os_error, may_pass
-from spinup.runs.folder import POLICY, PROGRESS, RunFolder, State
+from spinup.runs.folder import POLICY, PROGRESS, RunFolder, State, remedy
 from spinup.runs.underway import current_run
 from spinup.runs.versions import versions
 from spinup.runs.wording import describe_error
@@ -80,7 +80,7 @@ class Logger:
             self.verbose = run is None or self._is_launched
         self._model: torch.nn.Module | None = None
         self._is_restored = False
-        self._unsaved: set[int | None] = set()  # saves that failed on a full disk
+        self._unsaved: dict[int | None, dict] = {}  # weights that a full disk refused, by itr
         self._failing: set[str] = set()
         self._writers: dict[str, Writer] = {}
         chosen = {"tensorboard": tensorboard, **writers}
@@ -158,7 +158,8 @@ class Logger:
     def save_state(self, state_dict: dict[str, Any] | None = None, itr: int | None = None) -> None:
         """Saves the policy's weights to ``pyt_save/model.safetensors``.
 
-        On a full disk, the last save stays, and the next call or `close` tries again.
+        On a full disk, the last save stays, and the next call or `close` tries again to write these
+        weights. Numbered saves are dropped if the next call fails, too.
 
         Args:
             state_dict: ignored; accepted for compatibility with Spinning Up's scripts.
@@ -168,25 +169,29 @@ class Logger:
         assert self._model is not None, "call setup_pytorch_saver first"
         self.begin()
         if proc_id() == 0:
-            self._unsaved.add(itr)
+            # Copies: the parameters are views of one vector, and safetensors refuses shared memory
+            weights = {k: v.detach().cpu().clone() for k, v in self._model.state_dict().items()}
+            self._unsaved[itr] = {k: v.contiguous() for k, v in weights.items()}
             with self._trying("the policy"):
                 self._save_weights()
+            for other in self._unsaved.keys() - {None, itr}:  # not all, which would fill the memory
+                del self._unsaved[other]
+                name = _weights_name(other)
+                self.log(f"Warning: {name} is not saved, as the disk is full", "yellow")
 
     def _save_weights(self):
         folder = self._path() / POLICY
         folder.mkdir(exist_ok=True)
-        # Copies: the parameters are views of one vector, and safetensors refuses shared memory.
-        weights = {k: v.detach().cpu().clone() for k, v in self._model.state_dict().items()}
-        for itr in list(self._unsaved):
-            path = folder / f"model{'' if itr is None else itr}.safetensors"
+        for itr, weights in list(self._unsaved.items()):
+            path = folder / _weights_name(itr)
             temporary = path.with_suffix(".tmp")
             try:
                 with as_os_error():
-                    save_file({k: v.contiguous() for k, v in weights.items()}, temporary)
+                    save_file(weights, temporary)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-            self._unsaved.discard(itr)
+            del self._unsaved[itr]
 
     def log_tabular(self, key: str, val: Any) -> None:
         """Sets a column of the current row.
@@ -305,7 +310,7 @@ class Logger:
         return OSError(
             error.errno,
             f"{error.strerror}: {name} can't be written to {self.folder.path}. Free disk space, "
-            "and continue with --resume",
+            f"and {remedy(self._path())}",
         )
 
     def _leave_out(self, name, error):
@@ -316,6 +321,10 @@ class Logger:
     def _path(self):
         assert self.folder.path is not None
         return self.folder.path
+
+
+def _weights_name(itr):
+    return f"model{'' if itr is None else itr}.safetensors"
 
 
 class EpochLogger(Logger):

@@ -106,11 +106,6 @@ def mlp(
     return MLP(*layers)
 
 
-def count_vars(module: nn.Module) -> int:
-    """Counts a module's parameters."""
-    return sum(p.numel() for p in module.parameters())
-
-
 # --- On-policy ------------------------------------------------------------------------------------
 
 

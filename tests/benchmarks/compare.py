@@ -49,10 +49,9 @@ def time_run(algo, args, ranks):
         command[1:1] = ["-m", "mpi4py"]
         command[:0] = [mpiexec, "-n", str(ranks), "-launcher", "fork"]
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    lines = [line for line in run.stdout.splitlines() if line.startswith("TIMING ")]
-    if run.returncode or len(lines) != ranks:
+    timings = [json.loads(found) for found in re.findall(r"TIMING (\{.*?\})", run.stdout)]
+    if run.returncode or len(timings) != ranks:  # two ranks may write into one line
         sys.exit(f"\n{' '.join(command)}: exit status {run.returncode}\n{run.stdout[-3000:]}")
-    timings = [json.loads(line.removeprefix("TIMING ")) for line in lines]
     seconds = max(t["t1"] for t in timings) - min(t["t0"] for t in timings)
     return sum(t["steps"] for t in timings) / seconds
 

@@ -77,7 +77,7 @@ def test_negative_numbers_are_values():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1 --a", "'1' belongs to no flag"),
+        ("1 --a", "'1' follows no flag"),
         ("-seed 1", "'-seed' is not a flag: flags begin with two dashes, --seed"),
         ("--a 1 -b 2", "'-b' is not a flag"),
         ("--", "'--' is not a flag"),
@@ -167,7 +167,7 @@ def test_refuses(kinds, text, message):
         read_value("x", text, kinds)
 
 
-# --- What an algorithm takes ----------------------------------------------------------------------
+# --- Parameters of an algorithm -------------------------------------------------------------------
 
 
 def test_parameters_come_from_signature_and_docstring():
@@ -180,7 +180,7 @@ def test_parameters_come_from_signature_and_docstring():
         "actor_critic": (
             ("network",),
             MLPActorCritic,
-            "class of your own networks, module:Class",
+            "your own class of networks, module:Class",
         ),
         "ac_kwargs:hidden_sizes": (
             ("Sequence",),
@@ -202,7 +202,7 @@ def test_reads_a_docstring():
     assert read_docstring(lambda: 0) == ("", {})
 
 
-def test_parameters_of_networks_of_a_users_own():
+def test_parameters_of_own_networks():
     class Own(torch.nn.Module):
         def __init__(self, observation_space, action_space, width: int = 8):
             """Makes them.

@@ -18,7 +18,7 @@ def test_a_page_has_an_example_that_the_algorithm_can_learn(name):
     page = algorithm_page(name, getattr(spinup, name))
     example = re.search(rf"python -m spinup\.run {name} --env (\S+) ", page)[1]
     assert example == ALGORITHMS[name].example
-    check_env(example, {}, name, ALGORITHMS)  # raises where it can't
+    check_env(example, {}, name, ALGORITHMS)  # raises if the algorithm can't handle it
 
 
 def test_a_page_says_which_actions_and_networks(monkeypatch):

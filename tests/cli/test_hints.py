@@ -52,7 +52,7 @@ def test_every_flag_that_a_hint_names_exists(algorithm):
 
 def test_no_hint_stands_in_the_way_of_a_flag():
     names = {n for a in ALGORITHMS for n in inspect.signature(getattr(spinup, a)).parameters}
-    only_elsewhere = {"lr", "batch_size"}  # an algorithm has them, another hasn't
+    only_elsewhere = {"lr", "batch_size"}  # flags of some algorithms, and hints for the others
     assert OTHER_NAMES.keys() & names == only_elsewhere
 
 

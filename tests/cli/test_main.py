@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
 
 
 def run(line, capsys):
-    """Runs a command line in this process; returns its status and what it printed."""
+    """Runs a command line in this process; returns its status, output and errors."""
     status = spinup.cli.main.main(shlex.split(line))
     printed = capsys.readouterr()
     return status, printed.out, printed.err
@@ -183,12 +183,12 @@ MISTAKES = [
     ("{} --env_kwargs:foo 1", "CartPole-v1 takes no argument 'foo'"),
     ("{} --n_envs 4", "unknown flag --n_envs: --n_envs is --cpu: each MPI rank steps one"),
     ("{} --verbose 1", "unknown flag --verbose. See: python -m spinup.run ppo --help"),
-    ("{} --exp_name " + 300 * "x", "has 300 characters, and a folder's name can have 200"),
+    ("{} --exp_name " + 300 * "x", "has 300 characters, but at most 200 are allowed"),
     ("{} --wrapper nothing_here:f", "--wrapper nothing_here:f: Cannot import"),
     ("{} --wrapper os", "'os' is not the name of a function: write it as 'module:function'"),
     ("{} --wrapper", "--wrapper needs a value"),
     ("{} --wrapper os:getcwd", "--env CartPole-v1 --wrapper os:getcwd: "),
-    ("ppo CartPole-v1", "'CartPole-v1' belongs to no flag"),
+    ("ppo CartPole-v1", "'CartPole-v1' follows no flag"),
     ("{} --clip_ration 0.1", "unknown flag --clip_ration: did you mean --clip_ratio?"),
     (
         "{} --hidden_sizes [8]",
@@ -220,9 +220,9 @@ MISTAKES = [
     ("{} --act tnh", "--act expects an activation of torch.nn such as tanh, not 'tnh'"),
     ("{} --act \"__import__('os').system('touch PWNED')\"", "--act expects an activation"),
     ("{} --device tpu", "device 'tpu' is unknown: use cpu, cuda, cuda:N or auto"),
-    ("{} --exp_name \"__import__('os').system('touch PWNED')\"", "is not fit for a folder's name"),
-    ("{} --exp_name ../../x", "exp_name '../../x' is not fit for a folder's name"),
-    ("{} --exp_name '$(touch PWNED)'", "is not fit for a folder's name"),
+    ("{} --exp_name \"__import__('os').system('touch PWNED')\"", "can't be the name of a folder"),
+    ("{} --exp_name ../../x", "exp_name '../../x' can't be the name of a folder"),
+    ("{} --exp_name '$(touch PWNED)'", "can't be the name of a folder"),
     ("{} --exp_name a b", "--exp_name takes one value, not 2: a b"),
     ("{} --data_dir /dev/null", "/dev/null is not a folder"),
     ("{} --seed 1 --seed 2", "--seed is given twice: put all its values after one flag"),
@@ -270,12 +270,12 @@ def test_more_ranks_than_cores_are_refused_unless_asked_for(capsys, monkeypatch,
     monkeypatch.setattr(ExperimentGrid, "launch", lambda grid, plan: started.append(plan))
     status, out, err = run(f"{QUICK} --cpu 3", capsys)
     assert (status, out, started) == (2, "", [])
-    assert err.startswith("spinup ppo: --cpu 3 asks for more ranks than this machine has usable")
-    assert "cores, 2: " in err and "--oversubscribe" in err and err.count("\n") == 1
+    assert err.startswith("spinup ppo: --cpu 3 asks for more ranks than the 2 usable cores of")
+    assert "--oversubscribe" in err and err.count("\n") == 1
     assert run(f"{QUICK} --cpu 3 --oversubscribe", capsys)[0] == 0
     assert run(f"{QUICK} --cpu 2", capsys)[0] == 0
     assert [plan.experiments[0].num_cpu for plan in started] == [3, 2]
-    # A cluster's nodes have other cores than the machine from which jobs are submitted
+    # The nodes of a cluster may have more cores than the machine that submits the jobs
     assert "asks for more ranks" not in run(f"{QUICK} --cpu 3 --slurm mem=4G", capsys)[2]
 
 
@@ -329,7 +329,7 @@ def test_a_variant_that_fails_gives_status_1(capsys, here):
     assert re.search("cmd_ppo_s0: ZeroDivisionError", out)
 
 
-# A file as an installation makes it for `spinup`: its folder is not the current one
+# The script that an installation makes for `spinup`, whose folder isn't the current folder
 CONSOLE_SCRIPT = "import sys\nfrom spinup.cli.main import main\nsys.exit(main())\n"
 
 
@@ -355,7 +355,7 @@ def test_wrappers_and_networks_of_the_current_folder(run_python, here, how):
     result = run_python([*command, *"test_policy data/own/own_s0 -n 2 -nr".split()], timeout=100)
     assert (result.returncode, result.stderr) == (0, "")
     episodes = re.findall(r"EpRet ([\d.]+) \t EpLen (\d+)", result.stdout)
-    # Half of each reward, and then one more, in this order
+    # Each reward is halved first, and then increased by one
     assert len(episodes) == 2
     for ep_ret, length in episodes:
         assert float(ep_ret) == 1.5 * int(length)

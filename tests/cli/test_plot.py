@@ -27,7 +27,7 @@ def no_windows(tmp_path, monkeypatch):
 
 
 def write_run(folder, returns, exp_name=None, **columns):
-    """A run folder with one line per return; a further column for each keyword."""
+    """Writes a run folder with one line per return, and one more column per keyword."""
     steps = [1000 * (i + 1) for i in range(len(returns))]
     table = {"Epoch": range(len(returns)), "AverageEpRet": returns, "TotalEnvInteracts": steps}
     os.makedirs(folder)
@@ -77,7 +77,9 @@ def test_smoothing_is_spinning_ups_where_nothing_is_missing(width):
 
 def test_smoothing_passes_over_nan_and_infinity():
     runs = [frame([NAN, 2.0, NAN, 6.0, np.inf, NAN, NAN])]
-    assert curves(plot_data(runs, smooth=3)) == [[2, 2, 4, 6, 6]]  # the last window has no number
+    assert curves(plot_data(runs, smooth=3)) == [
+        [2, 2, 4, 6, 6]
+    ]  # the last window contains no number
 
 
 @pytest.mark.parametrize("smooth", [0, -3, 2.5, "5", None])
@@ -189,7 +191,7 @@ def test_a_run_has_the_columns_of_spinning_up():
     write_run("data/a/a_s0", [1.0, 2], "a")
     write_run("data/a/a_s1", [3.0, 4], "a", AverageTestEpRet=[5.0, 6])
     write_run("data/b/b_s0", [7.0, 8], "b")
-    for _ in range(2):  # nothing is kept between calls
+    for _ in range(2):  # no state is kept between calls
         runs = get_all_datasets(["data/a", "data/b"])
         assert [run["Unit"][0] for run in runs] == [0, 1, 0]
         assert [run["Condition1"][0] for run in runs] == ["a", "a", "b"]
@@ -208,10 +210,10 @@ HEADER = "Epoch\tAverageEpRet\tTotalEnvInteracts\n"
         ("1\t20\t2000\n", [10, 20]),
         ("1\tnan\t2000\n", [10, NAN]),
         ("1\t20\t2000\r\n", [10, 20]),
-        ("1\t20\t20", [10]),  # 2000 cut short
+        ("1\t20\t20", [10]),  # an incomplete 2000
         ("1\t2", [10]),
         ("1\t20\n", [10]),
-        ("1\t2\n2\t30\t3000\n", [10, 30]),  # appended to after it was cut
+        ("1\t2\n2\t30\t3000\n", [10, 30]),  # continued after an incomplete line
         ('1\t"20\t2000\n2\t30\t3000\n', [10, None, 30]),
         ("\0\0\0\t20\t2000\n", [10, 20]),
         ("", [10]),
@@ -282,7 +284,7 @@ def test_runs_of_several_environments_are_told_apart_and_not_averaged(capsys):
         Path(folder, "config.json").write_text(json.dumps(config))
     (figure,) = make_plots("data")
     assert legend_names(figure) == ["a (CartPole-v1)", "a (Pendulum-v1)", "pendulum-v1_b"]
-    note = "these runs are of 2 environments, whose returns don't compare: CartPole-v1, Pendulum-v1"
+    note = "runs are in 2 environments, whose returns can't be compared: CartPole-v1, Pendulum-v1"
     assert note in capsys.readouterr().out
     assert legend_names(make_plots("data/Pendulum-v1")[0]) == ["a", "pendulum-v1_b"]
     assert "environments" not in capsys.readouterr().out
@@ -342,7 +344,7 @@ def test_numbers_in_names_are_sorted_as_numbers():
         ("zzz", r"no folder whose name starts with 'zzz' in '\.'; there are \['data'\]"),
         ("", r"no folder whose name starts with '' in '\.'"),
         ("dota/demo", "no folder 'dota' .looking for runs in 'dota/demo'"),
-        ("data/demo/demo_s0/x", "'x' in 'data/demo/demo_s0'; there is none at all"),
+        ("data/demo/demo_s0/x", "'x' in 'data/demo/demo_s0'; there are no folders there"),
         ("data/bare", "no progress.txt in 'data/bare' or below it"),
     ],
 )
@@ -359,7 +361,9 @@ def test_selecting_folders(folders):
 
     assert names_of(select=["demo", "2"]) == ["demo2"]
     assert names_of(select="demo", exclude=["my", "2"]) == ["demo"]
-    with pytest.raises(ValueError, match=r"no folder is left of .* after select=\['x'\]"):
+    with pytest.raises(
+        ValueError, match=r"select=\['x'\] and exclude=\[\] leave none of the folders"
+    ):
         names_of(select=["x"])
 
 
@@ -377,7 +381,7 @@ def test_a_legend_names_each_folder(folders):
 def test_a_missing_column_is_named_with_the_nearest(capsys):
     runs = [frame([1.0, 2], LossPi=[3.0, 4]), frame([1.0, 2], condition="b")]
     assert curves(plot_data(runs, value="LossPi")) == [[3, 4]]
-    note = "'b': left out all 1 runs, without a number in 'LossPi' over 'Epoch'"
+    note = "'b': left out all 1 runs: no number in 'LossPi' over 'Epoch'"
     assert note in capsys.readouterr().out
     there = "there are AverageEpRet, Epoch, LossPi"
     with pytest.raises(ValueError, match=f"^no column 'LossP'; {there}: did you mean LossPi.$"):
@@ -393,8 +397,8 @@ def test_runs_without_a_number_are_named(capsys):
     axes = plot_data(runs)
     assert curves(axes) == [[1, 2]]  # no jump, and no thin part, for a run that never had a number
     printed = capsys.readouterr().out
-    assert "'a': left out 1 of 2 runs, without a number in 'AverageEpRet' over 'Epoch'" in printed
-    assert "'b': left out all 1 runs, without a number in 'AverageEpRet' over 'Epoch'" in printed
+    assert "'a': left out 1 of 2 runs: no number in 'AverageEpRet' over 'Epoch'" in printed
+    assert "'b': left out all 1 runs: no number in 'AverageEpRet' over 'Epoch'" in printed
 
 
 def test_nothing_to_draw_is_an_error():
@@ -445,7 +449,7 @@ def test_saving_appends_the_value_where_there_are_several(folders, capsys):
         "c.v1-Epoch.svg", "c.v1-Performance.svg",
     ]  # fmt: skip
     assert "saved c.v1-Epoch.svg" in capsys.readouterr().out
-    assert not plt.get_fignums()  # no window was in it
+    assert not plt.get_fignums()  # nothing was drawn by pyplot
 
 
 def test_settings_of_the_caller_stay(folders):
@@ -488,6 +492,13 @@ def test_a_thin_part_keeps_its_curves_pattern():
     assert first.is_dashed() and rest.is_dashed()
 
 
+def test_a_thin_part_keeps_its_curves_pattern_where_the_name_has_two_lines():
+    name = "two\nlines"
+    axes = plot_data([frame([5.0, 6, 7], condition=name), frame([1.0], 1, condition=name)])
+    assert curves(axes) == [[3], [6, 7]]
+    assert legend_names(axes.figure) == [name, "fewer runs"]
+
+
 @pytest.mark.parametrize("shares", [False, True])
 def test_long_names_stay_within_the_figure(shares):
     figure, axes = plt.subplots(1, 1 + shares, figsize=(8, 5))
@@ -521,7 +532,7 @@ def test_the_command_writes_files_and_returns_zero(folders, capsys):
     assert main(["data/sac", "-y", "Performance", "Epoch", "--count"]) == 0  # no display: Agg
     assert Path("plot-Performance.png").exists() and Path("plot-Epoch.png").exists()
     out = capsys.readouterr().out
-    assert "no display to open a window on: writing a file" in out
+    assert "no display for a window: writing a file" in out
     assert "saved plot-Epoch.png" in out
 
 
@@ -539,7 +550,7 @@ def test_the_command_writes_files_and_returns_zero(folders, capsys):
         (["data/sac", "-s", "0"], "smooth=0: expected a whole number"),
         (["data/sac", "-s", "many"], "argument --smooth/-s: invalid int value: 'many'"),
         (["data/sac", "--est", "eval"], "estimator 'eval': expected one of mean, median, max, min"),
-        (["data/sac", "--exclude", "sac"], "no folder is left of ['data/sac']"),
+        (["data/sac", "--exclude", "sac"], "leave none of the folders ['data/sac']"),
         (["data/sac", "--save", "x.docx"], "'docx' is not supported"),
         (["data/sac", "--save", "out/"], "save='out/': expected the name of a file"),
         (["data/sac", "--colour", "red"], "unrecognized arguments: --colour red"),
@@ -575,7 +586,7 @@ def test_without_a_display(folders):
         env=env, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert "no display to open a window on" in done.stdout and "saved plot.png" in done.stdout
+    assert "no display for a window" in done.stdout and "saved plot.png" in done.stdout
     assert Path("plot.png").exists() and Path("python.png").exists()
 
 
@@ -589,7 +600,7 @@ def test_with_a_window_system_that_cannot_start(folders, monkeypatch, capsys):
 
     monkeypatch.setattr(plt, "figure", fail_once)
     assert main(["data/sac"]) == 0
-    assert "no display to open a window on" in capsys.readouterr().out
+    assert "no display for a window" in capsys.readouterr().out
     assert Path("plot.png").exists()
 
 

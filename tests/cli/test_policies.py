@@ -1,4 +1,4 @@
-"""Run folders and what comes back from them: the policy's own numbers, or one clear error."""
+"""Loading from run folders: the same policy and environment as in training, or one clear error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PENDULUM_OBS = np.array([0.6, -0.8, 1.5], dtype=np.float32)
 
 
 class OwnActorCritic(nn.Module):
-    """An actor-critic of a user's own, which chooses action 1 by one weight."""
+    """A user's actor-critic, which chooses action 1 by one weight."""
 
     def __init__(self, observation_space, action_space, width=1, how="plainly"):
         super().__init__()
@@ -76,7 +76,7 @@ def make_bare_env():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Returns the folder of a run, trained on first request, that no test may change."""
+    """Function that returns the folder of a run, trained at the first call; don't change it."""
     root = tmp_path_factory.mktemp("runs")
 
     @functools.cache
@@ -90,7 +90,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def run(runs, tmp_path):
-    """A copy of a PPO run on CartPole, to be spoilt."""
+    """A copy of a PPO run on CartPole, which tests may change."""
     return Path(shutil.copytree(runs("ppo"), tmp_path / "ppo_s0"))
 
 
@@ -101,7 +101,7 @@ def edit_config(folder, **changes):
 
 
 def dense(weights, name, x, stop, activation):
-    """Evaluates an MLP of one hidden layer from the saved weights alone."""
+    """Evaluates an MLP with one hidden layer from its saved weights."""
     w0, w1 = (weights[f"{name}.{i}.weight"].numpy() for i in (0, 2))
     b0, b1 = (weights[f"{name}.{i}.bias"].numpy() for i in (0, 2))
     return (w1 @ activation(w0 @ x + b0) + b1)[:stop]
@@ -183,13 +183,13 @@ def test_numbered_saves(run):
     assert first_weight(9) == pytest.approx(0.9)
     assert first_weight("last") == weights["v.v_net.0.weight"][0, 0]
     (saves / "model.safetensors").unlink()
-    assert first_weight("last") == 1.0  # the tenth, not the ninth by alphabet
+    assert first_weight("last") == 1.0  # save 10, although 9 comes last in alphabetical order
     for itr in (11, -1, True, "first", "../model", [9], None):
         with pytest.raises(ValueError, match=r"holds no save .*: it has 9, 10$"):
             load_policy(run, itr)
 
 
-# --- An actor-critic of the user's own ------------------------------------------------------------
+# --- A user's actor-critic ------------------------------------------------------------------------
 
 
 def test_own_class_is_imported(tmp_path):
@@ -197,7 +197,9 @@ def test_own_class_is_imported(tmp_path):
     train("ppo", "CartPole-v1", tmp_path, actor_critic=OwnActorCritic, ac_kwargs=kwargs)
     assert type(load_actor_critic(tmp_path)) is OwnActorCritic
     weights = saved_model(tmp_path)
-    get_action = load_policy(tmp_path, deterministic=True)  # though its act() knows no such thing
+    get_action = load_policy(
+        tmp_path, deterministic=True
+    )  # although its act() takes no second argument
     for obs in np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32):
         logits = weights["pi.net.weight"].numpy() @ obs + weights["pi.net.bias"].numpy()
         assert get_action(obs) == logits.argmax()
@@ -208,7 +210,7 @@ def test_own_class_is_imported(tmp_path):
 def test_own_function_has_to_be_passed(tmp_path):
     train("ppo", "CartPole-v1", tmp_path, actor_critic=build_own)
     with pytest.raises(
-        ValueError, match=r"build_own' is no subclass of torch.nn.Module.*: pass actor_critic="
+        ValueError, match=r"build_own' is not a subclass of torch.nn.Module.*: pass actor_critic="
     ):
         load_policy(tmp_path)
     assert type(load_policy(tmp_path, actor_critic=build_own).ac) is OwnActorCritic
@@ -368,10 +370,10 @@ def test_wrappers_that_were_named_come_back(tmp_path):
 @pytest.mark.parametrize(
     ("env_fn", "reason"),
     [
-        (make_bare_env, "came from a function and has no id"),
+        (make_bare_env, "was made by a function and has no id"),
         (
             lambda: gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), MINUS_ONE, -MINUS_ONE),
-            "Pendulum-v1, came from a function that wrapped it in RescaleAction",
+            "Pendulum-v1, was made by a function that wrapped it in RescaleAction",
         ),
     ],
     ids=["bare", "wrapped"],
@@ -399,17 +401,17 @@ def test_render_mode(runs):
     env = load_env(runs("ppo"), render_mode="rgb_array")
     assert env.render_mode == "rgb_array"
     assert load_env(runs("ppo")).rendered("rgb_array").render_mode == "rgb_array"
-    with pytest.raises(ValueError, match=r"render_mode None: have it pass 'rgb_array'"):
+    with pytest.raises(ValueError, match=r"render_mode None: pass render_mode='rgb_array'"):
         load_env(runs("ppo"), lambda: gym.make("CartPole-v1"), render_mode="rgb_array")
 
 
-# --- Folders that aren't what they should be ------------------------------------------------------
+# --- Invalid folders ------------------------------------------------------------------------------
 
 
 def test_no_such_folder_names_those_that_begin_so(runs):
     parent = runs("ppo").parent
     with pytest.raises(
-        FileNotFoundError, match=r"no folder '.*ppo_C': did you mean '.*ppo_C.*_s0'"
+        FileNotFoundError, match=r"no folder '.*ppo_C'; did you mean '.*ppo_C.*_s0'"
     ):
         load_policy(parent / "ppo_C")
     with pytest.raises(FileNotFoundError, match=r"no folder '.*nothing'$"):
@@ -417,7 +419,7 @@ def test_no_such_folder_names_those_that_begin_so(runs):
 
 
 def test_an_experiments_folder_names_its_runs(runs):
-    with pytest.raises(FileNotFoundError, match=r"no config.json: did you mean '.*ppo_.*_s0'"):
+    with pytest.raises(FileNotFoundError, match=r"no config.json; did you mean '.*ppo_.*_s0'"):
         load_policy(runs("ppo").parent)
 
 
@@ -431,7 +433,7 @@ def test_corrupt_config(run, text):
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "3", '{"env": null}'])
 def test_config_of_something_else(run, text):
     (run / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"not that of a training run: it lacks \['actor"):
+    with pytest.raises(ValueError, match=r"not from a training run: it lacks \['actor"):
         load_policy(run)
 
 
@@ -508,11 +510,11 @@ def test_torn_weights(run, keep):
         load_policy(run)
 
 
-# --- Folders that mean harm -----------------------------------------------------------------------
+# --- Malicious folders ----------------------------------------------------------------------------
 
 
 class Touch:
-    """Pickled, it makes a file when it is unpickled."""
+    """An object whose unpickling makes a file."""
 
     def __init__(self, path):
         self.path = path
@@ -523,7 +525,7 @@ class Touch:
 
 @pytest.fixture
 def trap(run):
-    """A run folder, and a file that must not come to be."""
+    """The path of a file that a malicious run folder tries to make, and must not exist."""
     trap = run.parent / "PWNED"
     yield trap
     assert not trap.exists()
@@ -622,7 +624,7 @@ def test_a_display_counts_if_it_answers(monkeypatch):
 
 @pytest.mark.parametrize("field", ["actor_critic", "env_fn"])
 def test_code_in_a_run_folder_that_the_path_reaches_is_not_run(tmp_path, monkeypatch, field):
-    # The folder above is on the path, so data.demo.evil can be imported as it stands.
+    # A folder above the run folder is on sys.path, so Python could import data.demo.evil.
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     run, trap = tmp_path / "data" / "demo", tmp_path / "PWNED"

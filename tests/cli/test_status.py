@@ -1,11 +1,14 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
 from spinup.cli.main import main
-from spinup.cli.status import state_of
+from spinup.cli.status import find, state_of
+from spinup.launch.checks import has_finished
+from spinup.launch.processes import Experiment
 from spinup.utils.logx import Logger
 
 
@@ -31,7 +34,7 @@ def test_every_run_below_a_folder_is_listed(tmp_path, monkeypatch, capsys):
     assert any(row.startswith("data/b interrupted") for row in rows)
     assert any(row.startswith("data/c unknown") for row in rows)
     assert "data/a/a_s1: ValueError: why" in rows
-    assert main(["status"]) == 0  # data, unless given
+    assert main(["status"]) == 0  # data by default
 
 
 def test_who_writes_is_running_and_who_was_killed_has_died(tmp_path):
@@ -51,6 +54,35 @@ time.sleep(100)
     process.stdout.close()
     status = state_of(tmp_path / "run")
     assert (status["state"], "--resume" in status["error"]) == ("died", True)
+
+
+def kill_a_launcher(folder):
+    """Leaves what a launcher leaves that is killed before its run begins; returns its status."""
+    code = f"import os; from spinup.runs.stage import Stage; Stage({str(folder)!r}); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    return next(folder.glob(".starting-*/status.json"))
+
+
+def test_a_run_whose_launcher_was_killed_before_it_began_has_died(tmp_path):
+    kill_a_launcher(tmp_path / "run")
+    (folder,) = find([str(tmp_path)])
+    status = state_of(folder)
+    assert status["state"] == "died"
+    assert status["error"] == "it was killed: start again with --resume"
+
+
+@pytest.mark.parametrize("age", [0, 1e6])
+def test_a_launcher_that_was_killed_hides_no_results(age, tmp_path):
+    logger = Logger(output_dir=tmp_path / "run")
+    logger.log_tabular("Epoch", 3)
+    logger.dump_tabular()
+    logger.close()
+    left = kill_a_launcher(tmp_path / "run")
+    left.write_text(json.dumps({"state": "starting", "updated": time.time() + 1 - age}))
+    status = state_of(tmp_path / "run")
+    assert (status["state"], status["epoch"]) == ("finished", 3)
+    kwargs = dict(logger_kwargs=dict(output_dir=tmp_path / "run"))
+    assert has_finished(Experiment("run", print, kwargs))  # a grid's --resume skips it
 
 
 def test_looking_disturbs_no_run(tmp_path):

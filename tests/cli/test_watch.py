@@ -1,4 +1,4 @@
-"""Watching policies: returns against a naive loop, rendering, videos, the command line."""
+"""Watching policies: returns as in a naive loop, rendering, videos, the command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def no_display(monkeypatch):
 
 
 class Ramp(gym.Env):
-    """Rewards 1, 2, 3, …; its episodes never end, and a call may raise."""
+    """Returns the rewards 1, 2, 3, …; episodes never end, and a step may raise an error."""
 
     def __init__(self, fails_at=None, error=KeyboardInterrupt):
         self.observation_space, self.action_space = Box(-1, 1, (1,)), Box(-1, 1, (1,))
@@ -134,7 +134,7 @@ def test_an_environment_made_elsewhere_is_stepped_as_in_training(pendulum):
     _, get_action = load_policy_and_env(pendulum, env_fn="Pendulum-v1")
     assert abs(get_action(np.zeros(3))).item() <= 2
     run_policy(env, lambda obs: [5.0], 1, 1, render=False)
-    assert env.unwrapped.actions == [[5.0]]  # whose function it is knows what it does
+    assert env.unwrapped.actions == [[5.0]]  # a user's own function isn't clipped
     run_policy(env, get_action, 50, 1, render=False)
     actions = np.concatenate(env.unwrapped.actions[1:])
     assert len(actions) == 50
@@ -152,7 +152,7 @@ def test_an_environment_made_elsewhere_is_stepped_as_in_training(pendulum):
         ((Ramp(), still, -1), "max_ep_len must be at least 0 .no limit., not -1"),
     ],
 )
-def test_arguments_that_cannot_be_meant(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         run_policy(*arguments, render=False)
 
@@ -261,12 +261,12 @@ def test_the_command_interrupted(cartpole, monkeypatch, capsys):
         (["RUN", "-i", "../../x"], "argument --itr/-i: expected a number or 'last'"),
         (["RUN", "-i", "7"], "holds no save 7: it has last"),
         (["RUN_s"], "There is no folder"),
-        (["RUN/.."], "is not a run folder, it has no config.json: did you mean"),
+        (["RUN/.."], "is not a run folder: it has no config.json; did you mean"),
         (["RUN/config.json"], "There is no folder"),
         (["RUN", "--video", "RUN/config.json"], "File exists"),
     ],
 )
-def test_a_command_that_cannot_be_meant_so(cartpole, capsys, words, message):
+def test_an_invalid_command_is_refused(cartpole, capsys, words, message):
     with pytest.raises(SystemExit) as stop:
         main([word.replace("RUN", str(cartpole)) for word in words])
     assert stop.value.code == 2
@@ -293,7 +293,7 @@ def test_a_video_of_every_episode(cartpole, tmp_path, capsys, monkeypatch):
     import imageio_ffmpeg
 
     monkeypatch.chdir(tmp_path)
-    for _ in range(2):  # the second time it replaces the first's
+    for _ in range(2):  # the second time it replaces the files
         assert main([str(cartpole), "-n", "2", "-l", "8", "--seed", "3", "--video", "videos"]) == 0
     assert (
         f"Videos: {os.path.join('videos', 'cartpole_s0')}-episode-*.mp4" in capsys.readouterr().out
@@ -311,6 +311,8 @@ def test_videos_need_moviepy(cartpole, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)  # as if it weren't installed
     with pytest.raises(SystemExit, match="2"):
         main([str(cartpole), "--video", str(tmp_path / "videos")])
-    expected = "spinup test_policy: --video needs MoviePy: pip install '.[video]' in the checkout\n"
+    expected = (
+        "spinup test_policy: --video needs MoviePy: in the checkout, pip install '.[video]'\n"
+    )
     assert capsys.readouterr().err == expected
     assert not (tmp_path / "videos").exists()

@@ -1,5 +1,6 @@
 """Captured updates, compared with the same updates run as written."""
 
+import gc
 import math
 import threading
 import warnings
@@ -197,6 +198,25 @@ def test_a_frozen_network_of_a_users_own_is_captured():
     plain, captured = both(calls=300, make=make)
     assert_same(plain, captured)
     assert captured.step.num_replays == replays(300)
+
+
+def test_a_network_that_gets_attributes_by_name_is_captured():
+    plain, captured = both(calls=300, make=ByName)
+    assert_same(plain, captured)
+    assert captured.step.num_replays == replays(300)
+
+
+class ByName(nn.Module):
+    """Calls its layers by their names, so that guards look at all attributes of what they meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out, self.scale = nn.Linear(3, 16), nn.Linear(16, 1), 1.0
+
+    def forward(self, x):
+        for name in ("hidden", "out"):
+            x = getattr(self, name)(x.relu() if name == "out" else x)
+        return x * vars(self)["scale"]
 
 
 class Scaled(nn.Module):
@@ -497,6 +517,46 @@ def test_an_error_passes_and_ends_the_recording():
     assert step.num_replays == 7
 
 
+@pytest.fixture
+def no_garbage_collection():
+    """Leaves reference cycles where they are in a test."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def alive(kind):
+    return [x for x in gc.get_objects() if type(x) is kind]
+
+
+@ONE_THREAD
+def test_a_comparison_leaves_nothing(no_garbage_collection):
+    learner = Learner()
+    step = Captured(learner.update)
+    before = len(alive(capture._Tape))
+    for _ in range(300):
+        step()
+    (captured,) = step._captures.values()
+    assert step.num_replays == replays(300)
+    tapes = alive(capture._Tape)[before:]
+    assert len(tapes) == 2 and captured.tape in tapes and captured.light in tapes
+    assert captured.light.kept == captured.light.calls == []
+    del step, captured, tapes
+    assert len(alive(capture._Tape)) == before
+
+
+@ONE_THREAD
+def test_a_recording_that_fails_leaves_nothing(no_garbage_collection):
+    x = torch.zeros(3)
+    before = len(alive(capture._Tape))
+    step = Captured(lambda: x.add_(1).sum().item())
+    with pytest.warns(UserWarning, match="value"):
+        for _ in range(3):
+            step()
+    assert len(alive(capture._Tape)) == before
+
+
 OFF_POLICY = dict(start_steps=50, update_after=50, update_every=25, num_test_episodes=1)
 
 
@@ -542,6 +602,18 @@ def test_algorithms_train_to_the_same_bits(
     captured, plain = updates[: len(updates) // 2], updates[len(updates) // 2 :]
     assert [u.num_replays for u in captured] == num_replays
     assert all(u.is_captured for u in captured) and not any(u.is_captured for u in plain)
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "td3"])
+def test_a_runs_replay_buffer_ends_with_it(algorithm, tmp_path, no_garbage_collection):
+    before = len(alive(ReplayBuffer))
+    ac = getattr(spinup, algorithm)(
+        lambda: Clock(action_space=Box(-1, 1, (2,))),
+        **dict(steps_per_epoch=100, epochs=1, ac_kwargs=dict(hidden_sizes=(16, 16))),
+        **OFF_POLICY,
+        logger_kwargs=dict(output_dir=tmp_path),
+    )
+    assert len(alive(ReplayBuffer)) == before and ac is not None
 
 
 def test_replays_use_the_compiled_functions(threads, monkeypatch):

@@ -4,9 +4,12 @@
 import collections
 import contextlib
 import dataclasses
+import dis
 import enum
 import functools
+import importlib
 import itertools
+import operator
 import random
 import re
 import time
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 import spinup
 from spinup.fast.capture import Captured
@@ -148,6 +152,72 @@ def adds_option(agent, i):
         agent.options["scale"] = 2.0
 
 
+@dataclasses.dataclass
+class Rates:
+    rate: float = 1.0
+    slots: "Slots" = None
+
+    def doubled(self):
+        return 2 * self.rate
+
+
+class Slots:
+    __slots__ = ("rate",)
+
+    def __init__(self):
+        self.rate = 1.0
+
+
+RATES, WEIGHT = Rates(slots=Slots()), torch.ones(3)
+
+
+def sets_rates(agent, i):
+    RATES.rate = RATES.slots.rate = WEIGHT.rate = 1.0 + i // 50
+
+
+def sets_weights_rate(agent, i):
+    agent.net.weight.rate = 1.0 + i // 50
+
+
+def matches(agent):
+    match RATES:
+        case Rates(factor):
+            agent.add(agent.x * factor)
+
+
+def matches_by_name(agent):
+    match RATES:
+        case Rates(rate=factor):
+            agent.add(agent.x * factor)
+
+
+def loops(agent):
+    for p in [*agent.net.parameters()][:1]:
+        agent.add(agent.x * p.rate)
+
+
+class Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * RATES.rate
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * RATES.rate
+
+
+NET = nn.Linear(3, 3)
+
+
+def replaces_a_parameter(agent, i):
+    if i % 50 == 0:
+        OLD.append(NET.bias)
+        NET.bias = nn.Parameter(torch.full((3,), float(i)))
+
+
+OLD = []  # keeps their addresses in use
+
+
 # --- Changes from outside, after which updates are recorded again ---------------------------------
 
 
@@ -176,14 +246,48 @@ def adds_option(agent, i):
          lambda a, i: a.net.requires_grad_(False)),
         (lambda a: a.add(a.x * float(a.scale[0])),
          sets("scale", lambda i: np.array([1.0 + i // 50]))),
+        (lambda a: a.add(a.x * WEIGHT.rate), sets_rates),
+        (loops, sets_weights_rate),
+        (lambda a: a.add(a.x * dataclasses.asdict(RATES)["ra" "te"]), sets_rates),
+        (lambda a: a.add(a.x * dataclasses.astuple(RATES)[0]), sets_rates),
+        (lambda a: a.add(a.x * AS_TUPLE(RATES)[0]), sets_rates),
+        (lambda a: a.add(a.x * min(vars(dataclasses.replace(RATES, slots=7)).values())), sets_rates),
+        (lambda a: a.add(a.x * operator.methodcaller("doubled")(RATES)), sets_rates),
+        (lambda a: a.add(a.x * operator.attrgetter("slots.rate")(RATES)), sets_rates),
+        (lambda a: a.add(a.x * RATES.__getattribute__("".join(["ra", "te"]))), sets_rates),
+        (lambda a: a.add(a.x * getattr(RATES.slots, "".join(["ra", "te"]))), sets_rates),
+        (matches, sets_rates),
+        (matches_by_name, sets_rates),
+        (lambda a: a.add(Scale.apply(a.x)), sets_rates),
+        (lambda a: a.add([*NET.parameters()][1].detach()), replaces_a_parameter),
     ],
     ids=["attribute", "global", "property", "dict", "rebound-tensor", "module", "deque", "where", "try",
-         "getattr", "partial", "training", "enum", "namespace", "requires-grad", "array"],
+         "getattr", "partial", "training", "enum", "namespace", "requires-grad", "array",
+         "tensors-attribute", "parameters-attribute", "asdict", "astuple", "renamed-astuple", "replace",
+         "methodcaller", "attrgetter", "getattribute", "slots", "match", "match-by-name",
+         "autograd-function", "parameters"],
 )  # fmt: skip
 def test_a_change_is_recorded_again(update, between):
     step, messages = compare(by(update, between))
     assert messages == [] and step.is_captured
     assert step.num_replays > 150
+
+
+@pytest.mark.parametrize("statement", ["from . import rates", "from .rates import RATE"])
+def test_a_relative_import_is_followed(statement, tmp_path, monkeypatch):
+    name = "rates" if statement.endswith("rates") else "by_name"
+    package = tmp_path / f"package_{name}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "rates.py").write_text("RATE = 1.0")
+    factor = "rates.RATE" if name == "rates" else "RATE"
+    (package / "updates.py").write_text(
+        f"def update(agent):\n    {statement}\n    agent.add(agent.x * {factor})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    updates, rates = (importlib.import_module(f"{package.name}.{m}") for m in ("updates", "rates"))
+    step, messages = compare(by(updates.update, lambda a, i: setattr(rates, "RATE", 1.0 + i // 50)))
+    assert messages == [] and step.num_replays > 150
 
 
 def test_a_closures_number_is_recorded_again():
@@ -246,6 +350,58 @@ def test_pytorchs_settings_are_guarded(switch):
     finally:
         switch(True)
     assert messages == [] and step.num_replays > 40
+
+
+def superinstructions(code):
+    """Yields the instructions of a code object with the names of Python 3.13."""
+    before = None
+    for step in ORIGINAL_INSTRUCTIONS(code):
+        pair = (before.opname, step.opname) if before else ()
+        if pair in (
+            ("STORE_FAST", "LOAD_FAST"),
+            ("STORE_FAST", "STORE_FAST"),
+            ("LOAD_FAST", "LOAD_FAST"),
+        ):
+            yield step._replace(opname="_".join(pair), argval=(before.argval, step.argval))
+            before = None
+        else:
+            if before is not None:
+                yield before
+            before = step
+    yield before
+
+
+def borrows(code):
+    """Yields the instructions of a code object with the names of Python 3.14."""
+    for step in superinstructions(code):
+        yield step._replace(opname=step.opname.replace("LOAD_FAST", "LOAD_FAST_BORROW"))
+
+
+ORIGINAL_INSTRUCTIONS = dis.get_instructions
+
+
+@pytest.mark.parametrize("instructions", [dis.get_instructions, superinstructions, borrows])
+def test_a_local_name_that_is_given_to_another_object_is_followed(instructions, monkeypatch):
+    class Leaf:
+        def update(self):
+            self = self.parent
+            return self.rate
+
+        def update_two(self):
+            me = other = self
+            me, self = self.parent, other
+            return me.rate, self.rate
+
+    root, leaf = Leaf(), Leaf()
+    leaf.parent, root.rate, leaf.rate = root, 1.0, 2.0
+    monkeypatch.setattr(dis, "get_instructions", instructions)
+    for update in (leaf.update, leaf.update_two):
+        root.rate = 1.0
+        guards = Guards(update, set())
+        assert guards.obstacle is None and guards.hold()
+        root.rate = 3.0
+        assert not guards.hold()
+        assert "rate" in guards.change()
 
 
 # --- Updates that run as written ------------------------------------------------------------------
@@ -334,6 +490,9 @@ CONFIG = Config()
 CACHED = functools.lru_cache(lambda x: x)
 
 
+REMEMBERED, AS_TUPLE = None, dataclasses.astuple
+
+
 def imports(agent):
     from random import random as draw
 
@@ -400,6 +559,108 @@ def test_a_nonlocal_counter_runs_as_written():
 
     _, messages = compare(make, calls=200)
     assert len(messages) == 1 and "it changes n" in messages[0]
+
+
+def remembers_globally(x):
+    def update():
+        global REMEMBERED
+        REMEMBERED = x.sum()
+
+    return update, lambda: REMEMBERED
+
+
+def remembers_in_a_cell(x):
+    last = None
+
+    def update():
+        nonlocal last
+        last = x.sum()
+
+    return update, lambda: last
+
+
+def remembers_by_an_inner_function(x):
+    last = None
+
+    def keep(value):
+        nonlocal last
+        last = value
+
+    return lambda: keep(x.sum()), lambda: last
+
+
+def remembers_on_a_tensor(x):
+    def update():
+        x.last = x.sum()
+
+    return update, lambda: x.last
+
+
+def remembers_on_each_of_some_tensors(x):
+    tensors = [x]
+
+    def update():
+        for y in tensors:
+            y.last = y.sum()
+
+    return update, lambda: x.last
+
+
+@pytest.mark.parametrize(
+    "remember",
+    [
+        remembers_globally,
+        remembers_in_a_cell,
+        remembers_by_an_inner_function,
+        remembers_on_a_tensor,
+        remembers_on_each_of_some_tensors,
+    ],
+)
+def test_a_tensor_that_an_update_stores_is_each_calls_own(remember):
+    x = torch.zeros(3)
+    update, stored = remember(x)
+    step = Captured(update)
+    with pytest.warns(UserWarning, match="it changes .*(REMEMBERED|last)"):
+        for i in range(60):
+            x.fill_(i)
+            step()
+            assert stored() == 3 * i
+    assert not step.is_captured
+
+
+@pytest.mark.parametrize("is_reentrant", [True, False])
+@pytest.mark.parametrize("how", ["function", "module", "import"])
+def test_checkpointed_activations_run_as_written(how, is_reentrant):
+    def make():
+        leaf, result = torch.ones(64, requires_grad=True), torch.zeros(64)
+        leaf.grad = torch.zeros(64)
+        dropout = nn.Dropout(0.5)
+
+        def by_module(*args):
+            return torch.utils.checkpoint.checkpoint(*args, use_reentrant=is_reentrant)
+
+        def by_import(*args):
+            from torch.utils.checkpoint import checkpoint as cp
+
+            return cp(*args, use_reentrant=is_reentrant)
+
+        compute = {
+            "function": functools.partial(checkpoint.checkpoint, use_reentrant=is_reentrant),
+            "module": by_module,
+            "import": by_import,
+        }[how]
+
+        def update():
+            leaf.grad.zero_()
+            out = compute(lambda x: dropout(x) ** 2, leaf)
+            out.sum().backward()
+            result.copy_(out.detach())
+
+        return update, lambda i: [result, leaf.grad]
+
+    step, messages = compare(make, calls=40)
+    assert len(messages) == 1 and "torch.utils.checkpoint" in messages[0]
+    assert step.num_replays == 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from spinup import user_config
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Everything happens in an empty folder, and private files in one of its own."""
+    """Runs each test in an empty folder, with a folder in it for temporary files."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))

@@ -1,10 +1,10 @@
-"""Grids for tests."""
+"""Makes grids for tests."""
 
 from spinup.launch.grid import ExperimentGrid
 
 
 def grid_of(name="", **params):
-    """Makes a grid; ``a__b`` is the key ``a:b``."""
+    """Returns a grid; the keyword ``a__b`` stands for the key ``a:b``."""
     grid = ExperimentGrid(name)
     for key, vals in params.items():
         grid.add(key.replace("__", ":"), vals)

@@ -74,6 +74,20 @@ def test_a_folder_in_use_is_refused_before_anything_is_written(here, capsys):
         holder.stdout.close()
 
 
+@pytest.mark.parametrize(
+    "given", [dict(activation="relu"), dict(activation="nn.ReLU", hidden_sizes=[8])]
+)
+def test_a_run_whose_networks_are_given_by_name_is_resumed_from_python(given, here):
+    settings = dict(env_name="CartPole-v1", steps_per_epoch=100, ac_kwargs=given)
+    for epochs in (1, 2):
+        resume = epochs == 2
+        folder = call_experiment("x", spinup.ppo, epochs=epochs, resume=resume, **settings)
+    assert "Continuing at step 100 of 200" in Path(folder, "log.txt").read_text()
+    with pytest.raises(ValueError, match=r"x_s0 can't be resumed so: ac_kwargs is .*Tanh'"):
+        settings["ac_kwargs"] = {**given, "activation": "tanh"}
+        call_experiment("x", spinup.ppo, epochs=3, resume=True, **settings)
+
+
 def test_a_run_is_resumed_from_the_command_line(here, capsys):
     words = "ppo --env CartPole-v1 --hid [8] --steps_per_epoch 100 --checkpoint_every 0".split()
     assert spinup.cli.main.main([*words, "--epochs", "2"]) == 0
@@ -93,6 +107,6 @@ def test_a_run_is_resumed_from_the_command_line(here, capsys):
     ]:
         assert spinup.cli.main.main([*words, *change.split(), "--resume"]) == 2
         error = capsys.readouterr().err
-        assert "cmd_ppo_s0 can't be resumed so: " + told in error
+        assert "cmd_ppo_s0 can't be resumed: " + told in error
         assert error.count("\n") == 1
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before

@@ -33,7 +33,7 @@ def test_a_quota_limits_the_usable_cores(monkeypatch):
         ("0::/\n", {"cpu.max": "350000 100000\n"}, 3),
         ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
         ("0::/a/b\n", {"a/cpu.max": "600000 100000", "a/b/cpu.max": "400000 100000"}, 4),
-        ("0::/a\n", {"b/cpu.max": "200000 100000"}, 16),  # another's
+        ("0::/a\n", {"b/cpu.max": "200000 100000"}, 16),  # the quota of another group
         ("0::/a\n", {"cpu.max": "nonsense"}, 16),
         ("0::/\n", {}, 16),
         ("", {"cpu.max": "200000 100000"}, 16),
@@ -42,7 +42,7 @@ def test_a_quota_limits_the_usable_cores(monkeypatch):
             {"cpu/docker/x/cpu.cfs_quota_us": "300000", "cpu/docker/x/cpu.cfs_period_us": "100000"},
             3,
         ),
-        # A container sees its own group as the root, whatever its path outside.
+        # A container sees its own group as the root, although the file contains the path outside.
         (
             "4:cpu,cpuacct:/docker/x\n",
             {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "50000\n"},

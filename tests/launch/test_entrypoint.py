@@ -12,7 +12,7 @@ from tests.thunks import fake
 
 
 class Touch:
-    """Unpickled, it leaves a file."""
+    """An object whose unpickling makes a folder."""
 
     def __reduce__(self):
         return os.mkdir, ("PWNED",)

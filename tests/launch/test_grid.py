@@ -32,7 +32,7 @@ def names(grid):
 # --- Folders --------------------------------------------------------------------------------------
 
 
-# --- Names: what Spinning Up's code calls them ----------------------------------------------------
+# --- Names, as in Spinning Up's code --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_dict_gains_entries_and_is_not_changed():
         (lambda: grid_of("x", a=[]), "a has no values"),
         (lambda: ExperimentGrid().add("a:", 1), "'a:' is not the name of a parameter"),
         (lambda: ExperimentGrid().add("a", 1, shorthand=3), "shorthand of a must be a string"),
-        (lambda: ExperimentGrid("../x"), r"'\.\./x' is not fit for a folder's name"),
+        (lambda: ExperimentGrid("../x"), r"'\.\./x' can't be the name of a folder"),
         (lambda: grid_of("x", a=1, a__b=2).variants(), "a:b can't be set: a is given as 1"),
         (lambda: grid_of("x", a__b=1, a=2).variants(), "a is given twice"),
     ],
@@ -257,7 +257,7 @@ def test_gpus_are_shared_evenly(here, monkeypatch):
         deadline = time.monotonic() + 200
         folders = Path(logger_kwargs["output_dir"]).parent
         while len(list(folders.glob("*/gpus"))) < 6 and time.monotonic() < deadline:
-            time.sleep(0.05)  # all six are under way at once
+            time.sleep(0.05)  # all six run at once
 
     grid_of("g", seed=list(range(6)), device=["cuda"]).run(seen, jobs=6)
     used = sorted(path.read_text() for path in here.glob("data/g/*/gpus"))
@@ -275,7 +275,7 @@ def test_gpus_are_shared_evenly(here, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "plotted"),
     [
-        (["demo"], "data/demo/"),  # not demo2, which another command may have made
+        (["demo"], "data/demo/"),  # excludes demo2, which another command may have made
         (["demo_a1", "demo_a10"], "data/demo_a1"),
         (["demo_a1", "demo_b2"], "data/demo"),
         (["demo", "demo_flag"], "data/demo"),
@@ -298,7 +298,7 @@ def test_a_grid_over_functions_and_overwriting(here, capsys):
         "g_algnote/g_algnote_s1",
         "g_algfake/g_algfake_s1",
     ]
-    assert read_status(folders[0])["state"] == "finished"  # though it makes no Logger
+    assert read_status(folders[0])["state"] == "finished"  # although it makes no Logger
     assert [p.parent.name for p in here.glob("data/*/*/progress.txt")] == ["g_algfake_s1"]
     assert "Starting in" not in capsys.readouterr().out  # only a terminal counts down
 
@@ -325,7 +325,7 @@ def test_a_folder_that_can_not_be_made_fails_its_variant_alone(here, monkeypatch
     assert read_status("data/g/g_s1")["state"] == "finished"
 
 
-# --- In a world that an outer mpiexec has started -------------------------------------------------
+# --- In an MPI world of an outer mpiexec ----------------------------------------------------------
 
 
 def test_a_world_runs_the_experiment_itself(run_on_ranks, here):

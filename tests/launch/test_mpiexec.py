@@ -57,7 +57,7 @@ def test_fork_is_refused_where_there_is_no_script(monkeypatch):
         with pytest.raises(RuntimeError, match="interactive session use call_experiment"):
             mpi_fork(2)
     monkeypatch.setattr(sys, "orig_argv", ["python"])
-    with pytest.raises(RuntimeError, match="one from a pipe can't be rerun"):
+    with pytest.raises(RuntimeError, match="a script from a pipe can't be rerun"):
         mpi_fork(2)
     assert len(started) == 1
 

@@ -82,7 +82,7 @@ def test_the_grace_of_one_that_will_not_end_is_limited(here):
     assert run.process.returncode == -signal.SIGKILL
     status = read_status("data/x")
     assert status["state"] == "interrupted"
-    assert status["error"].startswith("ended before it could save its state; --resume starts it")
+    assert status["error"] == "killed before it could save its state; start again with --resume"
 
 
 def test_what_a_run_leaves_behind_is_ended(here):
@@ -106,7 +106,9 @@ def test_ranks_take_as_many_slots_as_they_are(here):
     waiting = [Experiment("g", fake, {}, num_cpu=n) for n in (1, 2, 3, 9)]
     running = [SimpleNamespace(experiment=waiting[1])]
     assert [launch._fits(experiment, running, 4) for experiment in waiting] == [1, 1, 0, 0]
-    assert all(launch._fits(experiment, [], 4) for experiment in waiting)  # alone, all may
+    assert all(
+        launch._fits(experiment, [], 4) for experiment in waiting
+    )  # alone, each of them may run
 
 
 # --- Interruptions --------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ def wait_until(condition, seconds=100):
 
 @pytest.fixture
 def launcher(here):
-    """Starts a grid of runs that never end, in a process of its own; returns it when two run."""
+    """Starts a process with a grid of runs that never end; returns it when two of them run."""
     started = []
 
     def start(num_cpu):
@@ -172,17 +174,17 @@ def test_ctrl_c_leaves_no_process_behind(launcher, here):
     process.send_signal(signal.SIGINT)
     wait_until(lambda: "Stopping" in (here / "printed.txt").read_text())
     time.sleep(1)
-    process.send_signal(signal.SIGINT)  # they don't heed the first
+    process.send_signal(signal.SIGINT)  # the runs ignore the first signal
     process.wait(100)
     printed = (here / "printed.txt").read_text()
-    assert "Stopping g_s0, g_s1: waiting until the state is saved, for 60 s at most" in printed
+    assert "Stopping g_s0, g_s1: waiting until the state is saved, for at most 60 s" in printed
     assert "1 variant had not started" in printed
     assert process.returncode != 0
     assert processes_of(here) == []
     for seed in (0, 1):
         status = read_status(here / f"data/g/g_s{seed}")
         assert status["state"] == "interrupted"
-        assert "ended before it could save its state" in printed
+        assert "killed before it could save its state" in printed
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can do it")

@@ -16,7 +16,7 @@ STATUS = {
 
 def test_epochs_are_those_that_are_over():
     assert epochs(STATUS) == "3/50"
-    assert epochs({**STATUS, "epoch": 3}) == "3/50"  # where they are numbered from 1
+    assert epochs({**STATUS, "epoch": 3}) == "3/50"  # if epochs are numbered from 1
     assert epochs({"epoch": 7, "epochs": None}) == "7"
     assert epochs({}) == ""
 

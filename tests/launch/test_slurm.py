@@ -1,4 +1,4 @@
-"""What needs no Slurm; tests/test_slurm.py has the rest."""
+"""Tests that need no Slurm; the others are in tests/test_slurm.py."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_options_go_to_submitit_or_to_sbatch():
     "options, message",
     [
         ({}, "slurm needs a time limit"),
-        ({"time": "0"}, "a time limit must be a minute at least, not '0'"),
+        ({"time": "0"}, "a time limit must be at least a minute, not '0'"),
         ({"time": "1:2:3:4"}, "time must be minutes, hours:minutes:seconds or days-hours"),
         ({"time": 5, "gpus": 0}, "gpus must be a positive whole number, not 0"),
         ({"time": 5, "ntasks_per_node": 2}, "ntasks_per_node is set by the grid itself"),
@@ -51,7 +51,7 @@ def test_options_go_to_submitit_or_to_sbatch():
         ({"time": 5, "x\n#SBATCH": 1}, "slurm takes key=value"),
     ],
 )
-def test_options_that_can_not_be_meant(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         slurm.read_options(options)
 
@@ -85,7 +85,7 @@ def test_jobs_find_the_modules_of_the_current_folder(tmp_path, monkeypatch):
     assert (result.stdout, result.stderr) == ("found\n", "")
 
 
-def test_a_job_with_wrappers_and_networks_of_a_users_own_travels():
+def test_a_job_with_own_wrappers_and_networks_is_pickled():
     kwargs = dict(
         env_name="CartPole-v1",
         wrappers=["tests.utils.test_wrapping:Double"],
@@ -96,15 +96,15 @@ def test_a_job_with_wrappers_and_networks_of_a_users_own_travels():
     assert variant.experiment.kwargs["wrappers"] == kwargs["wrappers"]
 
 
-def test_a_restarted_job_goes_on_or_begins_anew(tmp_path):
+def test_a_restarted_job_continues_or_starts_from_the_beginning(tmp_path):
     settings = dict(output_dir=str(tmp_path), overwrite=True, exp_name="x")
     experiment = Experiment("x", fake, dict(seed=1, logger_kwargs=settings))
-    anew = slurm.as_restarted(experiment)
-    assert anew.kwargs["logger_kwargs"] == settings
+    started = slurm.as_restarted(experiment)
+    assert started.kwargs["logger_kwargs"] == settings
     (tmp_path / "checkpoint/step-4000").mkdir(parents=True)
     (tmp_path / "status.json").write_text('{"state": "interrupted"}')
-    goes_on = slurm.as_restarted(experiment)
-    assert goes_on.kwargs["logger_kwargs"] == dict(
+    resumed = slurm.as_restarted(experiment)
+    assert resumed.kwargs["logger_kwargs"] == dict(
         output_dir=str(tmp_path), resume=True, exp_name="x"
     )
     assert experiment.kwargs["logger_kwargs"] == settings

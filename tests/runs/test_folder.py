@@ -1,4 +1,4 @@
-"""Run folders: nothing is lost in them, and one odd file hides nothing."""
+"""Run folders: no results are lost, and an invalid status file hides no other run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spinup.launch.experiment import call_experiment
 from spinup.launch.processes import Experiment, Run
 from spinup.runs import folder as run_folder
 from spinup.runs.folder import RunFolder, State, check_exp_name, read_status
-from spinup.runs.stage import Stage
+from spinup.runs.stage import Stage, note_end
 from tests.algos.plain import OnPolicy
 from tests.thunks import fake
 
@@ -29,7 +29,7 @@ PPO = dict(steps_per_epoch=100, epochs=1, ac_kwargs=dict(hidden_sizes=(8,)), tra
 
 
 def content(folder):
-    """All files of a folder but the lock's, which holds nothing."""
+    """Returns the content of all files in a folder, except for the empty lock file."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -43,7 +43,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run of PPO, started by the command line."""
+    """The folder of a run of PPO that the command line started."""
     data = tmp_path_factory.mktemp("made")
     words = "ppo --env CartPole-v1 --exp_name keep --steps_per_epoch 100 --epochs 1 --hid [8]"
     assert main([*words.split(), "--data_dir", str(data)]) == 0
@@ -52,7 +52,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def kept(made, here):
-    """A folder that holds such a run."""
+    """A copy of this run's folder."""
     folder = here / "data/keep/keep_s0"
     shutil.copytree(made, folder)
     assert {"log.txt", "experiment.json", "status.json", "config.json"} <= content(folder).keys()
@@ -107,7 +107,7 @@ def test_overwrite_removes_nothing_before_the_new_run_works(name, kept):
     with pytest.raises(error):
         getattr(spinup, algorithm)(logger_kwargs=logger_kwargs, **settings)
     assert content(kept) == before
-    # And by a launcher, whose own files are the call, the log and the status
+    # The same with a launcher, which also writes the call, the log and the status
     settings |= dict(thunk=getattr(spinup, algorithm), logger_kwargs=logger_kwargs)
     with pytest.raises(RuntimeError, match=r"log: data/keep/keep_s0/log\.failed\.txt"):
         call_experiment("keep", **settings)
@@ -190,7 +190,7 @@ def make():
 
 
 def test_two_runs_started_at_once_have_a_log_each(here, monkeypatch):
-    """The second starts when the first has looked at the folder, and hasn't locked it yet."""
+    """The second run starts after the first has checked the folder, but before it has locked it."""
     (here / "waits.py").write_text(WAITS)
     monkeypatch.syspath_prepend(here)
     import waits
@@ -221,12 +221,71 @@ def test_a_launcher_that_was_killed_leaves_nothing_for_ever(here):
     )
     subprocess.run([sys.executable, "-c", code], check=False)
     assert len(list((here / "x").glob(".starting-*"))) == 1
-    assert read_status("x")["state"] == State.STARTING
+    assert read_status("x")["state"] == State.DIED
     under_way = Stage("x")  # another launcher's, which lives
+    assert read_status("x")["state"] == State.STARTING
     spinup.ppo("CartPole-v1", **PPO, logger_kwargs=dict(output_dir="x"))
     assert list((here / "x").glob(".starting-*")) == [under_way.path]
     under_way.close(has_finished=False)
     assert read_status("x")["state"] == State.FINISHED
+
+
+def test_a_run_has_begun_though_its_launchers_folder_is_there_still(here, monkeypatch):
+    """As on NFS, which keeps a folder in which the launcher has a file open."""
+    stage = Stage("x")
+    (stage.path / "log.txt").write_text("printed")
+    for name, value in stage.environment.items():
+        monkeypatch.setenv(name, value)
+    run = RunFolder("x")
+    assert stage.is_open and run.is_launched
+    monkeypatch.setattr(run_folder.shutil, "rmtree", lambda *args, **kwargs: None)
+    run.begin()
+    run.note_row({"Epoch": 3, "AverageEpRet": 42.0})
+    run.write_status(State.RUNNING)
+    assert stage.path.exists() and not stage.is_open and not run.is_launched
+    assert (stage.status()["state"], stage.status()["epoch"]) == (State.RUNNING, 3)
+    run.close()
+    note_end("x", State.FINISHED, None)
+    assert (stage.status()["state"], stage.status()["return"]) == (State.FINISHED, 42)
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert stage.close(has_finished=True).read_text() == "printed"
+    assert read_status("x") == stage.status() and read_status("x")["epoch"] == 3
+    assert not stage.path.exists()
+
+
+@pytest.mark.parametrize("settings", [{}, dict(overwrite=True), dict(resume=True)])
+def test_on_windows_no_file_is_moved_or_removed_while_it_is_open(settings, here, monkeypatch):
+    monkeypatch.setattr("spinup.runs.files.ON_WINDOWS", True)
+    (here / "x").mkdir()
+    (here / "x/log.txt").write_text("before\n")
+    if settings:
+        (here / "x/progress.txt").write_text("Epoch\n1\n")
+    stage = Stage("x", settings.get("resume", False))
+    monkeypatch.setenv(*stage.environment.popitem())
+    assert stage.log == here / "x/log.txt"
+    with open(stage.log, "ab", buffering=0) as log:
+        log.write(b"printed\n")
+        run = RunFolder("x", **settings)
+        run.begin()
+        assert os.path.samestat(os.fstat(log.fileno()), os.stat("x/log.txt"))
+        run.close()
+    assert stage.close(has_finished=True) == here / "x/log.txt"
+    assert (here / "x/log.txt").read_text() == "before\nprinted\n"
+    assert (here / "x/progress.txt").exists() == ("resume" in settings)
+    assert not stage.path.exists()
+
+
+def test_on_windows_a_launched_run_has_its_log(here, monkeypatch):
+    monkeypatch.setattr("spinup.runs.files.ON_WINDOWS", True)
+    folder = call_experiment("x", fake, seed=3, data_dir="data")
+    assert "seed 3 on None" in (here / folder / "log.txt").read_text()
+    log = here / "data/y/y_s0/log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("before\n")
+    with pytest.raises(RuntimeError, match=r"CartPoel.*log: data/y/y_s0/log\.txt"):
+        call_experiment("y", spinup.ppo, env_name="CartPoel-v1", data_dir="data")
+    assert log.read_text().startswith("before\n") and "Traceback" in log.read_text()
 
 
 # --- Status ---------------------------------------------------------------------------------------
@@ -235,7 +294,7 @@ ODD = {
     "text": ("ü{", "can't be read"),
     "truncated": ('{"state": "fini', "can't be read"),
     "nothing": ("", "can't be read"),
-    "list": ("[1]", "can't be read: ValueError: it holds no object, but a list"),
+    "list": ("[1]", "can't be read: ValueError: expected a JSON object, not a list"),
     "deep": ("[" * 100_000, "can't be read"),
     "digits": ('{"steps": ' + "9" * 5000 + "}", "can't be read"),
     "state": ('{"state": null}', "state is null"),
@@ -303,7 +362,7 @@ def test_a_name_that_is_too_long_is_one_line(words, here, capsys):
         return
     assert main(line.split()) == 2
     error = capsys.readouterr().err
-    assert "has 300 characters, and a folder's name can have 200 here: shorten it" in error
+    assert "has 300 characters, but at most 200 are allowed: shorten it" in error
     assert error.count("\n") == 1
     assert not list(here.iterdir())
 

@@ -1,4 +1,4 @@
-"""Signals leave a note; a notebook outlives a run that was stopped."""
+"""Signals are recorded, and a notebook continues after a run that was stopped."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -127,6 +128,22 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write(tmp_path, 2)
     assert checkpoint.find(tmp_path) == 1
+
+
+def test_on_windows_only_files_that_are_open_for_writing_are_flushed(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    flushed = []
+
+    def fsync(descriptor):
+        assert not stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        flushed.append(descriptor)
+
+    monkeypatch.setattr("spinup.runs.files.ON_WINDOWS", True)
+    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    write(tmp_path, 7)
+    assert checkpoint.find(tmp_path) == 7
+    assert len(flushed) == 3
 
 
 # --- What is saved ---
@@ -318,6 +335,31 @@ def test_without_a_checkpoint_it_starts_anew(tmp_path, capsys):
     assert "There is no checkpoint yet: the run starts from the beginning" in printed
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_results_without_a_checkpoint_are_not_replaced(epochs, tmp_path):
+    folder = tmp_path / "run"
+    train("ppo", folder, epochs=epochs)
+    shutil.rmtree(folder / "checkpoint")
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    message = r"run holds results, but there is no checkpoint to continue from: --overwrite"
+    with pytest.raises(ValueError, match=message):
+        train("ppo", folder, epochs=4)
+    assert kept == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_path, monkeypatch):
+    def killed(*args):
+        raise Enough
+
+    train("ppo", tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Enough):
+        patch.setattr(checkpoint, "write", killed)
+        train("ppo", tmp_path / "cut")
+    assert (tmp_path / "cut/progress.txt").read_text().count("\n") == 2  # the header and a row
+    train("ppo", tmp_path / "cut")
+    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "cut")) == []
+
+
 def test_checkpoints_none_of_which_can_be_used_lose_nothing(tmp_path):
     folder = tmp_path / "run"
     train("ppo", folder)
@@ -353,7 +395,7 @@ def test_the_first_epoch_has_a_checkpoint_however_short(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        (dict(gamma=0.9), r"gamma is 0.9, but the run to resume has 0.99: give it that, or start"),
+        (dict(gamma=0.9), r"gamma is 0.9, but the run to resume has 0.99: use that value, or"),
         (dict(seed=4), "seed is 4, but the run to resume has 3"),
         (dict(ac_kwargs=dict(hidden_sizes=(8, 8))), r"ac_kwargs is \{'hidden_sizes': \[8, 8\]\}"),
         (dict(env_fn="MountainCarContinuous-v0"), "env_fn is 'MountainCarContinuous-v0'"),
@@ -603,6 +645,26 @@ def test_a_disk_that_stays_full_ends_the_run_loudly_and_it_can_be_continued(
     train("td3", folder, epochs=10)
     train("td3", tmp_path / "whole", epochs=10)
     assert differences(final_state(tmp_path / "whole"), final_state(folder)) == []
+
+
+@no_limit
+def test_a_disk_that_is_full_from_the_start_on_leaves_nothing_to_resume(tmp_path, run_python):
+    folder = tmp_path / "run"
+    made = LIMITED.format(
+        algorithm="ppo", folder=str(folder), settings="epochs=3", size=20_000, since=1, until=-1
+    )
+    result = run_python(["-c", made])
+    assert result.returncode == 1
+    last_line = result.stderr.strip().splitlines()[-1]
+    assert "the checkpoint of step 483 can't be written to" in last_line
+    assert last_line.endswith(
+        "; no other exists. Free disk space, and start again with --overwrite"
+    )
+    progress = (folder / "progress.txt").read_text()
+    assert progress.count("\n") == 4
+    with pytest.raises(ValueError, match="--overwrite"):
+        train("ppo", folder)
+    assert (folder / "progress.txt").read_text() == progress
 
 
 @no_limit

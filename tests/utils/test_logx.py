@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import math
 import os
@@ -61,9 +62,7 @@ def test_names_that_are_fit_for_a_folder(name):
     ],
 )
 def test_names_that_are_not_are_refused(name):
-    with pytest.raises(
-        ValueError, match=r"exp_name .* is not fit for a folder's name: use letters"
-    ):
+    with pytest.raises(ValueError, match=r"exp_name .* can't be the name of a folder: use letters"):
         check_exp_name(name)
 
 
@@ -386,6 +385,28 @@ def test_saved_weights_are_safetensors(logger, tmp_path):
     for key, value in kept.items():
         assert torch.equal(saved[key], value)
     assert torch.equal(load_file(folder / "model7.safetensors")["0.weight"], net[0].weight)
+
+
+def test_after_a_full_disk_no_number_gets_later_weights(logger, tmp_path, monkeypatch, capsys):
+    def full(weights, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    net = nn.Linear(1, 1, bias=False)
+    logger.setup_pytorch_saver(net)
+    logger.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr("spinup.utils.logx.save_file", full)
+        for value, itr in ((1.0, 1), (2.0, None), (3.0, 3)):
+            nn.init.constant_(net.weight, value)
+            logger.save_state(itr=itr)
+    assert (
+        "Warning: model1.safetensors is not saved, as the disk is full" in capsys.readouterr().out
+    )
+    nn.init.constant_(net.weight, 4.0)  # the run goes on
+    logger.save_state(itr=4)
+    files = sorted((tmp_path / "pyt_save").iterdir())
+    saved = {path.name: load_file(path)["weight"].item() for path in files}
+    assert saved == {"model.safetensors": 2, "model3.safetensors": 3, "model4.safetensors": 4}
 
 
 @pytest.mark.cuda

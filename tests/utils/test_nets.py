@@ -13,7 +13,6 @@ from spinup.utils.nets import (
     MLPCritic,
     MLPGaussianActor,
     SquashedGaussianActorCritic,
-    count_vars,
     mlp,
 )
 
@@ -189,11 +188,6 @@ def test_networks_of_a_stack_start_apart_each_like_a_linear_layer():
     for one in weight:
         assert bound * 0.99 < one.abs().max().item() <= bound
         assert one.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
-
-
-def test_count_vars():
-    assert count_vars(mlp([3, 5, 2], nn.Tanh)) == 3 * 5 + 5 + 5 * 2 + 2
-    assert count_vars(mlp([3, 5, 2], nn.Tanh, num_stacked=2)) == 2 * 32
 
 
 # --- On-policy ---
