@@ -183,7 +183,7 @@ class _Capture:
         self.light: _Tape | None = None
         self.light_counts = False
 
-    def __call__(self, owner):  # which isn't kept: a cycle would keep the update's buffer
+    def __call__(self, owner):  # `owner` isn't stored: a cycle would keep buffers alive
         self.calls += 1
         if self.calls == 1:  # may allocate persistent tensors
             return self.update()
@@ -288,7 +288,7 @@ class _Tape(TorchDispatchMode):
         self.stop()
         if self._lookout is not None:
             self._lookout.__exit__(*error)
-            self._lookout = None  # it has this tape, which would live until a garbage collection
+            self._lookout = None  # breaks a cycle, which only the garbage collector would free
         if not self.builds:
             self.calls, self.kept = [], []
 

@@ -250,7 +250,7 @@ class _Walk:
             return
         kind, label = type(x), self.label(x, label)
         if isinstance(x, (type, types.FunctionType, types.BuiltinFunctionType)):
-            self.reflects |= x.__name__ in _REFLECTION  # under whatever name the code has it
+            self.reflects |= x.__name__ in _REFLECTION  # whatever its name in the code
         if hasattr(x, "_torchdynamo_orig_callable") and not isinstance(x, type):
             raise _Uncertain(f"{label} is compiled by torch.compile")
         if isinstance(x, Tensor):
@@ -382,7 +382,7 @@ class _Walk:
     # --- Attributes ---
 
     def names_of(self, x):
-        """Returns names of attributes that code may read of an object that it has come by."""
+        """Returns the names of attributes that code may read from an object of unknown origin."""
         if not self.reflects:
             return self.names
         kind = x if isinstance(x, type) else type(x)
@@ -411,7 +411,7 @@ class _Walk:
             owner = next((k for k in x.__mro__ if name in vars(k)), None)
             if owner is None:
                 return _UNKNOWN
-            if _is_trusted(owner.__module__):  # as `apply` of a user's torch.autograd.Function
+            if _is_trusted(owner.__module__):  # such as `apply` of a user's torch.autograd.Function
                 self.see(x, label.rpartition(".")[0])
                 return _UNKNOWN
             return self.item(vars(owner), name, label)
@@ -586,7 +586,7 @@ _PLAIN = (*_ATOMS, Tensor, list, tuple, dict, set, frozenset, deque, np.ndarray)
 
 
 def _steps(code):
-    """Yields names and arguments of instructions; of those that are two in one, each by itself."""
+    """Yields names and arguments of instructions; splits an instruction that combines two."""
     for step in dis.get_instructions(code):
         if isinstance(step.argval, tuple) and "_FAST" in step.opname:  # since Python 3.13
             kinds = re.findall("LOAD|STORE", step.opname)
