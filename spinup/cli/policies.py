@@ -252,7 +252,7 @@ def _size(space: Space):
 def _make_from_config(config, folder, render_kwargs):
     """Makes the environment from its id, arguments, time limit and wrappers in config.json."""
     remedy = (
-        "from Python, pass env_fn=..., a function that makes it, or make it yourself and call "
+        "pass env_fn=..., a function that makes it, from Python, or make it yourself there and call "
         "run_policy(env, get_action)"
     )
     env = config["env"]

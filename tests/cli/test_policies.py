@@ -71,7 +71,7 @@ def build_own(observation_space, action_space):
 
 def make_bare_env():
     """An environment without an id."""
-    return gym.wrappers.TimeLimit(gym.envs.classic_control.PendulumEnv(), 9)
+    return gym.wrappers.TimeLimit(PendulumEnv(), 9)
 
 
 @pytest.fixture(scope="module")
