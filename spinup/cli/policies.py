@@ -252,8 +252,8 @@ def _size(space: Space):
 def _make_from_config(config, folder, render_kwargs):
     """Makes the environment from its id, arguments, time limit and wrappers in config.json."""
     remedy = (
-        "from Python, pass env_fn=..., a function that makes it, or make it yourself and call "
-        "run_policy(env, get_action)"
+        "pass env_fn=..., a function that makes it, from Python, or make it there yourself and "
+        "call run_policy(env, get_action)"
     )
     env = config["env"]
     if env is None:

@@ -26,5 +26,5 @@ def test_a_page_says_which_actions_and_networks(monkeypatch):
     page = algorithm_page("sac", spinup.sac)
     assert "its action space is a bounded Box (env_name)" in " ".join(page.split())
     networks = page.partition("\nNetworks\n")[2].partition("\n\n")[0]
-    assert re.search(r"--actor_critic +class of .*module:Class", networks)
+    assert re.search(r"--actor_critic +your own class of .*module:Class", networks)
     assert "--hid " in networks and "--gamma" not in networks

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import PendulumEnv
 from safetensors.torch import save_file
 from torch import nn
 
@@ -71,7 +72,7 @@ def build_own(observation_space, action_space):
 
 def make_bare_env():
     """An environment without an id."""
-    return gym.wrappers.TimeLimit(gym.envs.classic_control.PendulumEnv(), 9)
+    return gym.wrappers.TimeLimit(PendulumEnv(), 9)
 
 
 @pytest.fixture(scope="module")

@@ -281,7 +281,7 @@ def test_an_environment_of_a_function_needs_python(tmp_path, capsys):
     train("ppo", Ramp, tmp_path)
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path)])
-    assert re.search(r"has no id .*: pass env_fn=.*, from Python", capsys.readouterr().err)
+    assert re.search(r"has no id, .*: pass env_fn=.*, from Python", capsys.readouterr().err)
 
 
 # --- Videos ---------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_fork_is_refused_where_there_is_no_script(monkeypatch):
             mpi_fork(2)
     with monkeypatch.context() as prompt:
         prompt.setattr(sys, "ps1", ">>> ", raising=False)
-        with pytest.raises(RuntimeError, match="interactive session use call_experiment"):
+        with pytest.raises(RuntimeError, match="interactive session, use call_experiment"):
             mpi_fork(2)
     monkeypatch.setattr(sys, "orig_argv", ["python"])
     with pytest.raises(RuntimeError, match="a script from a pipe can't be rerun"):
