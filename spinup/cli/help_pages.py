@@ -13,7 +13,7 @@ from spinup.cli.flags import RUN_FLAGS, SUBSTITUTIONS, parameters_of, read_docst
 
 # Meanings of arguments that the docstrings of the networks don't repeat.
 NETWORK_MEANINGS = {
-    "ac_kwargs:hidden_sizes": "units of each hidden layer",
+    "ac_kwargs:hidden_sizes": "number of units in each hidden layer",
     "ac_kwargs:activation": "class of torch.nn after each hidden layer: tanh, relu, elu",
 }
 

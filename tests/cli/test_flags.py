@@ -185,7 +185,7 @@ def test_parameters_come_from_signature_and_docstring():
         "ac_kwargs:hidden_sizes": (
             ("Sequence",),
             (64, 64),
-            "units of each hidden layer, of both networks",
+            "number of units in each hidden layer of both networks",
         ),
         "ac_kwargs:activation": (("type",), torch.nn.Tanh, "class of the activation"),
     }
