@@ -144,7 +144,7 @@ def sac(
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
             ``overwrite``, ``resume``, ``verbose``, ``tensorboard``, ``wandb``.
         save_freq: epochs between saves of the policy. The last epoch is always saved.
-        device: device that trains the networks: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        device: device on which the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
 

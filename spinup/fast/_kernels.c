@@ -434,7 +434,7 @@ static PyMethodDef methods[] = {
                                    "act_grad, logp_grad, grad, least, most)"),
     METHOD(adam, "adam(size, params, grads, m, v, step, lr, beta1, beta2, eps)"),
     {"has_avx512", has_avx512_now, METH_NOARGS, "Returns whether the longer vectors are in use."},
-    {"use_avx512", use_avx512, METH_O, "Chooses the longer vectors, if the CPU has them. Returns whether."},
+    {"use_avx512", use_avx512, METH_O, "Chooses the longer vectors if the CPU has them, and returns True if they are in use."},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {

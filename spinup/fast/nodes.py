@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
+from spinup import fast
 from spinup.fast.kernels import (
     ACTIVATIONS,
     can_run_on,
@@ -24,7 +24,7 @@ from spinup.fast.kernels import (
 )
 from spinup.fast.kernels import squashed_gaussian as compiled_squashed_gaussian
 
-ENABLED = os.environ.get("SPINUP_FAST") != "0"
+ENABLED = fast.is_on()
 
 # --- Multi-layer perceptrons ----------------------------------------------------------------------
 

@@ -106,7 +106,9 @@ def test_help_of_an_algorithm(line, capsys, monkeypatch):
     lines = out.splitlines()
     assert lines[0] == "ppo: Trains a policy by Proximal Policy Optimization."
     assert any(re.match(r"  --gamma +0\.99 +discount factor, in \[0, 1\]$", line) for line in lines)
-    assert any(re.match(r"  --hid +\[64,64\] +number of units in each hidden layer", line) for line in lines)
+    assert any(
+        re.match(r"  --hid +\[64,64\] +number of units in each hidden", line) for line in lines
+    )
     assert any(re.match(r"  --act +tanh +", line) for line in lines)
     assert "--jobs" in out
     assert "--logger_kwargs" not in out and "`" not in out

@@ -83,7 +83,7 @@ def test_a_run_whose_networks_are_given_by_name_is_resumed_from_python(given, he
         resume = epochs == 2
         folder = call_experiment("x", spinup.ppo, epochs=epochs, resume=resume, **settings)
     assert "Continuing at step 100 of 200" in Path(folder, "log.txt").read_text()
-    with pytest.raises(ValueError, match=r"x_s0 can't be resumed so: ac_kwargs is .*Tanh'"):
+    with pytest.raises(ValueError, match=r"x_s0 can't be resumed: ac_kwargs is .*Tanh'"):
         settings["ac_kwargs"] = {**given, "activation": "tanh"}
         call_experiment("x", spinup.ppo, epochs=3, resume=True, **settings)
 
