@@ -74,7 +74,7 @@ _HEAP_TYPE = 1 << 9
 _MISSING, _UNKNOWN = object(), object()  # _UNKNOWN: exists only in a call
 
 _content = attrgetter("cell_contents")
-_is_trained = attrgetter("requires_grad")
+_form = attrgetter("shape", "requires_grad")
 _grad = attrgetter("grad")
 _pointer = Tensor.data_ptr
 
@@ -96,7 +96,6 @@ class Guards:
         try:
             walk.run(update)
             self._tensors = [x for x, _ in walk.tensors.values()]
-            trained = {k: (x, label) for k, (x, label) in walk.tensors.items() if x.requires_grad}
             self._sized = [x for x, _ in walk.sized.values()]
             self._sets = [x for x, _ in walk.sets.values()]
             self._arrays = [x for x, _ in walk.arrays.values()]
@@ -108,7 +107,7 @@ class Guards:
                 _Reads(_content, [(cell,) for cell, _ in walk.cells.values()], walk.cells),
                 _Reads(getitem, [place for place, _ in walk.items.values()], walk.items),
                 _Reads(getattr, [place for place, _ in walk.slots.values()], walk.slots),
-                _Reads(_grad, [(x,) for x, _ in trained.values()], trained),
+                _Reads(_grad, [(x,) for x in self._tensors], walk.tensors),
             ]
             self._states = self._read_states()
         except _Uncertain as error:
@@ -142,7 +141,7 @@ class Guards:
         return (
             list(map(len, self._sized)),
             list(map(_pointer, self._tensors)),
-            list(map(_is_trained, self._tensors)),  # shapes and dtypes are in recordings
+            list(map(_form, self._tensors)),
             list(map(_array_state, self._arrays)),
             list(map(frozenset, self._sets)),
             _settings(),

@@ -3,7 +3,7 @@
     python parity.py [--runs FILE] [--jobs N] [--hours H] [--algos A ...] [--envs E ...]
     python parity.py --table [--runs FILE] [--page FILE]
 
-Each run trains in a process of its own, on one thread. ``fast`` is what users get; ``plain`` has
+Each run trains in a separate process, on one thread. ``fast`` is what users get; ``plain`` has
 ``SPINUP_FAST=0``, so that PyTorch computes everything and no update is captured. A row goes into
 FILE at each run's end, and a command that is given again does what is left.
 

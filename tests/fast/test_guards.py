@@ -727,3 +727,25 @@ def test_what_no_guard_sees_is_found_by_the_next_comparison(first, lasts, monkey
         assert step.num_replays == len(range(26, compared)) - (compared > 97)
     elif first == 24:  # the light recording was made of this call
         assert step.num_replays == len(range(26, 97))
+
+
+def test_a_shape_or_a_gradient_that_is_changed_in_place_is_seen():
+    x, total = torch.arange(6.0).reshape(2, 3), torch.zeros(2)
+
+    def update():
+        total.add_(x.sum(1)[:2])
+
+    step = Captured(update)
+    for _ in range(30):
+        step()
+    assert step.num_replays > 0
+    total.zero_()
+    x.resize_(3, 2)  # in the same memory
+    step()
+    assert total.tolist() == [1.0, 5.0]
+
+    known = next(iter(step._captures.values()))
+    assert known.guards is None or known.guards.hold()
+    guards = Guards(update, set())
+    x.grad = torch.ones(3, 2)
+    assert not guards.hold()

@@ -402,7 +402,7 @@ def test_after_a_full_disk_no_number_gets_later_weights(logger, tmp_path, monkey
     assert (
         "Warning: model1.safetensors is not saved, as the disk is full" in capsys.readouterr().out
     )
-    nn.init.constant_(net.weight, 4.0)  # the run goes on
+    nn.init.constant_(net.weight, 4.0)  # training continues
     logger.save_state(itr=4)
     files = sorted((tmp_path / "pyt_save").iterdir())
     saved = {path.name: load_file(path)["weight"].item() for path in files}
