@@ -310,7 +310,7 @@ static int read_network(PyObject *const *args, Py_ssize_t given, Py_ssize_t want
     float *h = (float *)PyLong_AsLong(args[5]), *result = (float *)PyLong_AsLong(args[6]);
     if (PyErr_Occurred()) return 0;
     if (net->layers < 1 || sizes != net->layers + 1 || params != 2 * net->layers) {
-        PyErr_SetString(PyExc_ValueError, "sizes, activations and parameters are not of one network");
+        PyErr_SetString(PyExc_ValueError, "the numbers of sizes, activations and parameters don't match");
         return 0;
     }
     long widest = 0;

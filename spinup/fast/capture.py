@@ -303,10 +303,9 @@ class _Tape(TorchDispatchMode):
         if self._inside or self.obstacle is not None:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():  # or the lookout would see this code, too
-            described = self._guarded(self._describe_all, func, args, kwargs)
+            self.trace.append(self._guarded(self._describe_all, func, args, kwargs))
             out = func(*args, **kwargs)
-            self.trace.append(described)
-            self._guarded(self._note, func, args, kwargs, out)
+            self._guarded(self._note if self.looks else self._number, func, args, kwargs, out)
         return out
 
     def _guarded(self, note, func, *args):
@@ -334,14 +333,7 @@ class _Tape(TorchDispatchMode):
         if torch.Tag.dynamic_output_shape in func.tags and not _is_by_numbers(func, args):
             self.obstacle = f"the shape of the result of {func} depends on values"
             return None
-        made = []
-        for x in outs:
-            storage = x.untyped_storage()
-            address = storage.data_ptr()
-            self.kept.append(storage)  # not `x`: PyTorch treats tensors with two owners differently
-            if (address not in self._made and address not in self._outside) or x.numel() == 0:
-                made.append(x)
-                self._made[address] = len(self._made)
+        made = self._number(func, args, kwargs, *outs)
         is_empty = outs and not any(x.numel() for x in outs)
         if not self.builds or (is_empty and not func._schema.is_mutable):
             return None
@@ -357,12 +349,27 @@ class _Tape(TorchDispatchMode):
             self.obstacle = f"{func} returns both a view and a new tensor"
         return None
 
+    def _number(self, func, args, kwargs, *outs):
+        """Numbers the storages that an operation made. Returns their tensors."""
+        made = []
+        for x in _flat(outs):
+            if not isinstance(x, Tensor):
+                continue
+            storage = x.untyped_storage()
+            address = storage.data_ptr()
+            self.kept.append(storage)  # not `x`: PyTorch treats tensors with two owners differently
+            if (address not in self._made and address not in self._outside) or x.numel() == 0:
+                made.append(x)
+                self._made[address] = len(self._made)
+        return made
+
     def run(self, function, args, tensors):
         """Calls a function, and records the call; see the function `run`."""
         if self._inside or self.obstacle is not None:  # _inside: a recorded call makes this one
             return self.aside(function, *args)
         self.calls.append((function, args))
-        self.kept.append(_detached(tensors))
+        if self.builds:
+            self.kept.append(self.aside(_detached, tensors))
         self.held.append((function, args))
         code = getattr(inspect.unwrap(function), "__code__", function)
         self.functions.add(code)
@@ -399,7 +406,7 @@ class _Tape(TorchDispatchMode):
                 self.held.append(x.untyped_storage())
             where = (address, None) if made is None else (None, made)
             if not self.looks:
-                return (*where, x.numel())
+                return (*where, x.shape, x.stride())
             return (*where, x.shape, x.stride(), x.storage_offset(), x.dtype)
         if isinstance(x, (tuple, list)):
             return tuple(map(self._describe, x))

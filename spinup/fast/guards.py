@@ -96,12 +96,16 @@ class Guards:
         try:
             walk.run(update)
             self._tensors = [x for x, _ in walk.tensors.values()]
-            self._sized = [x for x, _ in walk.sized.values()]
+            sized = list(walk.sized.values())
+            self._empty = [x for x, _ in sized if not x]  # most are hooks of modules
+            self._empty_labels = [label for x, label in sized if not x]
+            self._filled = [x for x, _ in sized if x]
             self._sets = [x for x, _ in walk.sets.values()]
             self._arrays = [x for x, _ in walk.arrays.values()]
-            self._named = [
+            self._named = [[label for x, label in sized if x]]
+            self._named += [
                 [label for _, label in kind.values()]
-                for kind in (walk.sized, walk.tensors, walk.tensors, walk.arrays, walk.sets)
+                for kind in (walk.tensors, walk.tensors, walk.arrays, walk.sets)
             ]
             self._reads = [
                 _Reads(_content, [(cell,) for cell, _ in walk.cells.values()], walk.cells),
@@ -118,8 +122,10 @@ class Guards:
     def hold(self) -> bool:
         """Returns True if no value has changed."""
         try:
-            return all(reads.hold() for reads in self._reads) and (
-                self._read_states() == self._states
+            return (
+                all(reads.hold() for reads in self._reads)
+                and not any(self._empty)
+                and self._read_states() == self._states
             )
         except (LookupError, ValueError, AttributeError, RuntimeError):
             return False
@@ -130,6 +136,9 @@ class Guards:
             label = reads.change()
             if label is not None:
                 return label
+        for x, label in zip(self._empty, self._empty_labels, strict=True):
+            if x:
+                return label
         now = self._read_states()
         for before, after, labels in zip(self._states, now, self._named):
             for x, y, label in zip(before, after, labels, strict=True):
@@ -139,7 +148,7 @@ class Guards:
 
     def _read_states(self):
         return (
-            list(map(len, self._sized)),
+            list(map(len, self._filled)),
             list(map(_pointer, self._tensors)),
             list(map(_form, self._tensors)),
             list(map(_array_state, self._arrays)),

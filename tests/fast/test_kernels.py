@@ -37,20 +37,6 @@ def vectors(request):
     kernels._kernels.use_avx512(True)
 
 
-@pytest.fixture(params=["avx2", "avx512", "torch"])
-def network_class(request):
-    """The class that evaluates networks: `CompiledMLP` with either vector length, or `TorchMLP`."""
-    if request.param == "torch":
-        yield TorchMLP
-        return
-    if kernels._kernels is None:
-        pytest.skip("there are no compiled functions here")
-    if kernels._kernels.use_avx512(request.param == "avx512") != (request.param == "avx512"):
-        pytest.skip("this CPU has no AVX-512")
-    yield CompiledMLP
-    kernels._kernels.use_avx512(True)
-
-
 def network(sizes, stack=None):
     """Returns a random weight and bias for each layer, in turn."""
     torch.manual_seed(0)
@@ -81,23 +67,23 @@ def double(tensors):
     ],
 )
 @pytest.mark.parametrize("rows", [1, 6, 14, 15, 100, 1100])
-def test_networks_are_pytorchs(sizes, activations, rows, stack, network_class):
+def test_networks_are_pytorchs(sizes, activations, rows, stack, engine):
     params = network(sizes, stack)
     whole = torch.randn(rows, sizes[0] + 3)
     split = sizes[0] // 2
     inputs = [whole[:, :split], whole[:, split : sizes[0]]][split == 0 :]  # views, rows apart
-    result, saved = network_class.forward(inputs, params, tuple(activations))
+    result, saved = engine.forward(inputs, params, tuple(activations))
     expected, expected_saved = TorchMLP.forward(double(inputs), double(params), activations)
     torch.testing.assert_close(result, expected.float(), rtol=1e-5, atol=1e-5)
     assert torch.equal(
-        network_class.forward(inputs, params, tuple(activations), keep=False)[0], result
+        engine.forward(inputs, params, tuple(activations), keep=False)[0], result
     )
 
     grad = torch.randn_like(result)
     columns = [slice(0, sizes[0]), slice(sizes[0] - 1, sizes[0])]
     param_grads = [torch.ones_like(p) for p in params]  # gradients are added to these
     expected_grads = double(param_grads)
-    input_grads = network_class.backward(
+    input_grads = engine.backward(
         saved, params, tuple(activations), grad, param_grads, columns
     )
     expected_input_grads = TorchMLP.backward(
@@ -106,7 +92,7 @@ def test_networks_are_pytorchs(sizes, activations, rows, stack, network_class):
     for ours, theirs in zip(input_grads + param_grads, expected_input_grads + expected_grads):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=rows**0.5 * 2e-5)
     # Without gradients of parameters, the gradients of the inputs are the same
-    alone = network_class.backward(saved, params, tuple(activations), grad, None, columns)
+    alone = engine.backward(saved, params, tuple(activations), grad, None, columns)
     for ours, theirs in zip(alone, input_grads):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -196,25 +182,25 @@ def test_a_row_does_not_depend_on_the_others(vectors):
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_tanh_to_the_last_digits(network_class):
+def test_tanh_to_the_last_digits(engine):
     x = torch.linspace(-12, 12, 100_001)[:, None]
-    y, _ = network_class.forward([x], [torch.ones(1, 1), torch.zeros(1)], (TANH,))
+    y, _ = engine.forward([x], [torch.ones(1, 1), torch.zeros(1)], (TANH,))
     exact = x.double().tanh()
     assert ((y - exact).abs() <= 4e-7 * exact.abs() + 1e-12).all()
 
 
 @pytest.mark.parametrize("activation", [IDENTITY, RELU, TANH])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_hidden(bad, activation, network_class):
+def test_what_is_not_finite_is_not_hidden(bad, activation, engine):
     params = network([4, 20, 20, 1])
     x = torch.randn(30, 4)
     x[3, 2] = bad
-    ours, _ = network_class.forward([x], params, (activation, activation, IDENTITY))
+    ours, _ = engine.forward([x], params, (activation, activation, IDENTITY))
     theirs, _ = TorchMLP.forward([x], params, (activation, activation, IDENTITY))
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     params[2][5, 5] = bad
-    ours, saved = network_class.forward([torch.ones(30, 4)], params, (RELU, RELU, IDENTITY))
-    (grad,) = network_class.backward(
+    ours, saved = engine.forward([torch.ones(30, 4)], params, (RELU, RELU, IDENTITY))
+    (grad,) = engine.backward(
         saved, params, (RELU, RELU, IDENTITY), torch.full((30, 1), bad), None, [slice(0, 4)]
     )
     assert not grad.isfinite().all()

@@ -24,21 +24,6 @@ NAN, INF = math.nan, math.inf
 ODD = [0.0, -0.0, 1e-45, -1e-45, 1e-38, 1e38, -1e38, 3e38, INF, -INF, NAN, 1.0]
 
 
-@pytest.fixture(params=["avx2", "avx512", "torch"])
-def engine(request, monkeypatch):
-    """The class that evaluates networks, including the library's."""
-    if request.param == "torch":
-        monkeypatch.setattr(kernels, "_kernels", None)
-        yield TorchMLP
-        return
-    if kernels._kernels is None:
-        pytest.skip("there are no compiled functions here")
-    if kernels._kernels.use_avx512(request.param == "avx512") != (request.param == "avx512"):
-        pytest.skip("this CPU has no AVX-512")
-    yield CompiledMLP
-    kernels._kernels.use_avx512(True)
-
-
 def floats(bits):
     return torch.from_numpy(np.asarray(bits, np.uint32).view(np.float32))
 
