@@ -75,17 +75,13 @@ def test_networks_are_pytorchs(sizes, activations, rows, stack, engine):
     result, saved = engine.forward(inputs, params, tuple(activations))
     expected, expected_saved = TorchMLP.forward(double(inputs), double(params), activations)
     torch.testing.assert_close(result, expected.float(), rtol=1e-5, atol=1e-5)
-    assert torch.equal(
-        engine.forward(inputs, params, tuple(activations), keep=False)[0], result
-    )
+    assert torch.equal(engine.forward(inputs, params, tuple(activations), keep=False)[0], result)
 
     grad = torch.randn_like(result)
     columns = [slice(0, sizes[0]), slice(sizes[0] - 1, sizes[0])]
     param_grads = [torch.ones_like(p) for p in params]  # gradients are added to these
     expected_grads = double(param_grads)
-    input_grads = engine.backward(
-        saved, params, tuple(activations), grad, param_grads, columns
-    )
+    input_grads = engine.backward(saved, params, tuple(activations), grad, param_grads, columns)
     expected_input_grads = TorchMLP.backward(
         expected_saved, double(params), activations, grad.double(), expected_grads, columns
     )
