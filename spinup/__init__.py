@@ -5,25 +5,37 @@ from typing import TYPE_CHECKING, Any
 
 from spinup.version import __version__
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for editors
+    from spinup.algos.ddpg import ddpg
+    from spinup.algos.ddpg import ddpg as ddpg_pytorch
     from spinup.algos.ppo import ppo
     from spinup.algos.ppo import ppo as ppo_pytorch
     from spinup.algos.sac import sac
     from spinup.algos.sac import sac as sac_pytorch
     from spinup.algos.td3 import td3
     from spinup.algos.td3 import td3 as td3_pytorch
+    from spinup.algos.trpo import trpo
+    from spinup.algos.trpo import trpo as trpo_pytorch
+    from spinup.algos.vpg import vpg
+    from spinup.algos.vpg import vpg as vpg_pytorch
     from spinup.utils.logx import EpochLogger, Logger
 
 __all__ = [
     "EpochLogger",
     "Logger",
     "__version__",
+    "ddpg",
+    "ddpg_pytorch",
     "ppo",
     "ppo_pytorch",
     "sac",
     "sac_pytorch",
     "td3",
     "td3_pytorch",
+    "trpo",
+    "trpo_pytorch",
+    "vpg",
+    "vpg_pytorch",
 ]
 
 _LOGGERS = ("EpochLogger", "Logger")

@@ -23,7 +23,10 @@ class Algorithm(NamedTuple):
 
 # The function `NAME` is in the module `spinup.algos.NAME`.
 ALGORITHMS = {
+    "vpg": Algorithm("Vanilla Policy Gradient", ("Box", "Discrete"), "CartPole-v1"),
+    "trpo": Algorithm("Trust Region Policy Optimization", ("Box", "Discrete"), "CartPole-v1"),
     "ppo": Algorithm("Proximal Policy Optimization", ("Box", "Discrete"), "CartPole-v1"),
-    "sac": Algorithm("Soft Actor-Critic", ("bounded Box",), "Pendulum-v1"),
+    "ddpg": Algorithm("Deep Deterministic Policy Gradient", ("bounded Box",), "Pendulum-v1"),
     "td3": Algorithm("Twin Delayed DDPG", ("bounded Box",), "Pendulum-v1"),
+    "sac": Algorithm("Soft Actor-Critic", ("bounded Box",), "Pendulum-v1"),
 }

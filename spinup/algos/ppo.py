@@ -136,7 +136,7 @@ def ppo(
         Interrupted: a signal stopped the run, after a checkpoint was saved.
         FloatingPointError: an observation, a reward or a loss is NaN or infinite.
     """
-    config = dict(algo="spinup.ppo", **locals())
+    config = dict(algorithm="spinup.ppo", **locals())
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 

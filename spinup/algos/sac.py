@@ -157,7 +157,7 @@ def sac(
         Interrupted: a signal stopped the run, after a checkpoint was saved.
         FloatingPointError: an observation, a reward or a loss is NaN or infinite.
     """
-    config = dict(algo="spinup.sac", **locals())
+    config = dict(algorithm="spinup.sac", **locals())
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
@@ -182,7 +182,7 @@ def sac(
 
     # Networks, identical on all ranks
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
-    ac = check_actor_critic(ac, env, torch_device, "act", "logp", "q")
+    ac = check_actor_critic(ac, env, torch_device, "act", "logp", "twin_q")
     q = twin_critic(ac)
     pi_params, q_params = flatten_each(ac.pi, q)
     q_frozen = frozen(q)

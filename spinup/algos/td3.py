@@ -157,7 +157,7 @@ def td3(
         Interrupted: a signal stopped the run, after a checkpoint was saved.
         FloatingPointError: an observation, a reward or a loss is NaN or infinite.
     """
-    config = dict(algo="spinup.td3", **locals())
+    config = dict(algorithm="spinup.td3", **locals())
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
@@ -182,7 +182,7 @@ def td3(
 
     # Networks, identical on all ranks
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
-    ac = check_actor_critic(ac, env, torch_device, "act", "q", "first")
+    ac = check_actor_critic(ac, env, torch_device, "act", "twin_q", "first")
     q = twin_critic(ac)
     pi_params, q_params = flatten_each(ac.pi, q)
     q_frozen = frozen(q)

@@ -11,6 +11,7 @@ a bias ``(n_out,)``. In a stack of networks the weight is ``(stack, n_out, n_in)
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -95,6 +96,11 @@ class TorchMLP:
         seen_by_all = grad.dim() > saved[0].dim()
         return [g.sum(0) for g in grads] if seen_by_all else grads
 
+    @staticmethod
+    def outputs(saved: Sequence[Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns the input and each layer's output from what `forward` returned."""
+        return saved
+
 
 class CompiledMLP:
     """MLPs computed by ``_kernels.c``, with the interface of `TorchMLP`; see `mlp_engine`."""
@@ -141,6 +147,43 @@ class CompiledMLP:
             tensors=(*params, *saved, grad, *(param_grads or ()), *grads),
         )
         return grads
+
+    @staticmethod
+    def outputs(saved: Sequence[Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:
+        values, result = saved
+        stack, rows, sizes = _shape(params, result.shape[-2])
+        lengths = [rows * sizes[0], *[stack * rows * n for n in sizes[1:-1]]]
+        hidden = [x.view(*params[0].shape[:-2], rows, -1) for x in values.split(lengths)[1:]]
+        return [values[: lengths[0]].view(rows, -1), *hidden, result]
+
+
+def forward_derivative(
+    outputs: Sequence[Tensor],
+    params: Sequence[Tensor],
+    activations: Sequence[int],
+    input_tangent: Tensor | None,
+    tangents: Sequence[Tensor | None],
+) -> Tensor:
+    """Computes the derivative of a network's output in a direction of its input and parameters.
+
+    Args:
+        outputs: the input and each layer's output.
+        params, activations: the arguments of `TorchMLP.forward`.
+        input_tangent, tangents: the direction: a tensor like the input, and one like each of
+            `params`. None stands for zeros.
+    """
+    d = input_tangent
+    for i, activation in enumerate(activations):
+        d_weight, d_bias = tangents[2 * i : 2 * i + 2]
+        terms = [] if d is None else [d @ params[2 * i].transpose(-2, -1)]
+        if d_weight is not None:
+            terms.append(outputs[i] @ d_weight.transpose(-2, -1))
+        if d_bias is not None:
+            terms.append(d_bias)
+        if terms:
+            d = functools.reduce(torch.add, terms).expand_as(outputs[i + 1])
+            d = _activation_backward(d, outputs[i + 1], activation)
+    return torch.zeros_like(outputs[-1]) if d is None else d
 
 
 def compiled() -> str | None:

@@ -19,6 +19,7 @@ from spinup import fast
 from spinup.fast.kernels import (
     ACTIVATIONS,
     can_run_on,
+    forward_derivative,
     mlp_engine,
     squashed_gaussian_grad,
 )
@@ -98,7 +99,20 @@ class _MLP(torch.autograd.Function):
         ctx.owners, ctx.versions = owners, _versions(owners)
         ctx.widths = [x.shape[-1] for x in inputs]
         ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         return result
+
+    @staticmethod
+    def jvp(ctx, engine, activations, owners, num_inputs, *tangents):
+        outputs = ctx.engine.outputs(ctx.saved_tensors, ctx.params)
+        inputs, params = tangents[: len(ctx.widths)], tangents[len(ctx.widths) :]
+        parts = zip(ctx.widths, inputs, strict=True)
+        d = None
+        if any(x is not None for x in inputs):
+            rows = len(outputs[0])
+            zeros = [outputs[0].new_zeros(rows, n) if x is None else x for n, x in parts]
+            d = torch.cat(zeros, dim=-1)
+        return forward_derivative(outputs, ctx.params, ctx.activations, d, params)
 
     @staticmethod
     def backward(ctx, grad):

@@ -99,7 +99,7 @@ def _config_of(experiment):
     }
     values = {**defaults, **with_env_fn(experiment.kwargs)}
     as_run = check_hyperparameters(thunk, values, experiment.num_cpu)
-    return convert_json({"algo": f"spinup.{thunk.__name__}", **values, **as_run})
+    return convert_json({"algorithm": f"spinup.{thunk.__name__}", **values, **as_run})
 
 
 def _is_taken(experiment):

@@ -328,7 +328,7 @@ def check_unchanged(before: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         ValueError: a hyperparameter differs; the message names it.
     """
     keys = before.keys() & config.keys() - MAY_CHANGE
-    for key in sorted(keys, key=lambda key: (key != "algo", key)):  # other keys depend on it
+    for key in sorted(keys, key=lambda key: (key != "algorithm", key)):  # other keys depend on it
         # Through JSON, which has lists for tuples; None and an empty dict both mean no arguments
         now = json.loads(json.dumps(config[key]))
         if before[key] != now and not all(value in (None, {}) for value in (before[key], now)):

@@ -170,6 +170,7 @@ _NUMPY_POLICIES = {
 # A subclass that overrides `act` gets no NumPy mirror.
 _LIBRARY_ACTS = {
     nets.MLPActorCritic.act,
+    nets.SingleCriticActorCritic.act,
     nets.DeterministicActorCritic.act,
     nets.SquashedGaussianActorCritic.act,
 }

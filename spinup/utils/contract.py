@@ -51,7 +51,8 @@ def check_actor_critic(ac: Any, env: gym.Env, device: torch.device, *outputs: st
         device: device that will train the actor-critic.
         *outputs: the outputs that the algorithm uses. On-policy: ``v`` and ``logp``. Off-policy:
             ``act``, the actions from ``pi(obs)``; ``logp`` if their log-densities are returned,
-            too; ``q``; and ``first`` if ``q.first`` is used.
+            too; ``q`` for one critic, or ``twin_q`` for two; and ``first`` if ``q.first`` is
+            used.
 
     Returns:
         The actor-critic.
@@ -63,16 +64,17 @@ def check_actor_critic(ac: Any, env: gym.Env, device: torch.device, *outputs: st
     name, values = type(ac).__name__, "v" if "v" in outputs else "q"
     if not isinstance(ac, nn.Module):
         raise ValueError(f"actor_critic returned a {name}, which is not a torch.nn.Module")
+    takes_pair = "twin_q" in outputs and hasattr(ac, "q1") and hasattr(ac, "q2")
     for part in ("pi", values, "act"):
-        if not (hasattr(ac, part) or (part == "q" and hasattr(ac, "q1") and hasattr(ac, "q2"))):
-            wanted = "q1 and q2 (nor q)" if part == "q" else part
+        if not (hasattr(ac, part) or (part == "q" and takes_pair)):
+            wanted = "q1 and q2 (nor q)" if part == "q" and "twin_q" in outputs else part
             raise ValueError(f"{name} has no {wanted}: see docs/actor_critics.md")
     ac.to(device)
     for part in ("pi", "v") if values == "v" else ("pi", "q", "q1", "q2"):
         module = getattr(ac, part, None)
         if isinstance(module, nn.Module):
             _check_module(f"{part} of {name}", part, module)
-        elif part in ("pi", "v"):
+        elif module is not None and part in ("pi", "v", "q"):
             kind = type(module).__name__
             raise ValueError(f"{part} of {name} is a {kind}, which is not a torch.nn.Module")
 
@@ -129,7 +131,8 @@ def _check_outputs(ac, name, env, device, outputs):
         if not hasattr(ac, "q"):
             checks = [(f"{k}(obs, act)", getattr(ac, k)(*on_device), batch) for k in ("q1", "q2")]
         else:
-            checks = [("q(obs, act)", ac.q(*on_device), (2, _BATCH))]
+            shape = (2, _BATCH) if "twin_q" in outputs else batch
+            checks = [("q(obs, act)", ac.q(*on_device), shape)]
             if "first" in outputs and not hasattr(ac.q, "first"):
                 raise ValueError(
                     f"q of {name} has no first(obs, act), which returns the first critic's values"

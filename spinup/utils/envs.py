@@ -706,7 +706,8 @@ def check_action_space(space: Space, algorithm: str, algorithms: Mapping[str, An
         return
     remedy = "no other algorithm handles it; wrap the environment to have such actions"
     if able:
-        remedy = f"use {' or '.join(able)}"
+        *others, last = able
+        remedy = f"use {', '.join(others)} or {last}" if others else f"use {last}"
     if "Box" in kinds:
         remedy += ", or bound the actions with gymnasium.wrappers.TransformAction"
     handled = " or a ".join(algorithms[algorithm].actions)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+import torch.autograd.forward_ad as fwAD
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from spinup.fast import capture
 from spinup.fast.kernels import adam_step, can_run_on
@@ -82,6 +85,33 @@ def flatten_each(*modules: nn.Module) -> list[nn.Parameter]:
             "give each network its own parameters"
         )
     return [flatten(module) for module in modules]
+
+
+def jvp(
+    function: Callable[[Callable[..., Any]], Sequence[Tensor]], module: nn.Module, vector: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Differentiates a function of a module in a direction of the parameters.
+
+    It takes one forward pass in forward mode. The function's results can also be differentiated by
+    ``backward()``.
+
+    Args:
+        function: a function ``function(call)`` that returns tensors, where ``call(...)`` evaluates
+            the module.
+        module: the module.
+        vector: the direction, in the order of the module's parameters, ``(number of parameters,)``.
+
+    Returns:
+        The tensors, and the derivatives of each: the products of its Jacobian with `vector`.
+    """
+    with fwAD.dual_level():
+        named = list(module.named_parameters())
+        parts = vector.split([p.numel() for _, p in named])
+        duals = {k: fwAD.make_dual(p, part.view_as(p)) for (k, p), part in zip(named, parts)}
+        results = function(lambda *args: functional_call(module, duals, args))
+        pairs = [fwAD.unpack_dual(x) for x in results]
+    tangents = [torch.zeros_like(x) if t is None else t.detach() for x, t in pairs]
+    return [x for x, _ in pairs], tangents
 
 
 class frozen:

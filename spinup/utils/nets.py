@@ -1,8 +1,9 @@
 """Networks: MLPs, policies and critics, and the actor-critics made of them.
 
-On-policy algorithms need ``ac.pi`` and ``ac.v`` (`MLPActorCritic`). Off-policy algorithms need
-``ac.pi`` and twin critics, either as one stacked module ``ac.q`` or as ``ac.q1`` and ``ac.q2``
-(`SquashedGaussianActorCritic` for SAC, `DeterministicActorCritic` for TD3).
+On-policy algorithms need ``ac.pi`` and ``ac.v`` (`MLPActorCritic`). DDPG needs ``ac.pi`` and a
+critic ``ac.q`` (`SingleCriticActorCritic`). SAC and TD3 need twin critics, either as one stacked
+module ``ac.q`` or as ``ac.q1`` and ``ac.q2`` (`SquashedGaussianActorCritic` for SAC,
+`DeterministicActorCritic` for TD3).
 """
 
 from __future__ import annotations
@@ -301,6 +302,18 @@ class SquashedGaussianActor(_BoxActor):
         return act, logp if with_logprob else None
 
 
+class MLPQFunction(nn.Module):
+    """An action-value function."""
+
+    def __init__(self, obs_dim, act_dim, hidden_sizes, activation):
+        super().__init__()
+        self.q_net = mlp([obs_dim + act_dim, *hidden_sizes, 1], activation)
+
+    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Returns the values, ``(batch,)``."""
+        return self.q_net(obs, act).squeeze(-1)
+
+
 class TwinMLPCritic(nn.Module):
     """Two action-value functions as one stacked network."""
 
@@ -318,7 +331,7 @@ class TwinMLPCritic(nn.Module):
 
 
 class _OffPolicyActorCritic(nn.Module):
-    """Policy and twin critics over a bounded Box.
+    """Policy and critic over a bounded Box.
 
     Args:
         observation_space: a one-dimensional Box.
@@ -328,6 +341,7 @@ class _OffPolicyActorCritic(nn.Module):
     """
 
     actor_class: type[nn.Module]
+    critic_class: type[nn.Module]
 
     def __init__(
         self,
@@ -339,7 +353,22 @@ class _OffPolicyActorCritic(nn.Module):
         super().__init__()
         self.pi = self.actor_class(observation_space, action_space, hidden_sizes, activation)
         obs_dim, act_dim = space_dim(observation_space), space_dim(action_space)
-        self.q = TwinMLPCritic(obs_dim, act_dim, hidden_sizes, activation)
+        self.q = self.critic_class(obs_dim, act_dim, hidden_sizes, activation)
+
+
+class SingleCriticActorCritic(_OffPolicyActorCritic):
+    """Deterministic policy and one critic, for DDPG."""
+
+    actor_class, critic_class = DeterministicActor, MLPQFunction
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> np.ndarray:
+        """Returns the actions for observations."""
+        return self.pi(_beside(self, obs)).cpu().numpy()
+
+
+class _TwinCriticActorCritic(_OffPolicyActorCritic):
+    critic_class = TwinMLPCritic
 
     def q1(self, obs: Tensor, act: Tensor) -> Tensor:
         """Returns the first critic's values, ``(batch,)``."""
@@ -350,18 +379,15 @@ class _OffPolicyActorCritic(nn.Module):
         return self.q(obs, act)[1]
 
 
-class DeterministicActorCritic(_OffPolicyActorCritic):
+class DeterministicActorCritic(_TwinCriticActorCritic):
     """Deterministic policy and twin critics, for TD3."""
 
     actor_class = DeterministicActor
 
-    @torch.no_grad()
-    def act(self, obs: Tensor) -> np.ndarray:
-        """Returns the actions for observations."""
-        return self.pi(_beside(self, obs)).cpu().numpy()
+    act = SingleCriticActorCritic.act
 
 
-class SquashedGaussianActorCritic(_OffPolicyActorCritic):
+class SquashedGaussianActorCritic(_TwinCriticActorCritic):
     """Squashed Gaussian policy and twin critics, for SAC."""
 
     actor_class = SquashedGaussianActor

@@ -472,7 +472,7 @@ def _refuse(folder, algorithm, space, *words):
     ids=["discrete", "unbounded", "half-bounded"],
 )
 def test_spaces_that_ppo_could_handle_are_refused(tmp_path, algorithm, space):
-    _refuse(tmp_path, algorithm, space, "use ppo")
+    _refuse(tmp_path, algorithm, space, "use vpg, trpo or ppo")
     train("ppo", Made(action_space=space), tmp_path / "ppo")
 
 

@@ -176,7 +176,7 @@ MISTAKES = [
     ("ppo --env nothing_here:X-v0", "can't import 'nothing_here' (No module named 'nothing_here')"),
     ("ppo --env HalfCheetah-v2", "HalfCheetah-v2 is retired: use HalfCheetah-v"),
     ("sac --env CartPole-v1", "sac handles actions of a bounded Box"),
-    ("sac --env Pendulum-v1 CartPole-v1 --seed 0 1", "not Discrete(2); use ppo"),
+    ("sac --env Pendulum-v1 CartPole-v1 --seed 0 1", "not Discrete(2); use vpg, trpo or ppo"),
     (
         "sac --env Pendulum-v1 --alpha foo",
         "alpha must be a number of at least 0, or \"auto\", not 'foo'",

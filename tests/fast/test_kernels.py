@@ -272,7 +272,7 @@ def test_wrong_arguments_are_errors_not_crashes():
     for name in ("mlp_forward", "mlp_backward", "squashed_gaussian", "adam"):
         with pytest.raises(TypeError, match="needed"):
             getattr(kernels._kernels, name)(1, 2)
-    with pytest.raises(ValueError, match="not of one network"):
+    with pytest.raises(ValueError, match="don't match"):
         kernels._kernels.mlp_forward(1, 1, (2, 3), (0,), (0,), 0, 0, ())
     with pytest.raises(TypeError):
         kernels._kernels.mlp_forward(1, 1, [2, 3], (0,), (0, 0), 0, 0, ())

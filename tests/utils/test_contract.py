@@ -14,7 +14,7 @@ from tests.algos import plain
 from tests.algos.envs import Clock
 from tests.algos.runs import ALGORITHMS, timeless_progress, train
 
-OUTPUTS = dict(ppo=("v", "logp"), sac=("act", "logp", "q"), td3=("act", "q", "first"))
+OUTPUTS = dict(ppo=("v", "logp"), sac=("act", "logp", "twin_q"), td3=("act", "twin_q", "first"))
 LIBRARY = dict(
     ppo=nets.MLPActorCritic,
     sac=nets.SquashedGaussianActorCritic,

@@ -355,25 +355,26 @@ def test_an_id_and_a_function_make_the_same_environment():
 # --- Spaces of actions ---
 
 
+ON_POLICY = ["vpg", "trpo", "ppo"]
 FLOATS, UNBOUNDED = Box(-1, 1, (2,)), Box(-1, np.inf, (2,))
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "sac", "td3"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(
     "space, able",
     [
-        (FLOATS, ["ppo", "sac", "td3"]),
-        (Box(-1, 1, (2,), np.float64), ["ppo", "sac", "td3"]),
-        (UNBOUNDED, ["ppo"]),
-        (Box(-3e38, 3e38, (2,)), ["ppo"]),  # high - low is beyond float32
-        (Discrete(3, start=5), ["ppo"]),
+        (FLOATS, [*ALGORITHMS]),
+        (Box(-1, 1, (2,), np.float64), [*ALGORITHMS]),
+        (UNBOUNDED, ON_POLICY),
+        (Box(-3e38, 3e38, (2,)), ON_POLICY),  # high - low is beyond float32
+        (Discrete(3, start=5), ON_POLICY),
     ],
 )
 def test_a_space_is_handled_by_some(space, able, algorithm):
     if algorithm in able:
         check_action_space(space, algorithm, ALGORITHMS)
     else:
-        with pytest.raises(ValueError, match="use ppo"):
+        with pytest.raises(ValueError, match="use vpg, trpo or ppo"):
             check_action_space(space, algorithm, ALGORITHMS)
 
 
@@ -384,12 +385,12 @@ def test_a_space_is_handled_by_some(space, able, algorithm):
             Discrete(3),
             "sac",
             r"^sac handles actions of a bounded Box of floating-point numbers, not Discrete\(3\); "
-            "use ppo$",
+            "use vpg, trpo or ppo$",
         ),
         (
             UNBOUNDED,
             "td3",
-            r"not Box\(-1.0, inf.*; use ppo, or bound the actions .*TransformAction",
+            r"not Box\(-1.0, inf.*; use vpg, trpo or ppo, or bound the actions .*TransformAction",
         ),
         (
             Box(0, 9, (2,), np.int64),
@@ -410,9 +411,11 @@ def test_other_spaces_are_refused_by_name(space, algorithm, message):
 
 def test_an_algorithm_that_joins_the_table_is_named():
     algorithms = ALGORITHMS | {"dqn": Algorithm("Deep Q-Network", ("Discrete",), "")}
-    with pytest.raises(ValueError, match=r"not Discrete\(2\); use ppo or dqn$"):
+    with pytest.raises(ValueError, match=r"not Discrete\(2\); use vpg, trpo, ppo or dqn$"):
         check_action_space(Discrete(2), "td3", algorithms)
-    with pytest.raises(ValueError, match=r"^dqn handles actions of a Discrete, not Box.*; use ppo"):
+    with pytest.raises(
+        ValueError, match=r"^dqn handles actions of a Discrete, not Box.*; use vpg, trpo, ppo, "
+    ):
         check_action_space(FLOATS, "dqn", algorithms)
 
 
@@ -588,7 +591,11 @@ def test_an_environment_is_tried_before_anything_runs(register, tmp_path, monkey
 @pytest.mark.parametrize(
     "env_id, kwargs, message",
     [
-        ("CartPole-v1", {}, r"sac handles actions of a bounded Box .* not Discrete\(2\); use ppo"),
+        (
+            "CartPole-v1",
+            {},
+            r"sac handles actions of a bounded Box .* not Discrete\(2\); use vpg, trpo or ppo",
+        ),
         (
             "CartPole-v1",
             {"gravity": 1},

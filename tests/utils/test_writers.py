@@ -25,7 +25,7 @@ class Run:
     def __init__(self, **kwargs):
         self.id = kwargs.pop("id") or "id-1"
         self.file = pathlib.Path(kwargs["dir"], "wandb.json")
-        kwargs["config"] = {key: kwargs["config"][key] for key in ("algo", "epochs")}
+        kwargs["config"] = {key: kwargs["config"][key] for key in ("algorithm", "epochs")}
         self.write(init=kwargs, id=self.id)
     def write(self, **content):
         with open(self.file, "a") as file:
