@@ -11,12 +11,15 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import spinup
-from tests.algos.runs import timeless_progress
+from tests.algos.runs import ON_POLICY, timeless_progress
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "vpg": dict(train_v_iters=10, epochs=10),
+    "trpo": dict(train_v_iters=10, epochs=10),
     "ppo": dict(train_pi_iters=10, train_v_iters=10, epochs=10),
-    "sac": dict(alpha="auto", epochs=8),
+    "ddpg": dict(epochs=8),
     "td3": dict(epochs=10),
+    "sac": dict(alpha="auto", epochs=8),
 }
 OFF_POLICY = dict(start_steps=100, update_after=100, update_every=20, num_test_episodes=3)
 
@@ -24,7 +27,7 @@ OFF_POLICY = dict(start_steps=100, update_after=100, update_every=20, num_test_e
 def train(algorithm: str, folder: str | Path, **kwargs: Any):
     """Trains on Pendulum-v1, or resumes the run; episodes are longer than an epoch."""
     settings = dict(steps_per_epoch=161, max_ep_len=170, seed=3, checkpoint_every=0)
-    settings |= SETTINGS[algorithm] | (OFF_POLICY if algorithm != "ppo" else {})
+    settings |= SETTINGS[algorithm] | ({} if algorithm in ON_POLICY else OFF_POLICY)
     settings |= dict(ac_kwargs=dict(hidden_sizes=(32, 32)))
     settings |= dict(logger_kwargs=dict(output_dir=str(folder), resume=True))
     return getattr(spinup, algorithm)(**dict(env_fn="Pendulum-v1") | settings | kwargs)

@@ -19,7 +19,8 @@ from tests.conftest import _clean_environment
 from tests.resumable import differences, final_state
 
 PROGRAM = Path(__file__).with_name("resumable.py")
-EPOCHS = {"ppo": 60, "sac": 12, "td3": 15}  # a few seconds, mostly training
+# A few seconds, mostly training
+EPOCHS = {"vpg": 60, "trpo": 60, "ppo": 60, "ddpg": 20, "td3": 15, "sac": 12}
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 pytestmark = linux
 
@@ -149,7 +150,7 @@ def kill_and_resume(algorithm, ranks, kills, rng, folder, undisturbed):
     return done, steps
 
 
-@pytest.mark.parametrize("algorithm, ranks", [("ppo", 2), ("sac", 1), ("td3", 2)])
+@pytest.mark.parametrize("algorithm, ranks", [("trpo", 2), ("ppo", 2), ("sac", 1), ("td3", 2)])
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(algorithm, ranks, tmp_path, undisturbed):
     rng = random.Random(f"{algorithm}{ranks}")
     kill_and_resume(algorithm, ranks, 2, rng, tmp_path / "run", undisturbed)
@@ -159,7 +160,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(algorithm, ranks, tmp_pat
 @pytest.mark.timeout(1800)
 def test_fifty_kills(tmp_path, undisturbed):
     rng, count, number = random.Random(), 0, 0
-    cases = [(algorithm, ranks) for algorithm in ("ppo", "sac", "td3") for ranks in (1, 2)]
+    cases = [(algorithm, ranks) for algorithm in EPOCHS for ranks in (1, 2)]
     while count < 50:
         algorithm, ranks = cases[number % len(cases)]
         folder = tmp_path / f"run{number}"

@@ -1,6 +1,7 @@
 """Tests the names in the package `spinup`, and its promises about imports and pickles."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +9,16 @@ from pathlib import Path
 import pytest
 
 import spinup
+from spinup.algos import ALGORITHMS
 
 
 def test_every_public_name_is_there_and_is_what_it_says():
-    from spinup.algos.ppo import ppo
-    from spinup.algos.td3 import td3
     from spinup.utils.logx import EpochLogger
 
-    assert spinup.ppo is spinup.ppo_pytorch is ppo
-    assert spinup.td3_pytorch is td3
+    for name in ALGORITHMS:
+        function = getattr(importlib.import_module(f"spinup.algos.{name}"), name)
+        assert getattr(spinup, name) is getattr(spinup, f"{name}_pytorch") is function
+        assert {name, f"{name}_pytorch"} <= set(spinup.__all__)
     assert spinup.EpochLogger is EpochLogger
     assert all(getattr(spinup, name) is not None for name in spinup.__all__)
     assert set(spinup.__all__) <= set(dir(spinup))
@@ -32,7 +34,7 @@ def test_other_names_are_not():
 def test_importing_starts_no_mpi_and_writes_nothing(tmp_path):
     code = (
         "import sys, torch, spinup\n"
-        "from spinup import ppo, sac, td3\n"
+        "from spinup import ddpg, ppo, sac, td3, trpo, vpg\n"
         "assert 'mpi4py.MPI' not in sys.modules\n"
         "assert not torch.cuda.is_initialized()\n"
     )

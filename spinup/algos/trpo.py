@@ -44,7 +44,14 @@ from spinup.utils.acting import acting_policy
 from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.contract import check_actor_critic
 from spinup.utils.devices import choose_device
-from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
+from spinup.utils.envs import (
+    EnvFn,
+    check_action_space,
+    describe_env,
+    make_env,
+    seed_everything,
+    space_dim,
+)
 from spinup.utils.flat import Adam, flatten_each, jvp
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
@@ -225,6 +232,9 @@ def trpo(
     pi_params, v_params = flatten_each(ac.pi, ac.v)
     sync_params(ac)
     policy = acting_policy(ac, rng)
+    # Raises now, not after an epoch, if the policy has no `statistics` or no derivatives of them
+    zeros = torch.zeros(1, space_dim(env.observation_space), device=torch_device)
+    jvp(lambda pi: statistics(pi(zeros)[0]), ac.pi, torch.zeros_like(pi_params))
     logger.setup_pytorch_saver(ac)
     logger.log(f"Number of parameters: pi {len(pi_params)}, v {len(v_params)}")
 
@@ -240,7 +250,8 @@ def trpo(
             pi, logp = ac.pi(data["obs"], data["act"])
             loss_pi = policy_loss(logp, logp_old, data["adv"])
             loss_v = value_loss(ac.v(data["obs"]), data["ret"])
-            values = [loss_pi, loss_v, kl_divergence(pi_old, pi).mean(), pi.entropy().mean()]
+            kl = kl_divergence(pi_old, pi).sum() / local_steps  # a Normal has one per dimension
+            values = [loss_pi, loss_v, kl, pi.entropy().mean()]
         return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
 
     def natural_gradient(data, pi_old, logp_old):
@@ -255,7 +266,7 @@ def trpo(
             stats, derivatives = jvp(lambda pi: statistics(pi(data["obs"])[0]), ac.pi, v)  # J v
             weighted = [m * x / local_steps for m, x in zip(information, derivatives)]  # M J v
             pi_params.grad.zero_()
-            torch.autograd.backward(stats, weighted)  # J^T M J v
+            sum((x * w).sum() for x, w in zip(stats, weighted)).backward()  # J^T M J v
             mpi_avg_grads(pi_params, weight)
             return pi_params.grad + damping_coeff * v
 

@@ -70,8 +70,13 @@ _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(["gamma", "lam", "polyak"], (0, 1)),
     **dict.fromkeys(["epochs", "max_ep_len", "update_every"], (1, math.inf)),
     **dict.fromkeys(["policy_delay", "save_freq"], (1, math.inf)),
+    **dict.fromkeys(["cg_iters", "backtrack_iters"], (1, math.inf)),
+    "backtrack_coeff": (0, 1),
     "seed": (0, 2**32 - 1),
 }
+
+# Hyperparameters that must not equal their minimum or maximum.
+_OPEN = ("delta", "backtrack_coeff")
 
 # Split over ranks, of which each needs at least one.
 _SPLIT = ("steps_per_epoch", "batch_size", "replay_size")
@@ -128,6 +133,9 @@ def _check(name, value, hint, num_ranks):
     if not {int, float} & {*options}:
         if bool in options:
             raise ValueError(f"{name} must be True or False, not {value!r}")
+        if words:
+            wanted = " or ".join(f'"{word}"' for word in words)
+            raise ValueError(f"{name} must be {wanted}, not {value!r}")
         return value
     is_whole = float not in options
     least, greatest = _LIMITS.get(name, (0, math.inf))
@@ -135,10 +143,13 @@ def _check(name, value, hint, num_ranks):
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if is_number and is_whole and math.isfinite(value) and value == int(value):
         value = int(value)  # such as replay_size=1e6, or a NumPy seed
-    if is_number and least <= value <= greatest and (isinstance(value, int) or not is_whole):
+    is_open = name in _OPEN
+    is_inside = is_number and (least < value < greatest if is_open else least <= value <= greatest)
+    if is_inside and (isinstance(value, int) or not is_whole):
         return value
     kind = "a whole number" if is_whole else "a number"
     bounds = f"of at least {least}" if greatest == math.inf else f"in [{least}, {greatest}]"
+    bounds = f"in ({least}, {greatest})" if is_open else bounds
     ranks = f" (one per rank, with {num_ranks} ranks)" if name in _SPLIT else ""
     other = "".join(f', or "{word}"' for word in words)
     raise ValueError(f"{name} must be {kind} {bounds}{ranks}{other}, not {value!r}")

@@ -23,16 +23,20 @@ from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.utils.trajectories import TrajectoryBuffer
 from tests.algos.envs import Made
-from tests.algos.runs import train
+from tests.algos.runs import ON_POLICY, train
 
 OBS_DIM = 2
 BOX = Box(np.array([-1, -3], np.float32), np.array([2, 0.5], np.float32))
 
 # Sizes that are divisible by both 2 and 3, and sizes that are divisible by neither.
-SIZES = {"ppo": (60, 61), "ppo-discrete": (61,), "sac": (30, 31), "td3": (30, 31)}
+SIZES = {"vpg": (61,), "trpo": (60, 61), "trpo-discrete": (61,), "ppo": (60, 61)}
+SIZES |= {"ppo-discrete": (61,), "ddpg": (31,), "td3": (30, 31), "sac": (30, 31)}
 
 KWARGS = {
+    "vpg": dict(epochs=5, train_v_iters=15, pi_lr=5e-2, vf_lr=1e-2),
+    "trpo": dict(epochs=3, train_v_iters=15, vf_lr=1e-2),
     "ppo": dict(epochs=3, train_pi_iters=15, train_v_iters=15, pi_lr=5e-3, vf_lr=1e-2),
+    "ddpg": dict(polyak=0.8, pi_lr=3e-3, q_lr=1e-2),
     "sac": dict(polyak=0.8, lr=3e-3, alpha="auto"),
     "td3": dict(polyak=0.8, pi_lr=3e-3, q_lr=1e-2, target_noise=0.4),
 }
@@ -107,9 +111,9 @@ def train_on_fixed_data(name: str, size: int, folder: Path, **kwargs) -> torch.n
     env_fn = Made(action_space=Discrete(3) if discrete else BOX)
     kwargs = KWARGS[algorithm] | dict(logger_kwargs=dict(output_dir=folder)) | kwargs
     with pytest.MonkeyPatch.context() as patch:
-        if algorithm == "ppo":
-            data = trajectories(size, bool(discrete))
-            patch.setattr("spinup.algos.ppo.TrajectoryBuffer", _fixed_trajectories(data))
+        if algorithm in ON_POLICY:
+            fixed = _fixed_trajectories(trajectories(size, bool(discrete)))
+            patch.setattr(f"spinup.algos.{algorithm}.TrajectoryBuffer", fixed)
             return train(algorithm, env_fn, folder, steps_per_epoch=size, **kwargs)
         patch.setattr(f"spinup.algos.{algorithm}.ReplayBuffer", _fixed_replay(size))
         patch.setattr("torch.randn_like", Noise(size))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -58,7 +59,7 @@ class _Actor(nn.Module):
 
 
 class OnPolicy(nn.Module):
-    """Meets PPO's contract: ``pi``, ``v``, ``step`` and ``act``."""
+    """Meets the contract of VPG, TRPO and PPO: ``pi``, ``v``, ``step`` and ``act``."""
 
     original = nets.MLPActorCritic
 
@@ -79,6 +80,53 @@ class OnPolicy(nn.Module):
 
     def act(self, obs):
         return self.step(obs)[0]
+
+
+def known_value(slope: float) -> type[nn.Module]:
+    """Returns an actor-critic whose value is `slope` times the number of steps of the episode."""
+
+    class KnownValue(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor([float(slope)]))
+
+        def forward(self, obs):
+            return self.slope * obs[:, 1]
+
+    class Known(nets.MLPActorCritic):
+        def __init__(self, observation_space, action_space):
+            super().__init__(observation_space, action_space, hidden_sizes=(8,))
+            self.v = KnownValue()
+
+    return Known
+
+
+def estimates(ac: nn.Module, data: dict, gamma: float, lam: float) -> tuple:
+    """Computes GAE and returns-to-go by their definitions, from `fixed_data.trajectories`.
+
+    Returns:
+        Observations, actions, normalised advantages, returns-to-go and values.
+    """
+    obs = torch.as_tensor(data["obs"], dtype=torch.float32)
+    act = torch.as_tensor(data["act"])
+    with torch.no_grad():
+        val = ac.v(obs).double().numpy()
+    adv, ret = np.zeros(len(val)), np.zeros(len(val))
+    start = 0
+    for end, last_obs in data["paths"].items():
+        last_val = 0.0
+        if last_obs is not None:
+            last_val = ac.v(torch.as_tensor(last_obs[None], dtype=torch.float32)).item()
+        vals = np.append(val[start:end], last_val)
+        rews = np.append(data["rew"][start:end], last_val)
+        deltas = rews[:-1] + gamma * vals[1:] - vals[:-1]
+        for t in range(end - start):
+            discounts = gamma ** np.arange(end - start - t + 1)
+            ret[start + t] = discounts @ rews[t:]
+            adv[start + t] = (discounts * lam ** np.arange(len(discounts)))[:-1] @ deltas[t:]
+        start = end
+    adv = torch.as_tensor((adv - adv.mean()) / adv.std(), dtype=torch.float32)
+    return obs, act, adv, torch.as_tensor(ret, dtype=torch.float32), val
 
 
 class _Critic(nn.Module):
@@ -150,13 +198,24 @@ class Deterministic(_OffPolicy):
             return self.pi(obs).numpy()
 
 
+class Single(Deterministic):
+    """Meets DDPG's contract: ``pi``, ``q`` and ``act``."""
+
+    original = nets.SingleCriticActorCritic
+
+    def copy_from(self, own):
+        self.pi, self.q = self.actor(own.pi), _Critic(_plain(own.q.q_net))
+        return self
+
+
 def critic_gradients(ac: nn.Module) -> torch.Tensor:
     """Returns the gradients of both critics in the order of the library's stacked critic."""
     pairs = zip(*([p.grad for p in q.parameters()] for q in (ac.q1, ac.q2)))
     return torch.cat([torch.stack(pair).flatten() for pair in pairs])
 
 
-ACTOR_CRITICS = {"ppo": OnPolicy, "sac": Squashed, "td3": Deterministic}
+ACTOR_CRITICS = dict.fromkeys(["vpg", "trpo", "ppo"], OnPolicy)
+ACTOR_CRITICS |= {"ddpg": Single, "td3": Deterministic, "sac": Squashed}
 
 
 def initial(algorithm: str, env, seed: int = 3) -> nn.Module:

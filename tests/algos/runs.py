@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from spinup import ppo, sac, td3
+from spinup import ddpg, ppo, sac, td3, trpo, vpg
 
-ON_POLICY = {"ppo": ppo}
-OFF_POLICY = {"sac": sac, "td3": td3}
+ON_POLICY = {"vpg": vpg, "trpo": trpo, "ppo": ppo}
+OFF_POLICY = {"ddpg": ddpg, "td3": td3, "sac": sac}
 ALGORITHMS = ON_POLICY | OFF_POLICY
 
 _SHORT = dict(seed=3, steps_per_epoch=20, epochs=2, ac_kwargs=dict(hidden_sizes=(8,)))
-_SHORT_ON_POLICY = dict(train_pi_iters=3, train_v_iters=3)
+_SHORT_ON_POLICY = dict(train_v_iters=3)
 _SHORT_OFF_POLICY = dict(
     replay_size=100,
     batch_size=8,
@@ -30,6 +30,7 @@ _SHORT_OFF_POLICY = dict(
 def train(algorithm: str, env_fn, folder: Path, **kwargs) -> torch.nn.Module:
     """Runs an algorithm, by default for two epochs of 20 steps; `kwargs` override its settings."""
     special = _SHORT_ON_POLICY if algorithm in ON_POLICY else _SHORT_OFF_POLICY
+    special = special | (dict(train_pi_iters=3) if algorithm == "ppo" else {})
     if "actor_critic" in kwargs:
         kwargs = dict(ac_kwargs={}) | kwargs
     kwargs = _SHORT | special | dict(logger_kwargs=dict(output_dir=folder)) | kwargs

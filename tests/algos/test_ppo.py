@@ -3,13 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Discrete
 from torch.testing import assert_close
 
 from spinup import ppo
 from spinup.algos.ppo import policy_loss, value_loss
-from spinup.utils.nets import MLPActorCritic
-from spinup.utils.trajectories import TrajectoryBuffer
 from tests.algos import plain
 from tests.algos.envs import Clock, Made
 from tests.algos.fixed_data import BOX, train_on_fixed_data, trajectories
@@ -54,26 +52,9 @@ def test_value_loss_by_hand():
 
 def _reference_update(ac, data, gamma, lam, clip_ratio, pi_lr, vf_lr, iters, target_kl):
     """Does Spinning Up's update, with GAE by its definition, and returns the logged values."""
-    obs = torch.as_tensor(data["obs"], dtype=torch.float32)
-    act = torch.as_tensor(data["act"])
+    obs, act, adv, ret, val = plain.estimates(ac, data, gamma, lam)
     with torch.no_grad():
-        val, logp_old = ac.v(obs).double().numpy(), ac.pi(obs, act)[1]
-    adv, ret = np.zeros(len(val)), np.zeros(len(val))
-    start = 0
-    for end, last_obs in data["paths"].items():
-        last_val = 0.0
-        if last_obs is not None:
-            last_val = ac.v(torch.as_tensor(last_obs[None], dtype=torch.float32)).item()
-        vals = np.append(val[start:end], last_val)
-        rews = np.append(data["rew"][start:end], last_val)
-        deltas = rews[:-1] + gamma * vals[1:] - vals[:-1]
-        for t in range(end - start):
-            discounts = gamma ** np.arange(end - start - t + 1)
-            ret[start + t] = discounts @ rews[t:]
-            adv[start + t] = (discounts * lam ** np.arange(len(discounts)))[:-1] @ deltas[t:]
-        start = end
-    adv = torch.as_tensor((adv - adv.mean()) / adv.std(), dtype=torch.float32)
-    ret = torch.as_tensor(ret, dtype=torch.float32)
+        logp_old = ac.pi(obs, act)[1]
 
     def losses():
         pi, logp = ac.pi(obs, act)
@@ -163,106 +144,9 @@ def test_no_iterations_train_nothing(engine, tmp_path):
 
 def test_equal_advantages_are_no_nan(tmp_path):
     # Episodes have one step, equal rewards and value zero, so the advantages' deviation is zero.
-    ac = train("ppo", lambda: Clock(length=1), tmp_path, actor_critic=_known(0.0))
+    ac = train("ppo", lambda: Clock(length=1), tmp_path, actor_critic=plain.known_value(0.0))
     assert all(p.isfinite().all() for p in ac.parameters())
     assert read_progress(tmp_path)["LossPi"].tolist() == [0, 0]
-
-
-# --- Trajectories ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def epochs(monkeypatch):
-    """The data that the buffer returned at the end of each epoch."""
-    recorded = []
-
-    class Recorder(TrajectoryBuffer):
-        def get(self, value, device="cpu"):
-            data = super().get(value, device)
-            recorded.append({k: v.numpy().copy() for k, v in data.items()})
-            return data
-
-    monkeypatch.setattr("spinup.algos.ppo.TrajectoryBuffer", Recorder)
-    return recorded
-
-
-def _known(slope):
-    """Returns an actor-critic whose value is `slope` times the number of steps of the episode."""
-
-    class Known(MLPActorCritic):
-        def __init__(self, observation_space, action_space):
-            super().__init__(observation_space, action_space, hidden_sizes=(8,))
-            self.v = KnownValue()
-
-    class KnownValue(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.slope = torch.nn.Parameter(torch.tensor([float(slope)]))
-
-        def forward(self, obs):
-            return self.slope * obs[:, 1]
-
-    return Known
-
-
-TERMINAL = [1.875, 1.75, 1.5, 1]
-BOOTSTRAPPED = [4.375, 6.75, 11.5, 21]  # with value 40 for the observation after step 4
-
-
-@pytest.mark.parametrize(
-    "env, max_ep_len, returns",
-    [
-        (dict(length=4), 1000, TERMINAL),
-        (dict(length=4), 4, TERMINAL),
-        (dict(length=4, ends="terminated, truncated"), 4, TERMINAL),
-        (dict(length=4, ends="truncated"), 1000, BOOTSTRAPPED),
-        (dict(length=None), 4, BOOTSTRAPPED),
-        (dict(length=None), 1000, BOOTSTRAPPED),
-        (dict(length=2), 1000, [1.5, 1, 1.5, 1]),
-        (dict(length=2), 2, [1.5, 1, 1.5, 1]),
-        (dict(length=2, ends="truncated"), 1000, [6.5, 11, 6.5, 11]),
-        (dict(length=2, ends="truncated", in_place=True), 1000, [6.5, 11, 6.5, 11]),
-        (dict(length=3), 1000, [1.75, 1.5, 1, 6]),
-    ],
-    ids=str,
-)
-def test_only_a_terminal_state_cuts_the_bootstrap(tmp_path, epochs, env, max_ep_len, returns):
-    kwargs = dict(epochs=1, steps_per_epoch=4, gamma=0.5, lam=1.0, train_v_iters=0)
-    train("ppo", Made(**env), tmp_path, actor_critic=_known(10), max_ep_len=max_ep_len, **kwargs)
-    assert epochs[0]["ret"].tolist() == pytest.approx(returns)
-
-
-def test_an_episode_goes_on_after_the_epochs_end(tmp_path, epochs):
-    kwargs = dict(epochs=2, steps_per_epoch=4, gamma=0.5, lam=1.0, train_v_iters=0)
-    train("ppo", Made(length=6), tmp_path, actor_critic=_known(10), **kwargs)
-    assert epochs[0]["ret"].tolist() == pytest.approx(BOOTSTRAPPED)
-    # Steps 5 and 6 of the first episode, then two steps of the next one.
-    assert epochs[1]["ret"].tolist() == pytest.approx([1.5, 1, 6.5, 11])
-    assert epochs[1]["obs"][:, 1].tolist() == [4, 5, 0, 1]
-    progress = read_progress(tmp_path)
-    assert progress["EpLen"].tolist() == pytest.approx([np.nan, 6], nan_ok=True)
-
-
-@pytest.mark.parametrize("in_place", [False, True])
-def test_buffer_holds_the_observations_acted_on(tmp_path, epochs, in_place):
-    train("ppo", Made(length=3, in_place=in_place), tmp_path, epochs=1, steps_per_epoch=5)
-    assert epochs[0]["obs"].tolist() == [[0, 0], [1, 1], [2, 2], [3, 0], [4, 1]]
-
-
-def test_actions_are_clipped_for_the_environment_alone(tmp_path, epochs):
-    low, high = np.array([-0.5, 0.1], np.float32), np.array([0.2, 0.6], np.float32)
-    made = Made(action_space=Box(low, high))
-    train("ppo", made, tmp_path, epochs=1, steps_per_epoch=200)
-    held, taken = epochs[0]["act"], np.array(made.env.actions)
-    assert (held < low).any(axis=0).all() and (held > high).any(axis=0).all()
-    assert np.array_equal(taken, np.clip(held, low, high))
-
-
-def test_discrete_actions_count_from_their_start(tmp_path, epochs):
-    made = Made(action_space=Discrete(3, start=5))
-    train("ppo", made, tmp_path, epochs=1, steps_per_epoch=100)
-    assert set(epochs[0]["act"]) == {0, 1, 2}
-    assert np.array_equal(np.array(made.env.actions), epochs[0]["act"] + 5)
 
 
 # --- Logs -----------------------------------------------------------------------------------------

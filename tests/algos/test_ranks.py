@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.algos import fixed_data, two_ranks
-from tests.algos.runs import ALGORITHMS, OFF_POLICY, read_progress, timeless_progress
+from tests.algos.runs import ALGORITHMS, OFF_POLICY, ON_POLICY, read_progress, timeless_progress
 
 pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:.* ranks on .* core")]
 
@@ -100,8 +100,10 @@ def test_same_seed_and_ranks_same_progress(ran, algorithm):
 
 def test_ranks_share_steps_and_seed_their_environments_apart(ran):
     folder, facts = ran("shared_steps")
-    # PPO splits each epoch's 21 steps.
-    assert [f["ppo"] for f in facts] == [dict(seed=3, steps=[22]), dict(seed=10003, steps=[20])]
+    for algorithm in ON_POLICY:
+        # Each epoch's 21 steps are split.
+        assert facts[0][algorithm] == dict(seed=3, steps=[22])
+        assert facts[1][algorithm] == dict(seed=10003, steps=[20])
     for algorithm in OFF_POLICY:
         # 42 steps in turn. Rank 0 runs two of the three test episodes of an epoch (6 steps each).
         assert facts[0][algorithm] == dict(seed=3, steps=[21, 24])
@@ -142,9 +144,10 @@ def test_what_cannot_be_split_is_refused(ran):
             assert messages[name] == f"{name} {expected}"
 
 
-@pytest.mark.parametrize("algorithm, loss", [("ppo", "LossV"), ("sac", "LossQ"), ("td3", "LossQ")])
-def test_a_loss_that_is_infinite_on_one_rank_stops_all(ran, algorithm, loss):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_loss_that_is_infinite_on_one_rank_stops_all(ran, algorithm):
     folder, facts = ran("infinite_loss")
+    loss = "LossV" if algorithm in ON_POLICY else "LossQ"
     for messages in facts:
         assert f"{loss} is NaN or infinite" in messages[algorithm]
     status = json.loads((folder / algorithm / "status.json").read_text())

@@ -18,11 +18,13 @@ from spinup.utils.acting import ActingPolicy, acting_policy
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.envs import AdaptedEnv
 from spinup.utils.logx import Logger
+from spinup.utils.trajectories import TrajectoryBuffer
 from tests.algos import plain
 from tests.algos.envs import Clock, Made
 from tests.algos.runs import (
     ALGORITHMS,
     OFF_POLICY,
+    ON_POLICY,
     read_progress,
     saved_model,
     timeless_progress,
@@ -30,8 +32,8 @@ from tests.algos.runs import (
 )
 
 all_algorithms = pytest.mark.parametrize("algorithm", ALGORITHMS)
+on_policy = pytest.mark.parametrize("algorithm", ON_POLICY)
 off_policy = pytest.mark.parametrize("algorithm", OFF_POLICY)
-FIRST_LOSS = {"ppo": "LossV", "sac": "LossQ", "td3": "LossQ"}
 
 
 def _status(folder):
@@ -142,6 +144,90 @@ def transitions(monkeypatch):
     return held
 
 
+# --- On-policy trajectories -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def epochs(monkeypatch):
+    """The data that the buffer returned at the end of each epoch."""
+    recorded = []
+
+    class Recorder(TrajectoryBuffer):
+        def get(self, value, device="cpu"):
+            data = super().get(value, device)
+            recorded.append({k: v.numpy().copy() for k, v in data.items()})
+            return data
+
+    for algorithm in ON_POLICY:
+        monkeypatch.setattr(f"spinup.algos.{algorithm}.TrajectoryBuffer", Recorder)
+    return recorded
+
+
+TERMINAL = [1.875, 1.75, 1.5, 1]
+BOOTSTRAPPED = [4.375, 6.75, 11.5, 21]  # with value 40 for the observation after step 4
+
+
+@on_policy
+def test_only_a_terminal_state_cuts_the_bootstrap(tmp_path, algorithm, epochs):
+    kwargs = dict(epochs=1, steps_per_epoch=4, gamma=0.5, lam=1.0, train_v_iters=0)
+    kwargs |= dict(actor_critic=plain.known_value(10))
+    cases = [
+        (dict(length=4), 1000, TERMINAL),
+        (dict(length=4), 4, TERMINAL),
+        (dict(length=4, ends="terminated, truncated"), 4, TERMINAL),
+        (dict(length=4, ends="truncated"), 1000, BOOTSTRAPPED),
+        (dict(length=None), 4, BOOTSTRAPPED),
+        (dict(length=None), 1000, BOOTSTRAPPED),
+        (dict(length=2), 1000, [1.5, 1, 1.5, 1]),
+        (dict(length=2), 2, [1.5, 1, 1.5, 1]),
+        (dict(length=2, ends="truncated"), 1000, [6.5, 11, 6.5, 11]),
+        (dict(length=2, ends="truncated", in_place=True), 1000, [6.5, 11, 6.5, 11]),
+        (dict(length=3), 1000, [1.75, 1.5, 1, 6]),
+    ]
+    for number, (env, max_ep_len, returns) in enumerate(cases):
+        train(algorithm, Made(**env), tmp_path / str(number), max_ep_len=max_ep_len, **kwargs)
+        assert epochs[-1]["ret"].tolist() == pytest.approx(returns), (env, max_ep_len)
+    assert len(epochs) == len(cases)
+
+
+@on_policy
+def test_an_episode_goes_on_after_the_epochs_end(tmp_path, algorithm, epochs):
+    kwargs = dict(epochs=2, steps_per_epoch=4, gamma=0.5, lam=1.0, train_v_iters=0)
+    train(algorithm, Made(length=6), tmp_path, actor_critic=plain.known_value(10), **kwargs)
+    assert epochs[0]["ret"].tolist() == pytest.approx(BOOTSTRAPPED)
+    # Steps 5 and 6 of the first episode, then two steps of the next one.
+    assert epochs[1]["ret"].tolist() == pytest.approx([1.5, 1, 6.5, 11])
+    assert epochs[1]["obs"][:, 1].tolist() == [4, 5, 0, 1]
+    progress = read_progress(tmp_path)
+    assert progress["EpLen"].tolist() == pytest.approx([np.nan, 6], nan_ok=True)
+
+
+@on_policy
+def test_the_trajectory_buffer_holds_the_observations_acted_on(tmp_path, algorithm, epochs):
+    for name, in_place in [("copied", False), ("in place", True)]:
+        made = Made(length=3, in_place=in_place)
+        train(algorithm, made, tmp_path / name, epochs=1, steps_per_epoch=5)
+        assert epochs[-1]["obs"].tolist() == [[0, 0], [1, 1], [2, 2], [3, 0], [4, 1]], name
+
+
+@on_policy
+def test_actions_are_clipped_for_the_environment_alone(tmp_path, algorithm, epochs):
+    low, high = np.array([-0.5, 0.1], np.float32), np.array([0.2, 0.6], np.float32)
+    made = Made(action_space=Box(low, high))
+    train(algorithm, made, tmp_path, epochs=1, steps_per_epoch=200)
+    held, taken = epochs[0]["act"], np.array(made.env.actions)
+    assert (held < low).any(axis=0).all() and (held > high).any(axis=0).all()
+    assert np.array_equal(taken, np.clip(held, low, high))
+
+
+@on_policy
+def test_discrete_actions_count_from_their_start(tmp_path, algorithm, epochs):
+    made = Made(action_space=Discrete(3, start=5))
+    train(algorithm, made, tmp_path, epochs=1, steps_per_epoch=100)
+    assert set(epochs[0]["act"]) == {0, 1, 2}
+    assert np.array_equal(np.array(made.env.actions), epochs[0]["act"] + 5)
+
+
 # --- Off-policy schedule --------------------------------------------------------------------------
 
 
@@ -177,7 +263,8 @@ def test_updates_come_when_and_as_often_as_asked(
 def test_epochs_before_the_first_update_log_nan(tmp_path, algorithm):
     train(algorithm, Clock, tmp_path, epochs=3, update_after=21, update_every=20)
     progress = read_progress(tmp_path)
-    for name in ("LossPi", "LossQ", "AverageQ1Vals", "StdQ2Vals"):
+    vals = ("AverageQVals", "StdQVals") if algorithm == "ddpg" else ("AverageQ1Vals", "StdQ2Vals")
+    for name in ("LossPi", "LossQ", *vals):
         assert np.isnan(progress[name]).tolist() == [True, False, False], name
 
 
@@ -346,7 +433,7 @@ def test_a_resumed_run_acts_with_the_restored_weights(tmp_path, monkeypatch, alg
     _actions(algorithm, tmp_path / "parts", monkeypatch, epochs=2)
     resumed = _actions(algorithm, tmp_path / "parts", monkeypatch, resume=True)
     # The steps of the third epoch and of its test episode.
-    assert len(resumed) == (20 if algorithm == "ppo" else 30)
+    assert len(resumed) == (20 if algorithm in ON_POLICY else 30)
     assert np.array_equal(resumed, whole[-len(resumed) :])
 
 
@@ -424,16 +511,22 @@ def test_nan_in_a_reward_stops_the_run(tmp_path, algorithm, rew):
 def test_an_infinite_loss_stops_the_run(tmp_path, algorithm):
     # The square of this reward overflows single precision.
     env = dict(length=6, rew=lambda t: 1e25 if t > 20 else 1.0)
-    message = FIRST_LOSS[algorithm] + r" is NaN or infinite \(.*\) in Clock, epoch 2 \(step 40\)"
+    loss = "LossV" if algorithm in ON_POLICY else "LossQ"
+    message = loss + r" is NaN or infinite \(.*\) in Clock, epoch 2 \(step 40\)"
     _fails_after_one_good_epoch(tmp_path, algorithm, env, message)
 
 
 @pytest.mark.parametrize(
     "algorithm, rate, loss",
     [
+        ("vpg", "pi_lr", "LossPi"),
+        ("vpg", "vf_lr", "LossV"),
+        ("trpo", "vf_lr", "LossV"),
         ("ppo", "pi_lr", "LossPi"),
         ("ppo", "vf_lr", "LossV"),
         ("sac", "lr", "Loss(Q|Pi)"),
+        ("ddpg", "pi_lr", "Loss(Q|Pi)"),
+        ("ddpg", "q_lr", "Loss(Q|Pi)"),
         ("td3", "pi_lr", "Loss(Q|Pi)"),
         ("td3", "q_lr", "Loss(Q|Pi)"),
     ],
@@ -471,9 +564,10 @@ def _refuse(folder, algorithm, space, *words):
     ],
     ids=["discrete", "unbounded", "half-bounded"],
 )
-def test_spaces_that_ppo_could_handle_are_refused(tmp_path, algorithm, space):
+def test_spaces_that_others_could_handle_are_refused(tmp_path, algorithm, space):
     _refuse(tmp_path, algorithm, space, "use vpg, trpo or ppo")
-    train("ppo", Made(action_space=space), tmp_path / "ppo")
+    for other in ON_POLICY:
+        train(other, Made(action_space=space), tmp_path / other)
 
 
 @all_algorithms
@@ -492,6 +586,23 @@ def test_spaces_that_nothing_handles_are_refused(tmp_path, algorithm, space):
 
 
 BAD = {
+    "vpg": [("pi_lr", -1e-3), ("train_v_iters", -1), ("lam", 1.5)],
+    "trpo": [
+        ("delta", 0),
+        ("delta", -0.01),
+        ("delta", math.inf),
+        ("vf_lr", -1e-3),
+        ("train_v_iters", -1),
+        ("damping_coeff", -0.1),
+        ("cg_iters", 0),
+        ("cg_iters", 2.5),
+        ("backtrack_iters", 0),
+        ("backtrack_coeff", 0),
+        ("backtrack_coeff", 1.0),
+        ("backtrack_coeff", math.nan),
+        ("algo", "ppo"),
+    ],
+    "ddpg": [("pi_lr", -1.0), ("q_lr", "fast"), ("act_noise", -0.1), ("polyak", 1.5)],
     "ppo": [
         ("seed", -1),
         ("steps_per_epoch", 0),
@@ -537,7 +648,7 @@ BAD = {
     "algorithm, name, value", [(a, *pair) for a, pairs in BAD.items() for pair in pairs]
 )
 def test_hyperparameters_out_of_range_are_refused(tmp_path, algorithm, name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be a .*, not {value!r}$"):
+    with pytest.raises(ValueError, match=f"^{name} must be .*, not {value!r}$"):
         train(algorithm, Clock, tmp_path / "run", **{name: value})
     assert not (tmp_path / "run").exists()
 
@@ -569,10 +680,11 @@ def _sharing(algorithm):
     class SharedTrunk(plain.ACTOR_CRITICS[algorithm]):
         def __init__(self, observation_space, action_space):
             super().__init__(observation_space, action_space)
-            if algorithm == "ppo":
+            if algorithm in ON_POLICY:
                 self.v.v_net[0] = self.pi.mu_net[0]
             else:
-                self.q1.q_net[0].bias = self.pi.net[0].bias
+                critic = self.q if algorithm == "ddpg" else self.q1
+                critic.q_net[0].bias = self.pi.net[0].bias
 
     return SharedTrunk
 
@@ -607,7 +719,7 @@ def test_a_users_actor_critic_acts_itself(tmp_path, algorithm):
     assert not any(torch.equal(value, start[key]) for key, value in ac.state_dict().items())
     assert_close(saved_model(tmp_path), dict(ac.state_dict()), atol=0, rtol=0)
     # Two epochs of 20 steps; off-policy, the first 5 are random and each epoch has 5 test steps.
-    training, testing = ([20, 20], 0) if algorithm == "ppo" else ([15, 20], 5)
+    training, testing = ([20, 20], 0) if algorithm in ON_POLICY else ([15, 20], 5)
     has_mode = algorithm == "sac"
     assert calls.pop(0) is False and calls.pop(0) is has_mode  # the check before training
     assert calls == [mode for n in training for mode in [False] * n + [has_mode] * testing]

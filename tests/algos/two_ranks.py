@@ -30,7 +30,7 @@ def shared_steps(folder):
     facts = {}
     for algorithm in ALGORITHMS:
         made = Made(length=6)
-        kwargs = {} if algorithm == "ppo" else dict(num_test_episodes=3)
+        kwargs = dict(num_test_episodes=3) if algorithm in OFF_POLICY else {}
         train(algorithm, made, folder / algorithm, steps_per_epoch=21, **kwargs)
         facts[algorithm] = dict(seed=made.env.seeds[0], steps=[env.total for env in made.envs])
     return facts
@@ -78,7 +78,7 @@ def unfinished_episodes(folder):
 
 
 def _no_tests(algorithm):
-    return {} if algorithm == "ppo" else dict(num_test_episodes=0)
+    return dict(num_test_episodes=0) if algorithm in OFF_POLICY else {}
 
 
 def too_few_to_split(folder):

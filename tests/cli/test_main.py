@@ -12,6 +12,7 @@ import pytest
 
 import spinup.cli.main
 from spinup import user_config
+from spinup.algos import ALGORITHMS
 from spinup.launch.grid import ExperimentGrid
 from spinup.runs.folder import read_status
 from spinup.version import __version__
@@ -94,7 +95,7 @@ def test_num_cpu_auto(monkeypatch):
 def test_usage(line, capsys):
     status, out, err = run(line, capsys)
     assert (status, err) == (0, "")
-    for word in ("ppo", "sac", "td3", "plot", "test_policy", "--hid", "--ac_kwargs:hidden_sizes"):
+    for word in (*ALGORITHMS, "plot", "test_policy", "--hid", "--ac_kwargs:hidden_sizes"):
         assert word in out
 
 
@@ -116,7 +117,7 @@ def test_help_of_an_algorithm(line, capsys, monkeypatch):
     assert max(map(len, lines)) <= 90
 
 
-@pytest.mark.parametrize("name", ["ppo", "sac", "td3"])
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_hyperparameter_is_explained(name, capsys):
     from spinup.cli.flags import parameters_of
 

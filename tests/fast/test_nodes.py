@@ -16,6 +16,7 @@ from spinup.utils.nets import (
     MLP,
     DeterministicActorCritic,
     MLPActorCritic,
+    SingleCriticActorCritic,
     SquashedGaussianActorCritic,
     StackedLinear,
     mlp,
@@ -42,7 +43,8 @@ def outputs_and_gradients(actor_critic, action_space, activation):
     elif isinstance(ac, SquashedGaussianActorCritic):
         outs = [*ac.pi(obs), ac.q(obs, act), ac.q.first(obs, act)]
     else:
-        outs = [ac.pi(obs), ac.q(obs, act), ac.q.first(obs, act), ac.q(obs, ac.pi(obs))]
+        outs = [ac.pi(obs), ac.q(obs, act), ac.q(obs, ac.pi(obs))]
+        outs += [ac.q.first(obs, act)] if isinstance(ac, DeterministicActorCritic) else []
     loss = sum((x * torch.linspace(-1, 2, x.numel()).view(x.shape)).sum() for x in outs)
     return outs, torch.autograd.grad(loss, list(ac.parameters()))
 
@@ -55,6 +57,7 @@ def outputs_and_gradients(actor_critic, action_space, activation):
         (MLPActorCritic, Discrete(3)),
         (SquashedGaussianActorCritic, ACT),
         (DeterministicActorCritic, ACT),
+        (SingleCriticActorCritic, ACT),
     ],
 )
 def test_nodes_change_nothing_but_rounding(

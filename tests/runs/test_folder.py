@@ -153,13 +153,13 @@ def test_another_algorithm_is_not_resumed_and_nothing_is_written(kept, here, cap
     words = "--env CartPole-v1 --exp_name keep --steps_per_epoch 100 --hid [8] --resume --epochs"
     for epochs in (1, 2):
         settings = dict(steps_per_epoch=100, epochs=epochs, ac_kwargs=dict(hidden_sizes=[8]))
-        with pytest.raises(ValueError, match=r"algo is 'spinup\.td3', but the run to resume has"):
+        with pytest.raises(ValueError, match=r"algorithm is 'spinup\.td3', but the run to"):
             call_experiment("keep", spinup.td3, env_name="CartPole-v1", resume=True, **settings)
         assert main(["ppo", *words.split(), str(epochs), "--gamma", "0.9"]) == 2
         assert "gamma is 0.9, but the run to resume has 0.99" in capsys.readouterr().err
         with pytest.raises(ValueError, match=r"thunk is 'tests\.thunks:fake', but the run to"):
             call_experiment("keep", fake, resume=True, epochs=epochs)
-        with pytest.raises(ValueError, match=r"algo is 'spinup\.sac', but the run to resume has"):
+        with pytest.raises(ValueError, match=r"algorithm is 'spinup\.sac', but the run to"):
             spinup.sac("Pendulum-v1", logger_kwargs=dict(output_dir=kept, resume=True), **settings)
         assert content(kept) == before
 

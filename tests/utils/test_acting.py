@@ -14,6 +14,7 @@ from spinup.utils.flat import flatten
 from spinup.utils.nets import (
     DeterministicActorCritic,
     MLPActorCritic,
+    SingleCriticActorCritic,
     SquashedGaussianActorCritic,
 )
 
@@ -23,7 +24,9 @@ DISCRETE = Discrete(5, start=5)
 
 ON_POLICY = dict(discrete=(MLPActorCritic, DISCRETE), gaussian=(MLPActorCritic, ACT))
 OFF_POLICY = dict(
-    squashed=(SquashedGaussianActorCritic, ACT), deterministic=(DeterministicActorCritic, ACT)
+    squashed=(SquashedGaussianActorCritic, ACT),
+    deterministic=(DeterministicActorCritic, ACT),
+    single=(SingleCriticActorCritic, ACT),
 )
 POLICIES = pytest.mark.parametrize("kind", [*ON_POLICY, *OFF_POLICY])
 
@@ -187,9 +190,10 @@ def test_the_same_generator_gives_the_same_actions(kind):
         for policy in (acting_policy(ac, np.random.default_rng(7)) for _ in range(2))
     )
     assert np.array_equal(first, again)
+    is_fixed = kind in ("deterministic", "single")
     torch.manual_seed(1)  # no effect: the policy uses its own generator
     other = acting_policy(ac, np.random.default_rng(8))
-    assert np.array_equal(first, [other(obs) for _ in range(20)]) == (kind == "deterministic")
+    assert np.array_equal(first, [other(obs) for _ in range(20)]) == is_fixed
 
 
 @POLICIES

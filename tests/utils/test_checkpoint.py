@@ -20,6 +20,7 @@ import torch
 from gymnasium.spaces import Box
 
 from spinup import sac
+from spinup.algos import ALGORITHMS
 from spinup.runs.folder import read_status
 from spinup.utils import checkpoint
 from spinup.utils.buffers import ReplayBuffer
@@ -282,7 +283,7 @@ def stop_after(monkeypatch, saves):
     monkeypatch.setattr(checkpoint.Checkpoint, "save", counted)
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "sac", "td3"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_resumed_run_is_the_run_without_a_break(algorithm, tmp_path, monkeypatch):
     ac = train(algorithm, tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -12,13 +12,15 @@ from spinup.utils.contract import TwinCritic, check_actor_critic, twin_critic
 from spinup.utils.envs import make_env
 from tests.algos import plain
 from tests.algos.envs import Clock
-from tests.algos.runs import ALGORITHMS, timeless_progress, train
+from tests.algos.runs import ALGORITHMS, ON_POLICY, timeless_progress, train
 
-OUTPUTS = dict(ppo=("v", "logp"), sac=("act", "logp", "twin_q"), td3=("act", "twin_q", "first"))
-LIBRARY = dict(
-    ppo=nets.MLPActorCritic,
-    sac=nets.SquashedGaussianActorCritic,
+OUTPUTS = dict.fromkeys(ON_POLICY, ("v", "logp"))
+OUTPUTS |= dict(ddpg=("act", "q"), td3=("act", "twin_q", "first"), sac=("act", "logp", "twin_q"))
+LIBRARY = dict.fromkeys(ON_POLICY, nets.MLPActorCritic)
+LIBRARY |= dict(
+    ddpg=nets.SingleCriticActorCritic,
     td3=nets.DeterministicActorCritic,
+    sac=nets.SquashedGaussianActorCritic,
 )
 BOX, DISCRETE = Box(np.float32([-1, 0]), np.float32([3, 0.5])), Discrete(4, start=7)
 CPU = torch.device("cpu")
@@ -64,7 +66,7 @@ def without(name):
             pass
 
         less = type("Less", (nn.Module,), {})()
-        for part in {"pi", "v", "q1", "q2"} - {name}:
+        for part in {"pi", "v", "q", "q1", "q2"} - {name}:
             if hasattr(ac, part):
                 setattr(less, part, getattr(ac, part))
         if name != "act":
@@ -92,7 +94,8 @@ def unsqueezed(x):
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "library"])
 @pytest.mark.parametrize(
-    "algorithm, action_space", [("ppo", BOX), ("ppo", DISCRETE), ("sac", BOX), ("td3", BOX)]
+    "algorithm, action_space",
+    [("ppo", BOX), ("ppo", DISCRETE), ("ddpg", BOX), ("td3", BOX), ("sac", BOX)],
 )
 def test_good_ones_pass_and_leave_no_trace(algorithm, action_space, own):
     random.seed(3)
@@ -150,6 +153,11 @@ BAD = [
         returning("pi", lambda out: (out[0][:, :1], out[1])),
         r"actions from pi must be a tensor of shape \(5, 2\) .* not of shape \(5, 1\)",
     ),
+    ("ddpg", returning("q", unsqueezed), r"q\(obs, act\) must be .*\(5,\).* not .*\(5, 1\)"),
+    ("ddpg", returning("q", lambda out: out / 0), r"q\(obs, act\) contains NaN or infinity"),
+    ("ddpg", without("q"), "Less has no q: see docs/actor_critics.md"),
+    ("ddpg", frozen("q"), "all parameters of q of Single are frozen"),
+    ("ddpg", returning("pi", unsqueezed), r"actions from pi must .*\(5, 2\).* not .*\(5, 2, 1\)"),
     ("td3", returning("pi", unsqueezed), r"actions from pi must .*\(5, 2\).* not .*\(5, 2, 1\)"),
     ("td3", returning("q1", lambda out: out * float("nan")), "q1.* contains NaN or infinity"),
     ("td3", lambda ac: ac.q2.half() and None, "q2 of .* has parameters of torch.float16"),
@@ -196,6 +204,27 @@ def test_a_stack_of_critics_needs_its_first_alone_for_td3():
     check("sac", change, own=False)
     with pytest.raises(ValueError, match=r"has no first\(obs, act\)"):
         check("td3", change, own=False)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "library"])
+def test_ddpg_refuses_twin_critics_by_their_shape(own):
+    def change(ac):
+        if own:
+            ac.q.register_forward_hook(lambda m, args, out: torch.stack([out, out]))
+        else:
+            ac.q = nets.DeterministicActorCritic(Box(-1, 1, (3,)), BOX, (8,)).q
+
+    with pytest.raises(ValueError, match=r"q\(obs, act\) must be .*\(5,\) .*not of shape \(2, 5\)"):
+        check("ddpg", change, own=own)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "library"])
+def test_sac_refuses_a_single_critic_by_its_shape(own):
+    def one_critic(ac):
+        ac.q = plain.Single(Box(-1, 1, (3,)), BOX).q
+
+    with pytest.raises(ValueError, match=r"q\(obs, act\) must be .*\(2, 5\) .*not of shape \(5,\)"):
+        check("sac", one_critic, own=own)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -12,6 +12,8 @@ from spinup.utils.nets import (
     MLPActorCritic,
     MLPCritic,
     MLPGaussianActor,
+    MLPQFunction,
+    SingleCriticActorCritic,
     SquashedGaussianActorCritic,
     mlp,
 )
@@ -24,6 +26,7 @@ OBS = Box(-np.inf, np.inf, (3,), np.float32)
 ACT = Box(np.float32([-1, 0]), np.float32([3, 0.5]))
 
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.Identity]
+OFF_POLICY = [SquashedGaussianActorCritic, DeterministicActorCritic, SingleCriticActorCritic]
 
 
 def oracle(net, x):
@@ -356,7 +359,7 @@ def test_gradients_at_extremes_are_finite(mu, log_std):
     assert all(torch.isfinite(p.grad).all() for p in ac.pi.parameters())
 
 
-@pytest.mark.parametrize("actor_critic", [SquashedGaussianActorCritic, DeterministicActorCritic])
+@pytest.mark.parametrize("actor_critic", OFF_POLICY)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_actions_fill_the_box(actor_critic, dtype):
     torch.manual_seed(0)
@@ -369,7 +372,8 @@ def test_actions_fill_the_box(actor_critic, dtype):
     np.testing.assert_allclose(act.min(0), low, atol=1e-5)
     np.testing.assert_allclose(act.max(0), high, atol=1e-5)
     # The critics and the replay buffer use float32, whatever the dtype of the Box.
-    assert ac.q(obs, torch.as_tensor(act)).shape == (2, 200)
+    critics = () if actor_critic is SingleCriticActorCritic else (2,)
+    assert ac.q(obs, torch.as_tensor(act)).shape == (*critics, 200)
     assert ac.act(obs[0]).shape == (2,)
 
 
@@ -396,6 +400,36 @@ def test_twin_critics_are_two_networks():
         gradients(ac.q.first(obs, act), [act]), gradients(ac.q(obs, act)[0], [act])
     ):
         torch.testing.assert_close(grad, expected)
+
+
+def test_a_critic_by_hand():
+    q = MLPQFunction(2, 1, (2,), nn.ReLU)
+    with torch.no_grad():
+        q.q_net[0].weight.copy_(torch.tensor([[1.0, 0.0, 2.0], [0.0, -1.0, 0.0]]))
+        q.q_net[0].bias.copy_(torch.tensor([0.5, 0.0]))
+        q.q_net[2].weight.copy_(torch.tensor([[3.0, 5.0]]))
+        q.q_net[2].bias.copy_(torch.tensor([-1.0]))
+    # Hidden units: relu(1 + 2 * 0.25 + 0.5) = 2 and relu(-4) = 0; then relu(-3 + 0.5) and relu(2).
+    obs, act = torch.tensor([[1.0, 4.0], [-3.0, -2.0]]), torch.tensor([[0.25], [0.0]])
+    assert q(obs, act).tolist() == [5, 9]
+    assert q(obs[0], act[0]).shape == ()
+
+
+def test_a_single_critic_is_an_ordinary_network():
+    torch.manual_seed(0)
+    ac = SingleCriticActorCritic(OBS, ACT, (6, 5))
+    assert [layer.weight.shape for layer in ac.q.q_net[::2]] == [(6, 5), (5, 6), (1, 5)]
+    obs, act = torch.randn(7, 3), torch.randn(7, 2, requires_grad=True)
+    inputs = [act, *ac.q.parameters()]
+    q, expected = ac.q(obs, act), oracle(ac.q.q_net, torch.cat([obs, act], -1)).squeeze(-1)
+    torch.testing.assert_close(q, expected)
+    for grad, expected_grad in zip(gradients(q, inputs), gradients(expected, inputs)):
+        torch.testing.assert_close(grad, expected_grad)
+    # Its policy is TD3's, whatever the critic.
+    torch.manual_seed(0)
+    td3 = DeterministicActorCritic(OBS, ACT, (6, 5))
+    assert np.array_equal(ac.act(obs), td3.act(obs))
+    assert not hasattr(ac, "q1")
 
 
 def test_off_policy_networks_are_256_by_256_with_relu():

@@ -123,6 +123,12 @@ def everything(
     q_lr: float = 1e-3,
     lr: float = 0,
     alpha: float | Literal["auto"] = 0.2,
+    delta: float = 0.01,
+    damping_coeff: float = 0,
+    cg_iters: int = 1,
+    backtrack_iters: int = 1,
+    backtrack_coeff: float = 0.8,
+    algo: Literal["trpo", "npg"] = "trpo",
     clip_ratio: float = 0.2,
     target_kl: float = math.inf,  # never stops early
     act_noise: float = 0,
@@ -154,6 +160,8 @@ def test_hyperparameters_that_can_be_used_pass():
     assert check_hyperparameters(everything, {"unknown": "ignored", "alpha": "auto"}) == {
         "alpha": "auto"
     }
+    values = dict(delta=1e-9, backtrack_coeff=0.999, algo="npg")
+    assert check_hyperparameters(everything, values) == values
     values = dict(seed=2**32 - 1, gamma=1, normalize=True, new_width=None, device="any")
     values |= dict(new_sizes=[3], new_names={"a": 1})  # of unknown types
     assert check_hyperparameters(everything, values) == values
@@ -162,6 +170,7 @@ def test_hyperparameters_that_can_be_used_pass():
 SEED = r"a whole number in \[0, 4294967295\]"
 COUNT, COUNT_OR_NONE = "a whole number of at least 1", "a whole number of at least 0"
 FRACTION, POSITIVE = r"a number in \[0, 1\]", "a number of at least 0"
+OPEN = r"a number in \(0, inf\)"
 SHARE = r"a whole number of at least 1 \(one per rank, with 1 ranks\)"
 
 
@@ -206,6 +215,18 @@ SHARE = r"a whole number of at least 1 \(one per rank, with 1 ranks\)"
         ("noise_clip", -1, POSITIVE),
         ("alpha", "automatic", POSITIVE + ', or "auto"'),
         ("alpha", True, POSITIVE + ', or "auto"'),
+        ("delta", 0, OPEN),
+        ("delta", -0.01, OPEN),
+        ("delta", math.inf, OPEN),
+        ("damping_coeff", -0.1, POSITIVE),
+        ("cg_iters", 0, COUNT),
+        ("backtrack_iters", 0, COUNT),
+        ("backtrack_coeff", 0, r"a number in \(0, 1\)"),
+        ("backtrack_coeff", 1, r"a number in \(0, 1\)"),
+        ("backtrack_coeff", math.nan, r"a number in \(0, 1\)"),
+        ("algo", "ppo", '"trpo" or "npg"'),
+        ("algo", None, '"trpo" or "npg"'),
+        ("algo", True, '"trpo" or "npg"'),
         ("normalize", 1, "True or False"),
         ("normalize", "yes", "True or False"),
         ("new_limit", "small", POSITIVE),
