@@ -4,8 +4,9 @@ The algorithms run unchanged, but their buffers return fixed data: each rank get
 same data, on any number of ranks. The noise of sampled actions is fixed and split in the same way.
 
 The program ``fixed_data.py FOLDER`` runs on any number of ranks. It trains with each algorithm on
-each data size, and writes the final parameters to ``FOLDER/<algorithm>-<size>.npz`` and the log to
-``FOLDER/<algorithm>-<size>``, and the logs of PPO with each of `TARGET_KLS` to ``FOLDER/stops-*``.
+each data size. Each rank writes its final parameters to ``FOLDER/<algorithm>-<size>-<rank>.npz``;
+the log is in ``FOLDER/<algorithm>-<size>``. The logs of PPO with each of `TARGET_KLS` are in
+``FOLDER/stops-*``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ SIZES |= {"ppo-discrete": (61,), "ddpg": (31,), "td3": (30, 31), "sac": (30, 31)
 
 KWARGS = {
     "vpg": dict(epochs=5, train_v_iters=15, pi_lr=5e-2, vf_lr=1e-2),
-    "trpo": dict(epochs=3, train_v_iters=15, vf_lr=1e-2),
+    # Conjugate gradient amplifies rounding, the more iterations it takes without converging.
+    "trpo": dict(epochs=3, train_v_iters=15, vf_lr=1e-2, cg_iters=5),
     "ppo": dict(epochs=3, train_pi_iters=15, train_v_iters=15, pi_lr=5e-3, vf_lr=1e-2),
     "ddpg": dict(polyak=0.8, pi_lr=3e-3, q_lr=1e-2),
     "sac": dict(polyak=0.8, lr=3e-3, alpha="auto"),
@@ -157,8 +159,8 @@ if __name__ == "__main__":
         for size in sizes:
             folder = Path(sys.argv[1], f"{name}-{size}")
             ac = train_on_fixed_data(name, size, folder)
-            if proc_id() == 0:
-                np.savez(f"{folder}.npz", **{k: v.numpy() for k, v in ac.state_dict().items()})
+            params = {k: v.numpy() for k, v in ac.state_dict().items()}
+            np.savez(f"{folder}-{proc_id()}.npz", **params)
     settings = dict(epochs=1, train_pi_iters=60, pi_lr=2e-4)
     for number, target_kl in enumerate(TARGET_KLS):
         folder = Path(sys.argv[1], f"stops-{number}")

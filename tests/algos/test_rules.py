@@ -519,7 +519,6 @@ def test_an_infinite_loss_stops_the_run(tmp_path, algorithm):
 @pytest.mark.parametrize(
     "algorithm, rate, loss",
     [
-        ("vpg", "pi_lr", "LossPi"),
         ("vpg", "vf_lr", "LossV"),
         ("trpo", "vf_lr", "LossV"),
         ("ppo", "pi_lr", "LossPi"),

@@ -68,7 +68,7 @@ def test_fisher_information_by_hand():
         assert [x.tolist() for x in statistics(pi)] == [mean.tolist(), std.tolist()]
         # 1 / variance for the mean and 2 / variance for the standard deviation
         assert [x.tolist() for x in fisher_information(pi)] == [[[4, 0.25]], [[8, 0.5]]]
-    # Of log-probabilities, these are the probabilities; adding a constant to logits changes nothing.
+    # Of normalised log-probabilities, these are the probabilities.
     pi = Categorical(logits=torch.tensor([[1.0, 1.0, 1.0 + math.log(2)]]))
     (logits,), (probs,) = statistics(pi), fisher_information(pi)
     assert logits.exp().flatten().tolist() == pytest.approx([0.25, 0.25, 0.5])
@@ -192,7 +192,7 @@ def test_conjugate_gradient_solves_the_system(n):
     matrix, products = torch.as_tensor(a), []
     x = conjugate_gradient(lambda v: products.append(1) or matrix @ v, torch.as_tensor(b), 2 * n)
     np.testing.assert_allclose(x, np.linalg.solve(a, b), rtol=1e-3, atol=1e-5)
-    assert len(products) <= n + 1  # in exact arithmetic, n would do
+    assert len(products) <= n + 3  # in exact arithmetic, n would do
 
     single = conjugate_gradient(lambda v: matrix.float() @ v, torch.as_tensor(b).float(), 3 * n)
     np.testing.assert_allclose(single, np.linalg.solve(a, b), rtol=1e-2, atol=1e-3)
@@ -209,12 +209,15 @@ def test_conjugate_gradient_by_hand():
 
 def test_conjugate_gradient_stops_at_its_tolerance():
     a, b = (torch.as_tensor(x) for x in _positive_definite(30))
+    squares = []  # of the residual's norm after each number of iterations, relative to that of b
+    for num_iters in range(31):
+        x = conjugate_gradient(lambda v: a @ v, b, num_iters, tolerance=0.0)
+        squares.append((((a @ x - b).norm() / b.norm()) ** 2).item())
     for tolerance in (1e-2, 1e-6):
-        products = []
-        x = conjugate_gradient(lambda v: products.append(1) or a @ v, b, 30, tolerance)
-        assert ((a @ x - b).norm() / b.norm()) ** 2 <= tolerance
-        before = conjugate_gradient(lambda v: a @ v, b, len(products) - 1, 0.0)
-        assert ((a @ before - b).norm() / b.norm()) ** 2 > tolerance
+        x = conjugate_gradient(lambda v: a @ v, b, 30, tolerance)
+        enough = next(i for i, square in enumerate(squares) if square <= tolerance)
+        assert 0 < enough < 30
+        assert torch.equal(x, conjugate_gradient(lambda v: a @ v, b, enough, tolerance=0.0))
 
 
 def test_conjugate_gradient_of_zeros_is_zeros():
@@ -315,10 +318,19 @@ def _reference_updates(
 
 
 @pytest.mark.parametrize("algo", ["trpo", "npg"])
-@pytest.mark.parametrize("delta, backtracks", [(0.01, False), (0.4, True)])
-@pytest.mark.parametrize("name", ["trpo", "trpo-discrete"])
-def test_update_is_the_textbooks_and_logs_its_end(engine, tmp_path, name, delta, backtracks, algo):
-    settings = SETTINGS | dict(delta=delta, algo=algo, epochs=4)
+@pytest.mark.parametrize(
+    "name, damping_coeff, delta, backtracks",
+    [
+        ("trpo", 0.1, 0.01, False),
+        ("trpo", 0.1, 0.4, True),
+        ("trpo-discrete", 0.1, 0.01, False),
+        ("trpo-discrete", 0.01, 0.1, True),
+    ],
+)
+def test_update_is_the_textbooks_and_logs_its_end(
+    engine, tmp_path, name, damping_coeff, delta, backtracks, algo
+):
+    settings = SETTINGS | dict(delta=delta, damping_coeff=damping_coeff, algo=algo, epochs=4)
     ac = train_on_fixed_data(name, 61, tmp_path, **settings)
 
     env = Clock(action_space=Discrete(3) if name == "trpo-discrete" else BOX)
@@ -330,7 +342,8 @@ def test_update_is_the_textbooks_and_logs_its_end(engine, tmp_path, name, delta,
     progress = read_progress(tmp_path)
     for epoch, values in enumerate(logged):
         for key, value in values.items():
-            assert progress[key][epoch] == pytest.approx(value, abs=2e-5), (key, epoch)
+            is_close = progress[key][epoch] == pytest.approx(value, rel=1e-4, abs=2e-5)
+            assert is_close, (key, epoch)
     assert (max(progress["BacktrackIters"]) > 0) == (backtracks and algo == "trpo")
 
 
@@ -355,7 +368,7 @@ def test_a_step_stays_in_the_trust_region_and_improves_or_is_not_taken(tmp_path,
     for delta in (1e-4, 0.01, 0.3, 3.0, 100.0):
         for backtrack_iters in (1, 2, 5, 30):
             folder = tmp_path / f"{delta}-{backtrack_iters}"
-            kwargs = dict(epochs=1, delta=delta, backtrack_iters=backtrack_iters)
+            kwargs = dict(epochs=1, delta=delta, backtrack_iters=backtrack_iters, damping_coeff=0)
             ac = train_on_fixed_data(name, 61, folder, **kwargs)
             progress = {k: v[0] for k, v in read_progress(folder).items()}
             after = plain.as_plain("trpo", ac).pi.state_dict()
@@ -367,7 +380,6 @@ def test_a_step_stays_in_the_trust_region_and_improves_or_is_not_taken(tmp_path,
             else:
                 assert progress["BacktrackIters"] == backtrack_iters
                 assert progress["KL"] == progress["DeltaLossPi"] == 0 and all(is_same)
-                assert "line search failed" in (folder / "log.txt").read_text()
     assert set(taken) == {True, False}
 
 

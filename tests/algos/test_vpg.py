@@ -122,6 +122,12 @@ def test_equal_advantages_train_no_policy(tmp_path):
         assert progress[key].tolist() == [0], key
 
 
+def test_a_learning_rate_beyond_reason_stops_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"DeltaLossPi is NaN .* epoch 1 .* nothing of th"):
+        train("vpg", Clock, tmp_path, pi_lr=1e38)
+    assert not (tmp_path / "pyt_save").exists()
+
+
 # --- Logs -----------------------------------------------------------------------------------------
 
 
