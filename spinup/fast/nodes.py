@@ -103,6 +103,7 @@ class _MLP(torch.autograd.Function):
         return result
 
     @staticmethod
+    @torch.no_grad()  # a derivative of the derivative would be wrong
     def jvp(ctx, engine, activations, owners, num_inputs, *tangents):
         outputs = ctx.engine.outputs(ctx.saved_tensors, ctx.params)
         inputs, params = tangents[: len(ctx.widths)], tangents[len(ctx.widths) :]

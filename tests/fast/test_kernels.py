@@ -7,7 +7,13 @@ from gymnasium.spaces import Box
 from torch import nn
 
 from spinup.fast import kernels
-from spinup.fast.kernels import CompiledMLP, TorchMLP, can_run_on, mlp_engine
+from spinup.fast.kernels import (
+    CompiledMLP,
+    TorchMLP,
+    can_run_on,
+    forward_derivative,
+    mlp_engine,
+)
 from spinup.utils.flat import Adam, flatten
 from spinup.utils.nets import SquashedGaussianActor, mlp
 
@@ -91,6 +97,61 @@ def test_networks_are_pytorchs(sizes, activations, rows, stack, engine):
     alone = engine.backward(saved, params, tuple(activations), grad, None, columns)
     for ours, theirs in zip(alone, input_grads):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("stack", [None, 2])
+@pytest.mark.parametrize("num_inputs", [1, 2])
+def test_outputs_of_each_layer_are_pytorchs(stack, num_inputs, engine):
+    sizes, activations = [4, 33, 7, 2], (RELU, TANH, IDENTITY)
+    params, x = network(sizes, stack), torch.randn(20, 4)
+    _, saved = engine.forward(x.split(4 // num_inputs, 1), params, activations)
+    outputs = engine.outputs(saved, params)
+    expected = TorchMLP.forward([x.double()], double(params), activations)[1]
+    assert torch.equal(outputs[0], x)
+    assert len(outputs) == len(sizes)
+    for ours, theirs in zip(outputs, expected):
+        torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stack", [None, 2])
+@pytest.mark.parametrize("given", ["input", "params", "both", "second weight", "last bias", "none"])
+def test_forward_derivatives_are_those_of_differences(given, stack):
+    activations, step = (TANH, TANH, IDENTITY), 1e-6
+    params = double(network([4, 9, 7, 2], stack))
+    x = torch.randn(20, 4, dtype=torch.double)
+    tangents = [torch.randn_like(p) for p in params]
+    which = {"second weight": [2], "last bias": [5], "input": [], "none": []}.get(given, range(6))
+    tangents = [t if i in which else None for i, t in enumerate(tangents)]
+    d = torch.randn_like(x) if given in ("input", "both") else None
+
+    def moved(step):
+        now = [p if t is None else p + step * t for p, t in zip(params, tangents)]
+        return TorchMLP.forward([x if d is None else x + step * d], now, activations)[0]
+
+    outputs = TorchMLP.forward([x], params, activations)[1]
+    derivative = forward_derivative(outputs, params, activations, d, tangents)
+    expected = (moved(step) - moved(-step)) / (2 * step)
+    assert derivative.shape == outputs[-1].shape
+    torch.testing.assert_close(derivative, expected, rtol=1e-6, atol=1e-7)
+    assert (given == "none") == (not derivative.any())
+
+
+def test_forward_derivatives_through_relu_by_hand():
+    params = [
+        torch.tensor([[2.0], [-1.0]]),
+        torch.zeros(2),
+        torch.tensor([[1.0, 5.0]]),
+        torch.ones(1),
+    ]
+    x = torch.tensor([[3.0], [-2.0]])
+    outputs = TorchMLP.forward([x], params, (RELU, IDENTITY))[1]
+    assert outputs[-1].tolist() == [[7], [11]]
+    # The first unit is alive for 3, the second for -2.
+    of_input = forward_derivative(outputs, params, (RELU, IDENTITY), torch.ones(2, 1), [None] * 4)
+    assert of_input.tolist() == [[2], [-5]]
+    tangents = [torch.tensor([[1.0], [10.0]]), None, None, torch.tensor([0.5])]
+    of_params = forward_derivative(outputs, params, (RELU, IDENTITY), None, tangents)
+    assert of_params.tolist() == [[3 + 0.5], [-2 * 10 * 5 + 0.5]]
 
 
 @pytest.mark.parametrize("rows", [14, 100, 600])

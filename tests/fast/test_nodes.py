@@ -6,6 +6,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
@@ -301,3 +302,80 @@ def test_a_frozen_network_gets_no_gradient_in_place():
         net(x).sum().backward()
     assert x.grad is not None
     assert all((p.grad == 0).all() for p in net.parameters())
+
+
+# --- Derivatives in forward mode ---
+
+
+def derivative_in_forward_mode(net, inputs, input_tangents, tangents):
+    """Returns the output and its derivative; a tangent of None isn't given."""
+
+    def dual(x, tangent):
+        return x if tangent is None else fwAD.make_dual(x, tangent)
+
+    with fwAD.dual_level():
+        params = {k: dual(p, tangents[i]) for i, (k, p) in enumerate(net.named_parameters())}
+        duals = tuple(map(dual, inputs, input_tangents))
+        return fwAD.unpack_dual(torch.func.functional_call(net, params, duals))
+
+
+# Which of two inputs, and of the weights and biases of three layers, have a tangent
+DIRECTIONS = {
+    "all": ([1, 1], [1, 1, 1, 1, 1, 1]),
+    "parameters": ([0, 0], [1, 1, 1, 1, 1, 1]),
+    "inputs": ([1, 1], [0, 0, 0, 0, 0, 0]),
+    "second input": ([0, 1], [0, 0, 0, 0, 0, 0]),
+    "last layer": ([0, 0], [0, 0, 0, 0, 1, 1]),
+    "a bias": ([0, 0], [0, 1, 0, 0, 0, 0]),
+    "a weight and an input": ([1, 0], [0, 0, 1, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("num_stacked", [None, 2])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.Identity])
+def test_forward_derivatives_are_plain_pytorchs(
+    direction, num_stacked, activation, engine, monkeypatch
+):
+    torch.manual_seed(0)
+    net = mlp([5, 16, 9, 2], activation, nn.Tanh, num_stacked=num_stacked)
+    inputs = torch.randn(7, 3), torch.randn(7, 2)
+    given, of_params = DIRECTIONS[direction]
+    input_tangents = [
+        torch.randn_like(x) if is_given else None for x, is_given in zip(inputs, given)
+    ]
+    tangents = [
+        torch.randn_like(p) if is_given else None
+        for p, is_given in zip(net.parameters(), of_params)
+    ]
+    ours = derivative_in_forward_mode(net, inputs, input_tangents, tangents)
+    assert type(net(*inputs).grad_fn).__name__.startswith("_MLP")
+    monkeypatch.setattr(nodes, "ENABLED", False)
+    theirs = derivative_in_forward_mode(net, inputs, input_tangents, tangents)
+    torch.testing.assert_close(ours.primal, theirs.primal, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.tangent, theirs.tangent, rtol=1e-5, atol=1e-5)
+    assert not ours.tangent.requires_grad  # a second derivative would be wrong
+    assert ours.tangent.abs().max() > 0
+
+
+def test_forward_derivatives_of_the_first_of_a_stack(engine):
+    torch.manual_seed(0)
+    net = mlp([3, 6, 1], nn.Tanh, num_stacked=2)
+    x, tangent = torch.randn(4, 3), torch.randn(4, 3)
+    with fwAD.dual_level():
+        dual = fwAD.make_dual(x, tangent)
+        first, both = (fwAD.unpack_dual(out).tangent for out in (net.first(dual), net(dual)))
+    torch.testing.assert_close(first, both[0])
+
+
+def test_forward_and_backward_derivatives_agree(engine):
+    """The product of a Jacobian with two vectors is the same from either side."""
+    torch.manual_seed(0)
+    net = mlp([3, 16, 2], nn.Tanh)
+    params = list(net.parameters())
+    x, weight = torch.randn(50, 3), torch.randn(50, 2)
+    tangents = [torch.randn_like(p) for p in params]
+    out, derivative = derivative_in_forward_mode(net, (x,), [None], tangents)
+    (out * weight).sum().backward()
+    backwards = sum((p.grad * t).sum() for p, t in zip(params, tangents))
+    torch.testing.assert_close((derivative * weight).sum(), backwards, rtol=1e-4, atol=1e-4)
