@@ -39,6 +39,34 @@ def test_names_of_other_libraries(name, ppo, sac, td3):
             assert text.startswith(f"--{name} ") and told in text, (algorithm, text)
 
 
+@pytest.mark.parametrize(
+    "name, vpg, trpo, ddpg",
+    [
+        ("learning_rate", "two flags: --pi_lr", "is --vf_lr, for the value", "two flags: --pi_lr"),
+        ("n_steps", "--steps_per_epoch", "--steps_per_epoch", NONE),
+        ("n_epochs", *["--train_v_iters, gradient steps on the value function"] * 2, NONE),
+        ("batch_size", *[f"{NONE}: each gradient step takes the whole epoch's batch"] * 2, None),
+        ("ent_coef", *[f"{NONE}: the loss has no entropy bonus"] * 2, NONE),
+        ("gae_lambda", "--lam", "--lam", NONE),
+        ("clip_range", *[NONE] * 3),
+        ("tau", NONE, NONE, "--polyak, which is 1 - tau"),
+        ("exploration_noise", NONE, NONE, "--act_noise"),
+        ("policy_noise", *[NONE] * 3),
+        ("target_kl", NONE, "--delta", NONE),
+        ("cg_max_steps", NONE, "--cg_iters", NONE),
+        ("cg_damping", NONE, "--damping_coeff", NONE),
+        ("line_search_max_iter", NONE, "--backtrack_iters", NONE),
+        ("line_search_shrinking_factor", NONE, "--backtrack_coeff", NONE),
+        ("n_critic_updates", "--train_v_iters", "--train_v_iters", NONE),
+    ],
+)
+def test_names_of_other_libraries_for_the_other_algorithms(name, vpg, trpo, ddpg):
+    for algorithm, told in (("vpg", vpg), ("trpo", trpo), ("ddpg", ddpg)):
+        if told is not None:
+            text = hint(name, parameters_of(getattr(spinup, algorithm)))
+            assert text.startswith(f"--{name} ") and told in text, (algorithm, text)
+
+
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 def test_every_flag_that_a_hint_names_exists(algorithm):
     import re
@@ -52,7 +80,11 @@ def test_every_flag_that_a_hint_names_exists(algorithm):
 
 def test_no_hint_stands_in_the_way_of_a_flag():
     names = {n for a in ALGORITHMS for n in inspect.signature(getattr(spinup, a)).parameters}
-    only_elsewhere = {"lr", "batch_size"}  # flags of some algorithms, and hints for the others
+    only_elsewhere = {
+        "lr",
+        "batch_size",
+        "target_kl",
+    }  # flags of some algorithms, and hints for the others
     assert OTHER_NAMES.keys() & names == only_elsewhere
 
 

@@ -145,7 +145,9 @@ def test_ppo_deterministic_is_the_mean_of_a_box(runs):
     assert action.shape == (1,)
 
 
-@pytest.mark.parametrize(("algorithm", "net"), [("sac", "net"), ("td3", "pi_net")])
+@pytest.mark.parametrize(
+    ("algorithm", "net"), [("sac", "net"), ("td3", "pi_net"), ("ddpg", "pi_net")]
+)
 def test_off_policy_deterministic_is_the_squashed_mean(runs, algorithm, net):
     folder = runs(algorithm, "Pendulum-v1")
     weights = saved_model(folder)

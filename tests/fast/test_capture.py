@@ -563,10 +563,13 @@ OFF_POLICY = dict(start_steps=50, update_after=50, update_every=25, num_test_epi
 @pytest.mark.parametrize(
     "algorithm, actions, kwargs, num_replays",
     [
+        ("vpg", Box(-1, 1, (2,)), {}, [211]),
+        ("trpo", Box(-1, 1, (2,)), {}, [211]),
         ("ppo", Box(-1, 1, (2,)), dict(target_kl=math.inf), [211, 211]),
         ("ppo", Discrete(3), dict(pi_lr=0.01), [0, 211]),
         ("sac", Box(-1, 1, (2,)), OFF_POLICY, [248]),
         ("sac", Box(-1, 1, (2,)), OFF_POLICY | dict(alpha="auto"), [248]),
+        ("ddpg", Box(-1, 1, (2,)), OFF_POLICY, [248]),
         ("td3", Box(-1, 1, (2,)), OFF_POLICY, [223]),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
@@ -586,7 +589,7 @@ def test_algorithms_train_to_the_same_bits(
         if name == "plain":
             monkeypatch.setattr(capture.fast, "_IS_ON", False)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # no warning that it isn't captured
+            warnings.simplefilter("error", UserWarning)  # that it isn't captured
             ac = getattr(spinup, algorithm)(
                 lambda: Clock(action_space=actions),
                 **dict(steps_per_epoch=100, epochs=3, ac_kwargs=dict(hidden_sizes=(16, 16))),
@@ -604,7 +607,7 @@ def test_algorithms_train_to_the_same_bits(
     assert all(u.is_captured for u in captured) and not any(u.is_captured for u in plain)
 
 
-@pytest.mark.parametrize("algorithm", ["sac", "td3"])
+@pytest.mark.parametrize("algorithm", ["ddpg", "td3", "sac"])
 def test_a_runs_replay_buffer_ends_with_it(algorithm, tmp_path, no_garbage_collection):
     before = len(alive(ReplayBuffer))
     ac = getattr(spinup, algorithm)(
