@@ -142,6 +142,6 @@ def test_columns_are_spinning_ups(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_learns_cartpole(tmp_path, seed):
+def test_solves_cartpole(tmp_path, seed):
     vpg("CartPole-v1", seed=seed, pi_lr=1e-2, logger_kwargs=dict(output_dir=tmp_path))
-    assert np.nanmax(read_progress(tmp_path)["AverageEpRet"]) >= 150
+    assert np.nanmax(read_progress(tmp_path)["AverageEpRet"]) >= 475
