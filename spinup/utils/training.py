@@ -74,7 +74,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 }
 
 # Split over ranks, of which each needs at least one.
-_SPLIT = ("steps_per_epoch", "batch_size", "replay_size")
+_SPLIT = ("steps_per_epoch", "batch_size", "minibatch_size", "replay_size")
 
 
 def check_hyperparameters(
