@@ -1,25 +1,46 @@
 """Tests the names in the package `spinup`, and its promises about imports and pickles."""
 
 import ast
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import spinup
+from spinup.algos import ALGORITHMS, Algorithm
 
 
 def test_every_public_name_is_there_and_is_what_it_says():
-    from spinup.algos.ppo import ppo
-    from spinup.algos.td3 import td3
-    from spinup.utils.logx import EpochLogger
+    from spinup.utils.logx import EpochLogger, Logger
 
-    assert spinup.ppo is spinup.ppo_pytorch is ppo
-    assert spinup.td3_pytorch is td3
-    assert spinup.EpochLogger is EpochLogger
+    assert spinup.EpochLogger is EpochLogger and spinup.Logger is Logger
+    for name in ALGORITHMS:
+        function = getattr(import_module(f"spinup.algos.{name}"), name)
+        assert getattr(spinup, name) is getattr(spinup, f"{name}_pytorch") is function
     assert all(getattr(spinup, name) is not None for name in spinup.__all__)
     assert set(spinup.__all__) <= set(dir(spinup))
+
+
+def test_a_line_in_the_table_makes_an_algorithm_public(monkeypatch):
+    monkeypatch.setitem(ALGORITHMS, "toy", Algorithm("A toy", ("Box",), "Pendulum-v1"))
+    monkeypatch.setitem(sys.modules, "spinup.algos.toy", type(sys)("toy"))
+    sys.modules["spinup.algos.toy"].toy = train = object()
+    assert spinup.toy is spinup.toy_pytorch is train
+    assert {"toy", "toy_pytorch"} <= set(dir(spinup))
+
+
+def test_editors_see_every_algorithm():
+    """Editors read the imports and ``__all__`` in the source, where the table doesn't reach."""
+    loggers = {"EpochLogger", "Logger"}
+    algorithms = {name + end for name in ALGORITHMS for end in ("", "_pytorch")}
+    assert set(spinup.__all__) - {"__version__"} == algorithms | loggers
+    source = Path(spinup.__file__).read_text(encoding="utf-8")
+    for name in ALGORITHMS:
+        imported = rf"^    from spinup\.algos\.{name} import {name}( as {name}_pytorch)?$"
+        assert re.findall(imported, source, re.M) == ["", f" as {name}_pytorch"], name
 
 
 def test_other_names_are_not():
