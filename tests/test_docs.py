@@ -312,3 +312,43 @@ def test_columns_are_those_of_the_log(algorithm, trained):
 
     with open(next(trained.glob(f"data/{algorithm}/*/progress.txt"))) as file:
         assert documented == next(csv.reader(file, delimiter="\t"))
+
+
+# --- Adding an algorithm --------------------------------------------------------------------------
+
+ADDING = ROOT / "docs" / "adding_an_algorithm.md"
+
+
+def source_lines(name):
+    return [line.strip() for line in (ROOT / "spinup" / "algos" / name).read_text().splitlines()]
+
+
+def test_the_differences_shown_are_those_of_the_files():
+    old, new = source_lines("ddpg.py"), source_lines("td3.py") + source_lines("__init__.py")
+    shown = [
+        line for b in read_blocks(ADDING) if b.language == "diff" for line in b.code.split("\n")
+    ]
+    assert len(shown) > 20
+    for line in filter(None, shown):
+        here, there = (old, new) if line[0] == "-" else (new, old)
+        assert line[1:].strip() in here, line
+        assert line[1:].strip() not in there, line
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_files_have_the_stages_in_their_order(algorithm):
+    stages = [row[0].strip("`") for row in read_table(ADDING, "The file")]
+    body = source_lines(f"{algorithm}.py")
+    body = body[body.index("@training_run") :]
+    places = []
+    for stage in stages:
+        if stage == "# Targets" and "ReplayBuffer" not in " ".join(body):
+            continue
+        start = stage.removesuffix("):")
+        is_loop = stage == "for"
+        found = [
+            i for i, line in enumerate(body) if line.startswith("for t in" if is_loop else start)
+        ]
+        assert found, f"{algorithm}.py has no {stage!r}"
+        places.append(found[-1])
+    assert places == sorted(places)
