@@ -52,6 +52,7 @@ from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import SingleCriticActorCritic
+from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
 from spinup.utils.training import training_run
 
 
@@ -104,6 +105,7 @@ def ddpg(
     save_freq: int = 1,
     device: str = "cpu",
     checkpoint_every: float = 300,
+    normalize_obs: bool = False,
 ) -> torch.nn.Module:
     """Trains a policy by Deep Deterministic Policy Gradient.
 
@@ -139,6 +141,8 @@ def ddpg(
         device: device on which the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
+        normalize_obs: normalise observations by their running mean and standard deviation, and clip
+            them to [-10, 10]. The statistics are part of the actor-critic.
 
     Returns:
         The trained actor-critic.
@@ -175,6 +179,8 @@ def ddpg(
     # Networks, identical on all ranks
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
     ac = check_actor_critic(ac, env, torch_device, "act", "q")
+    if normalize_obs:
+        ac = NormalizedActorCritic(ac, env.observation_space)
     pi_params, q_params = flatten_each(ac.pi, ac.q)
     q_frozen = frozen(ac.q)
     sync_params(ac)
@@ -187,7 +193,8 @@ def ddpg(
     pi_targ_params, q_targ_params = flatten_each(pi_targ, q_targ)
 
     # Buffer
-    buf = ReplayBuffer(env.observation_space, env.action_space, rank_share(replay_size), rng)
+    spaces = env.observation_space, env.action_space
+    buf = ReplayBuffer(*spaces, rank_share(replay_size), rng, normalizer_of(ac))
 
     # Optimizers
     pi_optimizer = Adam(pi_params, pi_lr, f"LossPi in {env.name}")
@@ -262,6 +269,7 @@ def ddpg(
                 ep_ret, ep_len = 0.0, 0
 
         if t >= update_after and t % update_every == 0:
+            buf.update_normalizer()
             for _ in range(update_every):
                 update()
             policy.refresh()

@@ -46,6 +46,7 @@ from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import SquashedGaussianActorCritic
+from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
 from spinup.utils.training import training_run
 
 
@@ -111,6 +112,7 @@ def sac(
     save_freq: int = 1,
     device: str = "cpu",
     checkpoint_every: float = 300,
+    normalize_obs: bool = False,
 ) -> torch.nn.Module:
     """Trains a policy by Soft Actor-Critic.
 
@@ -147,6 +149,8 @@ def sac(
         device: device on which the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
+        normalize_obs: normalise observations by their running mean and standard deviation, and clip
+            them to [-10, 10]. The statistics are part of the actor-critic.
 
     Returns:
         The trained actor-critic.
@@ -183,6 +187,8 @@ def sac(
     # Networks, identical on all ranks
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
     ac = check_actor_critic(ac, env, torch_device, "act", "logp", "twin_q")
+    if normalize_obs:
+        ac = NormalizedActorCritic(ac, env.observation_space)
     q = twin_critic(ac)
     pi_params, q_params = flatten_each(ac.pi, q)
     q_frozen = frozen(q)
@@ -196,7 +202,8 @@ def sac(
     q_targ_params = flatten(q_targ)
 
     # Buffer
-    buf = ReplayBuffer(env.observation_space, env.action_space, rank_share(replay_size), rng)
+    spaces = env.observation_space, env.action_space
+    buf = ReplayBuffer(*spaces, rank_share(replay_size), rng, normalizer_of(ac))
 
     # Optimizers
     pi_optimizer = Adam(pi_params, lr, f"LossPi in {env.name}")
@@ -282,6 +289,7 @@ def sac(
                 ep_ret, ep_len = 0.0, 0
 
         if t >= update_after and t % update_every == 0:
+            buf.update_normalizer()
             for _ in range(update_every):
                 update()
             policy.refresh()

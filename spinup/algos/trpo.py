@@ -50,6 +50,7 @@ from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.nets import MLPActorCritic
+from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
 from spinup.utils.training import training_run
 from spinup.utils.trajectories import TrajectoryBuffer
 
@@ -154,6 +155,7 @@ def trpo(
     algo: Literal["trpo", "npg"] = "trpo",
     device: str = "cpu",
     checkpoint_every: float = 300,
+    normalize_obs: bool = False,
 ) -> torch.nn.Module:
     """Trains a policy by Trust Region Policy Optimization.
 
@@ -188,6 +190,8 @@ def trpo(
         device: device on which the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
+        normalize_obs: normalise observations by their running mean and standard deviation, and clip
+            them to [-10, 10]. The statistics are part of the actor-critic.
 
     Returns:
         The trained actor-critic.
@@ -222,6 +226,8 @@ def trpo(
     # Networks, identical on all ranks
     ac = actor_critic(env.observation_space, env.action_space, **(ac_kwargs or {}))
     ac = check_actor_critic(ac, env, torch_device, "v", "logp")
+    if normalize_obs:
+        ac = NormalizedActorCritic(ac, env.observation_space)
     pi_params, v_params = flatten_each(ac.pi, ac.v)
     sync_params(ac)
     policy = acting_policy(ac, rng)
@@ -229,7 +235,8 @@ def trpo(
     logger.log(f"Number of parameters: pi {len(pi_params)}, v {len(v_params)}")
 
     # Buffer
-    buf = TrajectoryBuffer(env.observation_space, env.action_space, local_steps, gamma, lam)
+    spaces = env.observation_space, env.action_space
+    buf = TrajectoryBuffer(*spaces, local_steps, gamma, lam, normalizer_of(ac))
 
     # Optimizer
     vf_optimizer = Adam(v_params, vf_lr, f"LossV in {env.name}")

@@ -40,6 +40,7 @@ from spinup.runs.loading import (
 from spinup.runs.wording import one_line
 from spinup.utils.acting import acting_policy, takes_deterministic
 from spinup.utils.envs import EnvFn, make_env, restore_space, seed_everything
+from spinup.utils.normalization import NormalizedActorCritic, networks_of, normalizer_of
 from spinup.utils.wrapping import make_wrapped, wrap
 
 StrPath = str | os.PathLike
@@ -134,6 +135,8 @@ def load_actor_critic(
         ) from error
     if not isinstance(ac, nn.Module):
         raise ValueError(f"{name} returned a {type(ac).__name__}, which is not a torch.nn.Module")
+    if config.get("normalize_obs") is True:
+        ac = NormalizedActorCritic(ac, spaces[0])
     load_weights(ac, weights)
     return ac.eval()
 
@@ -175,7 +178,9 @@ class LoadedPolicy:
         rng = np.random.default_rng() if seed is None else seed_everything(seed)
         self._act = acting_policy(ac, rng)
         # On-policy networks must have a distribution, but act() needn't take `deterministic`.
-        self._ask_pi = deterministic and hasattr(ac, "v") and not takes_deterministic(ac.act)
+        self._ask_pi = (
+            deterministic and hasattr(ac, "v") and not takes_deterministic(networks_of(ac).act)
+        )
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
         """Returns an action: an array ``(act_dim,)``, or the index of a Discrete action."""
@@ -184,7 +189,8 @@ class LoadedPolicy:
 
     def _mode(self, obs):
         with torch.no_grad():
-            pi, _ = self.ac.pi(torch.as_tensor(obs[None], dtype=torch.float32))
+            x, normalizer = torch.as_tensor(obs[None], dtype=torch.float32), normalizer_of(self.ac)
+            pi, _ = self.ac.pi(x if normalizer is None else normalizer(x))
         assert isinstance(pi, Distribution), type(pi)
         return pi.mode[0].numpy()
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from spinup.fast.nodes import is_changed
 from spinup.utils import nets
+from spinup.utils.normalization import CLIP, networks_of, normalizer_of
 
 
 class ActingPolicy:
@@ -49,7 +50,9 @@ def acting_policy(ac: Any, rng: np.random.Generator) -> ActingPolicy:
             ``act(obs, deterministic)`` for deterministic actions in tests.
         rng: generator of the action noise. A user's actor-critic draws from torch's instead.
     """
-    return _NumpyPolicy(ac.pi, rng) if _is_library_policy(ac) else _module_policy(ac)
+    if _is_library_policy(networks_of(ac)):
+        return _NumpyPolicy(ac.pi, rng, normalizer_of(ac))
+    return _module_policy(ac)
 
 
 def _is_library_policy(ac):
@@ -69,20 +72,25 @@ class _NumpyPolicy(ActingPolicy):
     ``.double()`` or ``load_state_dict(assign=True)``, the next `refresh` reads the new tensors.
     """
 
-    def __init__(self, pi, rng):
-        self._pi, self._rng = pi, rng
+    def __init__(self, pi, rng, normalizer):
+        self._pi, self._rng, self._normalizer = pi, rng, normalizer
         self._places, self._copied = None, []
         self.refresh()
 
     def refresh(self):
         tensors = {**dict(self._pi.named_parameters()), **dict(self._pi.named_buffers())}
+        if self._normalizer is not None:
+            tensors |= dict(shift=self._normalizer.shift, scale=self._normalizer.scale)
         places = [(v.data_ptr(), v.dtype, v.device) for v in tensors.values()]
         if places != self._places:
             self._places = places
             arrays = {k: v.detach().cpu().numpy() for k, v in tensors.items()}
             self._copied = [(v, arrays[k]) for k, v in tensors.items() if not v.is_cpu]
             make = _NUMPY_POLICIES[type(self._pi)]
-            self._act = make(_mlp(self._pi, arrays), arrays, self._rng)
+            net = _mlp(self._pi, arrays)
+            if self._normalizer is not None:
+                net = _normalized(net, arrays["shift"], arrays["scale"])
+            self._act = make(net, arrays, self._rng)
         for tensor, array in self._copied:
             array[...] = tensor.detach().cpu().numpy()
 
@@ -100,6 +108,17 @@ def _mlp(pi, arrays):
         for weight, bias, activation in layers:
             x = activation(weight.dot(x) + bias)
         return x
+
+    return forward
+
+
+def _normalized(net, shift, scale):
+    """Returns a function that normalises an observation first: `ObsNormalizer.forward`."""
+    least, greatest = np.float32(-CLIP), np.float32(CLIP)
+
+    def forward(obs):
+        x = (obs.astype(np.float32, copy=False) - shift) * scale
+        return net(np.minimum(np.maximum(x, least, out=x), greatest, out=x))
 
     return forward
 
@@ -180,7 +199,7 @@ def _module_policy(ac):
     """Returns a policy that calls the module, or a CPU copy if the module is on another device."""
     on_cpu = all(p.device.type == "cpu" for p in ac.parameters())
     module = ac if on_cpu else copy.deepcopy(ac).cpu()
-    takes_mode = takes_deterministic(module.act)
+    takes_mode = takes_deterministic(networks_of(module).act)
 
     def refresh():
         if not on_cpu:

@@ -15,6 +15,7 @@ from torch import Tensor
 from spinup.fast import capture
 from spinup.utils.envs import space_dim
 from spinup.utils.mpi_tools import num_local_procs, num_procs
+from spinup.utils.normalization import ObsNormalizer
 
 
 class ReplayBuffer:
@@ -24,6 +25,7 @@ class ReplayBuffer:
         observation_space, action_space: the environment's spaces; `action_space` is a Box.
         size: maximum number of transitions.
         rng: generator that draws minibatches.
+        normalizer: normaliser of the observations in minibatches, if any.
 
     Raises:
         ValueError: the buffer doesn't fit into the free memory.
@@ -37,6 +39,7 @@ class ReplayBuffer:
         action_space: Space,
         size: int,
         rng: np.random.Generator,
+        normalizer: ObsNormalizer | None = None,
     ):
         obs_dim, act_dim = space_dim(observation_space), space_dim(action_space)
         _check_memory(size, 4 * size * (2 * obs_dim + act_dim + 2))
@@ -45,7 +48,8 @@ class ReplayBuffer:
         # First column of each field, except `obs`
         self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1]).tolist()
         self.size, self.max_size, self.ptr = 0, size, 0
-        self.rng = rng
+        self.rng, self.normalizer = rng, normalizer
+        self._new: list[np.ndarray] = []  # observations that the normaliser hasn't been given yet
         self._minibatch = torch.empty(0)
 
     def store(
@@ -58,6 +62,14 @@ class ReplayBuffer:
         row[rew_at], row[terminated_at] = rew, terminated
         self.ptr = (self.ptr + 1) % self.max_size
         self.size = min(self.size + 1, self.max_size)
+        if self.normalizer is not None:
+            self._new.append(np.array(obs))
+
+    def update_normalizer(self) -> None:
+        """Gives the new observations to the normaliser, if any. All ranks must call it together."""
+        if self.normalizer is not None:
+            self.normalizer.update(np.array(self._new))
+            self._new = []
 
     def sample_batch(
         self, batch_size: int, device: torch.device | str = "cpu"
@@ -65,26 +77,31 @@ class ReplayBuffer:
         """Draws transitions uniformly, with replacement.
 
         Returns:
-            ``obs`` and ``next_obs`` ``(batch, obs_dim)``, ``act`` ``(batch, act_dim)``, ``rew`` and
-            ``terminated`` (1 or 0) ``(batch,)``. On a CPU, the next minibatch of the same size
-            overwrites them: clone tensors to keep them.
+            ``obs`` and ``next_obs`` ``(batch, obs_dim)``, normalised if there is a normaliser;
+            ``act`` ``(batch, act_dim)``; ``rew`` and ``terminated`` (1 or 0) ``(batch,)``. On a
+            CPU, the next minibatch of the same size overwrites them: clone tensors to keep them.
         """
         if len(self._minibatch) != batch_size:
             self._minibatch = torch.empty(batch_size, self.rows.shape[1])
             self._parts = self._split(self._minibatch)
         capture.run(self._draw, capture.array(self._minibatch))
-        if torch.device(device).type == "cpu":
-            return dict(self._parts)
-        return self._split(self._minibatch.to(device))
+        is_on_cpu = torch.device(device).type == "cpu"
+        batch = dict(self._parts) if is_on_cpu else self._split(self._minibatch.to(device))
+        if self.normalizer is not None:
+            batch["obs"] = self.normalizer(batch["obs"])
+            batch["next_obs"] = self.normalizer(batch["next_obs"])
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the transitions and the position of the next one."""
-        return dict(rows=self.rows[: self.size], size=self.size, ptr=self.ptr)
+        state = dict(rows=self.rows[: self.size], size=self.size, ptr=self.ptr)
+        return state if self.normalizer is None else state | dict(new=np.array(self._new))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.size, self.ptr = state["size"], state["ptr"]
         self.rows[: self.size] = state["rows"]
+        self._new = list(state.get("new", []))
 
     def _draw(self, out):
         idx = self.rng.integers(self.size, size=len(out))

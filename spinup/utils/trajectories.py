@@ -12,6 +12,7 @@ from torch import Tensor
 from spinup.runs.watchdog import still_alive
 from spinup.utils.envs import space_dim
 from spinup.utils.mpi_tools import mpi_statistics_scalar
+from spinup.utils.normalization import ObsNormalizer
 
 
 def discounted_sums(x: np.ndarray, discount: float) -> np.ndarray:
@@ -54,10 +55,17 @@ class TrajectoryBuffer:
         size: number of steps of this rank in an epoch.
         gamma: discount factor.
         lam: lambda of GAE.
+        normalizer: normaliser of the observations, if any.
     """
 
     def __init__(
-        self, observation_space: Space, action_space: Space, size: int, gamma: float, lam: float
+        self,
+        observation_space: Space,
+        action_space: Space,
+        size: int,
+        gamma: float,
+        lam: float,
+        normalizer: ObsNormalizer | None = None,
     ):
         self.obs = np.zeros((size, space_dim(observation_space)), dtype=np.float32)
         if isinstance(action_space, Discrete):
@@ -66,6 +74,7 @@ class TrajectoryBuffer:
             self.act = np.zeros((size, space_dim(action_space)), dtype=np.float32)
         self.rew = np.zeros(size, dtype=np.float64)
         self.size, self.gamma, self.lam = size, gamma, lam
+        self.normalizer = normalizer
         self.ptr = 0
         # The end of each path, and the observation to bootstrap from, None after a terminal state
         self.path_ends: list[tuple[int, np.ndarray | None]] = []
@@ -90,6 +99,9 @@ class TrajectoryBuffer:
     ) -> dict[str, Tensor]:
         """Returns the epoch's data, in the same tensors at each call, and empties the buffer.
 
+        Observations are normalised as they were when the actions were chosen. Then the normaliser
+        learns from them, for the next epoch.
+
         Args:
             value: the value function, which maps observations ``(batch, obs_dim)`` to ``(batch,)``.
             device: device of the returned tensors.
@@ -100,11 +112,15 @@ class TrajectoryBuffer:
         """
         still_alive()
         assert self.ptr == self.size, "the buffer isn't full"
-        obs = _to_tensor(self.obs, device)
+        obs = self._normalized(_to_tensor(self.obs, device))
         tails = [np.float32(last_obs) for _, last_obs in self.path_ends if last_obs is not None]
         with torch.no_grad():
             val = value(obs).cpu().numpy()
-            tail_vals = value(_to_tensor(tails, device)).cpu().tolist() if tails else []
+            tail_vals = []
+            if tails:
+                tail_vals = value(self._normalized(_to_tensor(tails, device))).cpu().tolist()
+        if self.normalizer is not None:
+            self.normalizer.update(self.obs)
         adv, ret = np.zeros(self.size), np.zeros(self.size)
         start = 0
         for end, last_obs in self.path_ends:
@@ -120,6 +136,9 @@ class TrajectoryBuffer:
         for key, tensor in new.items():
             self.data.setdefault(key, tensor).copy_(tensor)
         return self.data
+
+    def _normalized(self, obs):
+        return obs if self.normalizer is None else self.normalizer(obs)
 
 
 def _to_tensor(x, device):

@@ -7,7 +7,7 @@ from spinup.fast.kernels import CompiledMLP, TorchMLP
 
 
 @pytest.fixture(params=["avx2", "avx512", "torch"])
-def engine(request, monkeypatch):
+def mlp_class(request, monkeypatch):
     """The class that evaluates networks, with both vector lengths or without a compiler."""
     if request.param == "torch":
         monkeypatch.setattr(kernels, "_kernels", None)

@@ -67,28 +67,28 @@ def double(tensors):
     ],
 )
 @pytest.mark.parametrize("rows", [1, 6, 14, 15, 100, 1100])
-def test_networks_are_pytorchs(sizes, activations, rows, stack, engine):
+def test_networks_are_pytorchs(sizes, activations, rows, stack, mlp_class):
     params = network(sizes, stack)
     whole = torch.randn(rows, sizes[0] + 3)
     split = sizes[0] // 2
     inputs = [whole[:, :split], whole[:, split : sizes[0]]][split == 0 :]  # views, rows apart
-    result, saved = engine.forward(inputs, params, tuple(activations))
+    result, saved = mlp_class.forward(inputs, params, tuple(activations))
     expected, expected_saved = TorchMLP.forward(double(inputs), double(params), activations)
     torch.testing.assert_close(result, expected.float(), rtol=1e-5, atol=1e-5)
-    assert torch.equal(engine.forward(inputs, params, tuple(activations), keep=False)[0], result)
+    assert torch.equal(mlp_class.forward(inputs, params, tuple(activations), keep=False)[0], result)
 
     grad = torch.randn_like(result)
     columns = [slice(0, sizes[0]), slice(sizes[0] - 1, sizes[0])]
     param_grads = [torch.ones_like(p) for p in params]  # gradients are added to these
     expected_grads = double(param_grads)
-    input_grads = engine.backward(saved, params, tuple(activations), grad, param_grads, columns)
+    input_grads = mlp_class.backward(saved, params, tuple(activations), grad, param_grads, columns)
     expected_input_grads = TorchMLP.backward(
         expected_saved, double(params), activations, grad.double(), expected_grads, columns
     )
     for ours, theirs in zip(input_grads + param_grads, expected_input_grads + expected_grads):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=rows**0.5 * 2e-5)
     # Without gradients of parameters, the gradients of the inputs are the same
-    alone = engine.backward(saved, params, tuple(activations), grad, None, columns)
+    alone = mlp_class.backward(saved, params, tuple(activations), grad, None, columns)
     for ours, theirs in zip(alone, input_grads):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -110,10 +110,10 @@ def test_networks_are_pytorchs_where_most_units_rest(rows, alive, stack, vectors
         h = (h + bias).relu()
     assert (h > 0).float().mean() <= alive + 0.01
     results = []
-    for engine in (CompiledMLP, TorchMLP):
-        result, saved = engine.forward([x], params, activations)
+    for mlp_class in (CompiledMLP, TorchMLP):
+        result, saved = mlp_class.forward([x], params, activations)
         grads = [torch.zeros_like(p) for p in params]
-        inputs = engine.backward(saved, params, activations, grad, grads, [slice(0, 23)])
+        inputs = mlp_class.backward(saved, params, activations, grad, grads, [slice(0, 23)])
         results.append([result, *inputs, *grads])
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=rows**0.5 * 2e-5)
@@ -178,25 +178,25 @@ def test_a_row_does_not_depend_on_the_others(vectors):
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_tanh_to_the_last_digits(engine):
+def test_tanh_to_the_last_digits(mlp_class):
     x = torch.linspace(-12, 12, 100_001)[:, None]
-    y, _ = engine.forward([x], [torch.ones(1, 1), torch.zeros(1)], (TANH,))
+    y, _ = mlp_class.forward([x], [torch.ones(1, 1), torch.zeros(1)], (TANH,))
     exact = x.double().tanh()
     assert ((y - exact).abs() <= 4e-7 * exact.abs() + 1e-12).all()
 
 
 @pytest.mark.parametrize("activation", [IDENTITY, RELU, TANH])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_hidden(bad, activation, engine):
+def test_what_is_not_finite_is_not_hidden(bad, activation, mlp_class):
     params = network([4, 20, 20, 1])
     x = torch.randn(30, 4)
     x[3, 2] = bad
-    ours, _ = engine.forward([x], params, (activation, activation, IDENTITY))
+    ours, _ = mlp_class.forward([x], params, (activation, activation, IDENTITY))
     theirs, _ = TorchMLP.forward([x], params, (activation, activation, IDENTITY))
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     params[2][5, 5] = bad
-    ours, saved = engine.forward([torch.ones(30, 4)], params, (RELU, RELU, IDENTITY))
-    (grad,) = engine.backward(
+    ours, saved = mlp_class.forward([torch.ones(30, 4)], params, (RELU, RELU, IDENTITY))
+    (grad,) = mlp_class.backward(
         saved, params, (RELU, RELU, IDENTITY), torch.full((30, 1), bad), None, [slice(0, 4)]
     )
     assert not grad.isfinite().all()
@@ -222,17 +222,17 @@ def test_who_evaluates_what():
 
 
 @pytest.mark.parametrize("inputs", [(100, 400), (100, 3)])
-def test_a_wrong_width_is_pytorchs_error(engine, inputs):
+def test_a_wrong_width_is_pytorchs_error(mlp_class, inputs):
     with pytest.raises(RuntimeError, match=r"shape|size"), torch.no_grad():
         mlp([4, 8, 2], nn.ReLU)(torch.zeros(*inputs))
 
 
-def test_rows_that_differ_are_pytorchs_error(engine):
+def test_rows_that_differ_are_pytorchs_error(mlp_class):
     with pytest.raises(RuntimeError, match="size"):
         mlp([5, 8, 2], nn.ReLU, num_stacked=2)(torch.zeros(100, 4), torch.zeros(1, 1))
 
 
-def test_another_default_dtype_changes_nothing(engine):
+def test_another_default_dtype_changes_nothing(mlp_class):
     net, x = mlp([4, 8, 2], nn.ReLU), torch.randn(5, 4)
     expected = net(x)
     torch.set_default_dtype(torch.float64)
@@ -243,7 +243,7 @@ def test_another_default_dtype_changes_nothing(engine):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tracing_is_pytorchs(engine):
+def test_tracing_is_pytorchs(mlp_class):
     net, x = mlp([4, 8, 2], nn.ReLU), torch.randn(5, 4)
     with torch.no_grad():
         traced = torch.jit.trace(net, x)
@@ -281,7 +281,7 @@ def test_wrong_arguments_are_errors_not_crashes():
 # --- The squashed Gaussian ---
 
 
-def test_squashed_gaussian_is_pytorchs(engine, monkeypatch):
+def test_squashed_gaussian_is_pytorchs(mlp_class, monkeypatch):
     torch.manual_seed(0)
     space = Box(np.array([-1, -3, 0], np.float32), np.array([2, 0.5, 9], np.float32))
     pi = SquashedGaussianActor(Box(-1, 1, (4,)), space, (16,), nn.ReLU)

@@ -46,12 +46,12 @@ def in_ulp(x, exact):
     return np.abs(x.double().numpy() - exact) / spacing
 
 
-def evaluate(engine, x, activations):
+def evaluate(mlp_class, x, activations):
     """Returns outputs and input gradients of layers with one unit, weight 1 and bias 0."""
     params = [torch.ones(1, 1), torch.zeros(1)] * len(activations)
-    out, saved = engine.forward([x[:, None]], params, activations)
+    out, saved = mlp_class.forward([x[:, None]], params, activations)
     grads = [torch.zeros_like(p) for p in params]
-    (grad,) = engine.backward(
+    (grad,) = mlp_class.backward(
         saved, params, activations, torch.ones_like(out), grads, [slice(0, 1)]
     )
     return out[:, 0], grad[:, 0]
@@ -61,9 +61,9 @@ def evaluate(engine, x, activations):
 
 
 @pytest.mark.parametrize("activations", [(TANH,), (TANH, IDENTITY)], ids=["output", "hidden"])
-def test_tanh_is_exact_to_two_units_of_the_last_place(engine, activations):
+def test_tanh_is_exact_to_two_units_of_the_last_place(mlp_class, activations):
     x = grid()
-    y, _ = evaluate(engine, x, activations)
+    y, _ = evaluate(mlp_class, x, activations)
     assert in_ulp(y, x.double().tanh()).max() <= 2
     assert (y[x.abs() >= 9.02].abs() == 1).all()
     assert (y.abs() <= 1).all()
@@ -71,11 +71,11 @@ def test_tanh_is_exact_to_two_units_of_the_last_place(engine, activations):
 
 
 @pytest.mark.parametrize("activations", [(TANH,), (TANH, IDENTITY)], ids=["output", "hidden"])
-def test_the_derivative_of_tanh_is_that_of_its_output(engine, activations):
+def test_the_derivative_of_tanh_is_that_of_its_output(mlp_class, activations):
     x = grid()
-    y, grad = evaluate(engine, x, activations)
+    y, grad = evaluate(mlp_class, x, activations)
     exact = 1 - y.double() ** 2
-    if engine is TorchMLP:  # it rounds the square, to half a unit of 1
+    if mlp_class is TorchMLP:  # it rounds the square, to half a unit of 1
         assert ((grad - exact).abs() <= 2**-24 + 2**-24 * exact).all()
     else:
         assert in_ulp(grad, exact)[exact > 0].max() <= 1
@@ -85,9 +85,9 @@ def test_the_derivative_of_tanh_is_that_of_its_output(engine, activations):
 
 @pytest.mark.parametrize("activation", [IDENTITY, RELU, TANH])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_activations_of_odd_numbers_are_pytorchs(engine, activation, hidden):
+def test_activations_of_odd_numbers_are_pytorchs(mlp_class, activation, hidden):
     x = torch.tensor(ODD)
-    ours = evaluate(engine, x, (activation, IDENTITY) if hidden else (activation,))
+    ours = evaluate(mlp_class, x, (activation, IDENTITY) if hidden else (activation,))
     leaf = x.clone().requires_grad_()
     out = {IDENTITY: lambda x: x * 1, RELU: torch.relu, TANH: torch.tanh}[activation](leaf)
     out.sum().backward()
@@ -107,10 +107,10 @@ def resting(rows, seed=0):
     return params, torch.randn(rows, 40)
 
 
-def run(engine, params, x, grad, of_params=True):
-    result, saved = engine.forward([x], params, (RELU, RELU, IDENTITY))
+def run(mlp_class, params, x, grad, of_params=True):
+    result, saved = mlp_class.forward([x], params, (RELU, RELU, IDENTITY))
     grads = [torch.zeros_like(p) for p in params] if of_params else None
-    inputs = engine.backward(saved, params, (RELU, RELU, IDENTITY), grad, grads, [slice(0, 40)])
+    inputs = mlp_class.backward(saved, params, (RELU, RELU, IDENTITY), grad, grads, [slice(0, 40)])
     return [result, *inputs, *(grads or [])]
 
 
@@ -125,51 +125,51 @@ def assert_as_seen(ours, theirs):
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("layer", [0, 2, 4])
 @pytest.mark.parametrize("rows", [20, 700])
-def test_zeros_do_not_hide_weights_that_are_not_finite(engine, bad, layer, rows):
+def test_zeros_do_not_hide_weights_that_are_not_finite(mlp_class, bad, layer, rows):
     params, x = resting(rows)
     hidden = TorchMLP.forward([x], params, (RELU, RELU, IDENTITY))[1][1]
     assert (hidden == 0).float().mean() > 0.7
     params[layer][3, 5] = bad
     params[layer][-1, -1] = bad
     grad = torch.randn(rows, 7)
-    assert_as_seen(run(engine, params, x, grad), run(TorchMLP, params, x, grad))
+    assert_as_seen(run(mlp_class, params, x, grad), run(TorchMLP, params, x, grad))
 
 
-def test_a_weight_of_a_unit_that_always_rests_is_seen(engine):
+def test_a_weight_of_a_unit_that_always_rests_is_seen(mlp_class):
     params, x = resting(50)
     params[1][5] = -1e9
     params[2][3, 5] = NAN
-    result, _ = engine.forward([x], params, (RELU, RELU, IDENTITY))
+    result, _ = mlp_class.forward([x], params, (RELU, RELU, IDENTITY))
     assert result.isnan().all()
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, 1e30, -1e30, 1e-40])
-def test_odd_inputs_and_gradients_are_pytorchs(engine, bad):
+def test_odd_inputs_and_gradients_are_pytorchs(mlp_class, bad):
     params, x = resting(40)
     grad = torch.randn(40, 7)
     x[3, 4] = bad
-    assert_as_seen(run(engine, params, x, grad), run(TorchMLP, params, x, grad))
+    assert_as_seen(run(mlp_class, params, x, grad), run(TorchMLP, params, x, grad))
     params, x = resting(40)
     grad[5, 2] = bad
-    ours, theirs = (run(e, params, x, grad * 1e-3) for e in (engine, TorchMLP))
+    ours, theirs = (run(e, params, x, grad * 1e-3) for e in (mlp_class, TorchMLP))
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a.isfinite(), b.isfinite())
 
 
 @pytest.mark.parametrize("stack", [None, 2])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, 1e38])
-def test_few_outputs_of_odd_numbers(engine, bad, stack):
+def test_few_outputs_of_odd_numbers(mlp_class, bad, stack):
     torch.manual_seed(0)
     shape = [stack] if stack else []
     params = [torch.randn(*shape, 1, 33), torch.zeros(*shape, 1, 1) if stack else torch.zeros(1)]
     x = torch.randn(9, 33)
     x[4, 32] = bad
-    ours, theirs = (e.forward([x], params, (IDENTITY,))[0] for e in (engine, TorchMLP))
+    ours, theirs = (e.forward([x], params, (IDENTITY,))[0] for e in (mlp_class, TorchMLP))
     torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-5, atol=1e-5)
     assert ours.isfinite().all(-1).sum() == (9 if bad == 1e38 else 8) * (stack or 1)
 
 
-def test_rows_without_a_gradient_have_none_whatever_the_weights(engine):
+def test_rows_without_a_gradient_have_none_whatever_the_weights(mlp_class):
     """This differs from PyTorch, where zero times an infinite weight is NaN."""
     params, x = resting(30)
     params[1].zero_()
@@ -177,12 +177,12 @@ def test_rows_without_a_gradient_have_none_whatever_the_weights(engine):
     grad = torch.randn(30, 7)
     grad[4:9] = 0
     grad[7, 3] = NAN
-    _, inputs = run(engine, params, x, grad, of_params=False)
+    _, inputs = run(mlp_class, params, x, grad, of_params=False)
     assert inputs[7].isnan().any()
     assert not inputs[[4, 5, 6, 8]].any()
-    if engine is CompiledMLP:
+    if mlp_class is CompiledMLP:
         params[4][0, :] = INF
-        _, inputs = run(engine, params, x, grad, of_params=False)
+        _, inputs = run(mlp_class, params, x, grad, of_params=False)
         assert not inputs[[4, 5, 6, 8]].any()
         assert not inputs[[0, 1]].isfinite().all()
 
@@ -212,7 +212,7 @@ def squash(mu, log_std, eps, dtype=torch.float32, by_node=True):
     return act[:, 0].detach(), logp.detach(), act_grad, logp_grad
 
 
-def test_the_squashed_gaussian_is_double_precisions_in_its_tails(engine):
+def test_the_squashed_gaussian_is_double_precisions_in_its_tails(mlp_class):
     mu, log_std, eps = (
         x.flatten() for x in torch.meshgrid(*map(torch.tensor, (US, LOG_STDS, EPS)), indexing="ij")
     )
@@ -241,7 +241,7 @@ def test_the_squashed_gaussian_is_double_precisions_in_its_tails(engine):
     assert (act_grad[u.abs() > 9.1] == 0).all()
 
 
-def test_the_squashed_gaussians_density_is_torchs(engine):
+def test_the_squashed_gaussians_density_is_torchs(mlp_class):
     mu, log_std, eps = (
         x.flatten()
         for x in torch.meshgrid(
@@ -260,7 +260,7 @@ def test_the_squashed_gaussians_density_is_torchs(engine):
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("where", [0, 1, 2])
-def test_what_is_not_finite_stays_so_in_the_squashed_gaussian(engine, bad, where):
+def test_what_is_not_finite_stays_so_in_the_squashed_gaussian(mlp_class, bad, where):
     values = [torch.tensor([0.5, 0.5]) for _ in range(3)]
     values[where][1] = bad
     act, logp, _, _ = squash(*values)
@@ -279,7 +279,7 @@ OVERFLOWING = [1e21, -1e30, 3e38]  # their squares are infinite, so their parame
 
 
 @pytest.mark.parametrize("steps", [1, 10**6])
-def test_adam_takes_the_step_of_double_precision(engine, steps):
+def test_adam_takes_the_step_of_double_precision(mlp_class, steps):
     grads = torch.tensor(GRADS + OVERFLOWING)
     params = nn.Parameter(torch.zeros(len(grads)))
     params.grad = grads.clone()
@@ -305,7 +305,7 @@ def test_adam_takes_the_step_of_double_precision(engine, steps):
     assert params.isfinite().all()
 
 
-def test_adam_and_denormals_that_are_flushed(engine):
+def test_adam_and_denormals_that_are_flushed(mlp_class):
     params = nn.Parameter(torch.zeros(3))
     params.grad = torch.tensor([1e-40, 1e-30, 1.0])
     adam = Adam(params, 0.1)

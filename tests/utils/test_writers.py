@@ -74,7 +74,7 @@ def test_weights_and_biases_gets_each_row_and_a_resumed_run_continues_its_own(wa
         name="run",
         group="x",
         dir=str(folder),
-        config=dict(algo="spinup.ppo", epochs=2),
+        config=dict(algorithm="spinup.ppo", epochs=2),
         resume="allow",
     )
     assert [line["row"]["Epoch"] for line in lines if "row" in line] == [1, 2, 3]
