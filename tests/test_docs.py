@@ -27,6 +27,7 @@ from spinup.launch.slurm import read_options
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "data" / "README.md"]
+
 # Keywords for runs of a second. Each algorithm takes those that it has.
 TINY = dict(
     steps_per_epoch=200,
@@ -40,6 +41,7 @@ TINY = dict(
     batch_size=8,
     num_test_episodes=1,
     max_ep_len=30,
+    alpha="auto",  # adds the column Alpha
 )
 
 
