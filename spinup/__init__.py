@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from spinup.algos import ALGORITHMS
 from spinup.version import __version__
 
 if TYPE_CHECKING:  # for editors
@@ -43,12 +44,14 @@ _LOGGERS = ("EpochLogger", "Logger")
 
 def __getattr__(name: str) -> Any:
     """Imports a public name on first use, so that the command line's help needs no torch."""
-    if name not in __all__:
-        raise AttributeError(f"module 'spinup' has no attribute {name!r}")
     algorithm = name.removesuffix("_pytorch")
-    module = "spinup.utils.logx" if name in _LOGGERS else f"spinup.algos.{algorithm}"
-    return getattr(import_module(module), name if name in _LOGGERS else algorithm)
+    if name in _LOGGERS:
+        return getattr(import_module("spinup.utils.logx"), name)
+    if algorithm in ALGORITHMS:
+        return getattr(import_module(f"spinup.algos.{algorithm}"), algorithm)
+    raise AttributeError(f"module 'spinup' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    algorithms = [name + end for name in ALGORITHMS for end in ("", "_pytorch")]
+    return sorted({*globals(), *__all__, *algorithms})

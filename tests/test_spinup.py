@@ -1,6 +1,8 @@
 """Tests the names in the package `spinup`, and its promises about imports and pickles."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +10,38 @@ from pathlib import Path
 import pytest
 
 import spinup
+from spinup.algos import ALGORITHMS, Algorithm
 
 
 def test_every_public_name_is_there_and_is_what_it_says():
-    from spinup.algos.ppo import ppo
-    from spinup.algos.td3 import td3
     from spinup.utils.logx import EpochLogger
 
-    assert spinup.ppo is spinup.ppo_pytorch is ppo
-    assert spinup.td3_pytorch is td3
+    for name in ALGORITHMS:
+        function = getattr(importlib.import_module(f"spinup.algos.{name}"), name)
+        assert getattr(spinup, name) is getattr(spinup, f"{name}_pytorch") is function
+        assert {name, f"{name}_pytorch"} <= set(spinup.__all__)
     assert spinup.EpochLogger is EpochLogger
     assert all(getattr(spinup, name) is not None for name in spinup.__all__)
     assert set(spinup.__all__) <= set(dir(spinup))
+
+
+def test_a_line_in_the_table_makes_an_algorithm_public(monkeypatch):
+    monkeypatch.setitem(ALGORITHMS, "toy", Algorithm("A toy", ("Box",), "Pendulum-v1"))
+    monkeypatch.setitem(sys.modules, "spinup.algos.toy", type(sys)("toy"))
+    sys.modules["spinup.algos.toy"].toy = train = object()
+    assert spinup.toy is spinup.toy_pytorch is train
+    assert {"toy", "toy_pytorch"} <= set(dir(spinup))
+
+
+def test_editors_see_every_algorithm():
+    """Editors read the imports and ``__all__`` in the source, where the table doesn't reach."""
+    loggers = {"EpochLogger", "Logger"}
+    algorithms = {name + end for name in ALGORITHMS for end in ("", "_pytorch")}
+    assert set(spinup.__all__) - {"__version__"} == algorithms | loggers
+    source = Path(spinup.__file__).read_text(encoding="utf-8")
+    for name in ALGORITHMS:
+        imported = rf"^    from spinup\.algos\.{name} import {name}( as {name}_pytorch)?$"
+        assert re.findall(imported, source, re.M) == ["", f" as {name}_pytorch"], name
 
 
 def test_other_names_are_not():
@@ -32,7 +54,7 @@ def test_other_names_are_not():
 def test_importing_starts_no_mpi_and_writes_nothing(tmp_path):
     code = (
         "import sys, torch, spinup\n"
-        "from spinup import ppo, sac, td3\n"
+        "from spinup import ddpg, ppo, sac, td3, trpo, vpg\n"
         "assert 'mpi4py.MPI' not in sys.modules\n"
         "assert not torch.cuda.is_initialized()\n"
     )

@@ -21,11 +21,14 @@ _RATES = {
     "lr": "is --lr, for policy and critics alike",
     "pi_lr vf_lr": "is two flags: --pi_lr for the policy, --vf_lr for the value function",
     "pi_lr q_lr": "is two flags: --pi_lr for the policy, --q_lr for the critics",
+    "delta vf_lr": "is --vf_lr, for the value function; --delta sets the size of the policy's step",
 }
-_STEPS = {"train_pi_iters": "is --steps_per_epoch, but of all ranks together: n_steps times n_envs"}
+_STEPS = {"train_v_iters": "is --steps_per_epoch, but of all ranks together: n_steps times n_envs"}
+_VALUE_ITERS = "--train_v_iters, gradient steps on the whole epoch's batch"
 _PASSES = {
     "train_pi_iters": "is two flags: --train_pi_iters and --train_v_iters, gradient steps on the "
-    "whole epoch's batch"
+    "whole epoch's batch",
+    "train_v_iters": f"is {_VALUE_ITERS}, for the value function; the policy takes one step",
 }
 _MINIBATCHES = f"{NONE}: each gradient step takes the whole epoch's batch (--steps_per_epoch)"
 _RANKS = {"": "is --cpu: each MPI rank steps one environment, and --steps_per_epoch is their total"}
@@ -48,11 +51,11 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "num_steps": _STEPS,
     "n_epochs": _PASSES,
     "update_epochs": _PASSES,
-    "batch_size": {"train_pi_iters": _MINIBATCHES},
-    "num_minibatches": {"train_pi_iters": _MINIBATCHES},
+    "batch_size": {"train_v_iters": _MINIBATCHES},
+    "num_minibatches": {"train_v_iters": _MINIBATCHES},
     "ent_coef": {
         **_ENTROPY,
-        "train_pi_iters": f"{NONE}: the loss has no entropy bonus",
+        "train_v_iters": f"{NONE}: the loss has no entropy bonus",
         "act_noise": f"{NONE}: the policy is deterministic",
     },
     "vf_coef": {"vf_lr": f"{NONE}: the value function has its own optimizer, with --vf_lr"},
@@ -76,6 +79,12 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "target_policy_noise": _TARGET_NOISE,
     "target_noise_clip": {"noise_clip": f"is --noise_clip; {SAME}"},
     "policy_frequency": {"policy_delay": f"is --policy_delay; {SAME}"},
+    "target_kl": {"delta": f"is --delta; {SAME}"},
+    "cg_max_steps": {"cg_iters": f"is --cg_iters; {SAME}"},
+    "cg_damping": {"damping_coeff": f"is --damping_coeff; {SAME}"},
+    "line_search_shrinking_factor": {"backtrack_coeff": f"is --backtrack_coeff; {SAME}"},
+    "line_search_max_iter": {"backtrack_iters": f"is --backtrack_iters; {SAME}"},
+    "n_critic_updates": {"train_v_iters": f"is {_VALUE_ITERS}"},
     "cuda": {"": "is --device cuda"},
 }
 
@@ -88,8 +97,9 @@ def hint(name: str, parameters: Collection[str], others: Iterable[str] = ()) -> 
         parameters: the parameters of the algorithm.
         others: all other flags.
     """
-    known = OTHER_NAMES.get(name.replace("-", "_"))
-    if known is not None:
+    plain = name.replace("-", "_")
+    known = OTHER_NAMES.get(plain)
+    if known is not None and plain not in parameters:
         fitting = (text for needed, text in known.items() if set(needed.split()) <= {*parameters})
         return f"--{name} {next(fitting, NONE)}"
     meant = nearest(name, [*parameters, *others])

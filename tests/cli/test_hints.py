@@ -39,6 +39,28 @@ def test_names_of_other_libraries(name, ppo, sac, td3):
             assert text.startswith(f"--{name} ") and told in text, (algorithm, text)
 
 
+@pytest.mark.parametrize(
+    ("name", "vpg", "trpo", "ddpg"),
+    [
+        ("learning_rate", "two flags: --pi_lr", "--vf_lr", "two flags: --pi_lr"),
+        ("n_steps", "--steps_per_epoch", "--steps_per_epoch", NONE),
+        ("n_epochs", "--train_v_iters", "--train_v_iters", NONE),
+        ("batch_size", "whole epoch's batch", "whole epoch's batch", None),
+        ("ent_coef", *[f"{NONE}: the loss has no entropy bonus"] * 2, NONE),
+        ("target_kl", NONE, "--delta;", NONE),
+        ("cg_damping", NONE, "--damping_coeff;", NONE),
+        ("line_search_max_iter", NONE, "--backtrack_iters;", NONE),
+        ("exploration_noise", NONE, NONE, "--act_noise;"),
+        ("policy_noise", *[NONE] * 3),
+    ],
+)
+def test_names_of_other_libraries_in_their_relatives(name, vpg, trpo, ddpg):
+    for algorithm, told in (("vpg", vpg), ("trpo", trpo), ("ddpg", ddpg)):
+        if told is not None:
+            text = hint(name, parameters_of(getattr(spinup, algorithm)))
+            assert text.startswith(f"--{name} ") and told in text, (algorithm, text)
+
+
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 def test_every_flag_that_a_hint_names_exists(algorithm):
     import re
@@ -52,7 +74,8 @@ def test_every_flag_that_a_hint_names_exists(algorithm):
 
 def test_no_hint_stands_in_the_way_of_a_flag():
     names = {n for a in ALGORITHMS for n in inspect.signature(getattr(spinup, a)).parameters}
-    only_elsewhere = {"lr", "batch_size"}  # flags of some algorithms, and hints for the others
+    # Flags of some algorithms, and hints for the others
+    only_elsewhere = {"lr", "batch_size", "target_kl"}
     assert OTHER_NAMES.keys() & names == only_elsewhere
 
 
@@ -60,6 +83,7 @@ def test_a_misspelt_flag_has_a_near_one_and_a_strange_one_has_none():
     parameters = parameters_of(spinup.ppo)
     assert hint("clip_ration", parameters) == "did you mean --clip_ratio?"
     assert hint("hidden", parameters) == "did you mean --ac_kwargs:hidden_sizes?"
+    assert hint("target-kl", parameters) == "did you mean --target_kl?"
     assert hint("job", parameters, RUN_FLAGS) == "did you mean --jobs?"
     for name in ("verbose", "log_dir", "foo", "x", "environment_steps", "n_critics"):
         assert hint(name, parameters, [*RUN_FLAGS, *SUBSTITUTIONS]) == "", name
