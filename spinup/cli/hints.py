@@ -51,8 +51,15 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "num_steps": _STEPS,
     "n_epochs": _PASSES,
     "update_epochs": _PASSES,
-    "batch_size": {"train_v_iters": _MINIBATCHES},
-    "num_minibatches": {"train_v_iters": _MINIBATCHES},
+    "batch_size": {
+        "minibatch_size": "is --minibatch_size; the value may stay, or None for the whole epoch",
+        "train_v_iters": _MINIBATCHES,
+    },
+    "num_minibatches": {
+        "minibatch_size": "is --steps_per_epoch divided by --minibatch_size",
+        "train_v_iters": _MINIBATCHES,
+    },
+    "anneal_lr": {"lr_schedule": "is --lr_schedule linear"},
     "ent_coef": {
         **_ENTROPY,
         "train_v_iters": f"{NONE}: the loss has no entropy bonus",
