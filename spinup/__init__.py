@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for editors
     from spinup.algos.trpo import trpo as trpo_pytorch
     from spinup.algos.vpg import vpg
     from spinup.algos.vpg import vpg as vpg_pytorch
+    from spinup.utils.evaluation import evaluate_policy
     from spinup.utils.logx import EpochLogger, Logger
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "ddpg",
     "ddpg_pytorch",
+    "evaluate_policy",
     "ppo",
     "ppo_pytorch",
     "sac",
@@ -39,14 +41,15 @@ __all__ = [
     "vpg_pytorch",
 ]
 
-_LOGGERS = ("EpochLogger", "Logger")
+_TOOLS = dict.fromkeys(("EpochLogger", "Logger"), "spinup.utils.logx")
+_TOOLS["evaluate_policy"] = "spinup.utils.evaluation"
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name on first use, so that the command line's help needs no torch."""
     algorithm = name.removesuffix("_pytorch")
-    if name in _LOGGERS:
-        return getattr(import_module("spinup.utils.logx"), name)
+    if name in _TOOLS:
+        return getattr(import_module(_TOOLS[name]), name)
     if algorithm in ALGORITHMS:
         return getattr(import_module(f"spinup.algos.{algorithm}"), algorithm)
     raise AttributeError(f"module 'spinup' has no attribute {name!r}")

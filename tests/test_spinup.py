@@ -35,9 +35,9 @@ def test_a_line_in_the_table_makes_an_algorithm_public(monkeypatch):
 
 def test_editors_see_every_algorithm():
     """Editors read the imports and ``__all__`` in the source, where the table doesn't reach."""
-    loggers = {"EpochLogger", "Logger"}
+    tools = {"EpochLogger", "Logger", "evaluate_policy"}
     algorithms = {name + end for name in ALGORITHMS for end in ("", "_pytorch")}
-    assert set(spinup.__all__) - {"__version__"} == algorithms | loggers
+    assert set(spinup.__all__) - {"__version__"} == algorithms | tools
     source = Path(spinup.__file__).read_text(encoding="utf-8")
     for name in ALGORITHMS:
         imported = rf"^    from spinup\.algos\.{name} import {name}( as {name}_pytorch)?$"

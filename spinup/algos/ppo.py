@@ -41,7 +41,7 @@ from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.nets import MLPActorCritic
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
-from spinup.utils.training import training_run
+from spinup.utils.training import asks_to_stop, training_run
 from spinup.utils.trajectories import TrajectoryBuffer
 
 
@@ -97,6 +97,7 @@ def ppo(
     device: str = "cpu",
     checkpoint_every: float = 300,
     normalize_obs: bool = False,
+    on_epoch: Callable[[dict[str, Any], torch.nn.Module], Any] | None = None,
     ent_coef: float = 0.0,
     minibatch_size: int | None = None,
     lr_schedule: Literal["constant", "linear"] = "constant",
@@ -134,6 +135,8 @@ def ppo(
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
         normalize_obs: normalise observations by their running mean and standard deviation, and clip
             them to [-10, 10]. The statistics are part of the actor-critic.
+        on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
+            the log (a dict) and the actor-critic. The run ends if it returns True.
         ent_coef: weight of an entropy bonus in the policy's loss, usually 0 to 0.02.
         minibatch_size: environment steps in a minibatch, summed over ranks. A gradient step of
             `train_pi_iters` and `train_v_iters` then becomes a pass over the epoch's data, in
@@ -284,6 +287,7 @@ def ppo(
                 obs, _ = env.reset()
                 ep_ret, ep_len = 0.0, 0
 
+        logger.save_best("EpRet")
         if lr_schedule == "linear":
             left = 1 - (epoch - 1) / epochs
             pi_optimizer.lr, vf_optimizer.lr = pi_lr * left, vf_lr * left
@@ -310,7 +314,10 @@ def ppo(
         logger.log_tabular("Time", time.time() - start.start_time)
         logger.dump_tabular()
 
-        checkpoint.step(epoch * steps_per_epoch)
+        stops = asks_to_stop(on_epoch, logger.row, ac)
+        checkpoint.step(epoch * steps_per_epoch, is_last=stops)
+        if stops:
+            break
 
     env.close()
     return ac
