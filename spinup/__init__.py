@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from spinup.algos import ALGORITHMS
 from spinup.version import __version__
 
 if TYPE_CHECKING:  # for editors
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # for editors
     from spinup.algos.trpo import trpo as trpo_pytorch
     from spinup.algos.vpg import vpg
     from spinup.algos.vpg import vpg as vpg_pytorch
+    from spinup.utils.evaluation import evaluate_policy
     from spinup.utils.logx import EpochLogger, Logger
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "__version__",
     "ddpg",
     "ddpg_pytorch",
+    "evaluate_policy",
     "ppo",
     "ppo_pytorch",
     "sac",
@@ -38,17 +41,20 @@ __all__ = [
     "vpg_pytorch",
 ]
 
-_LOGGERS = ("EpochLogger", "Logger")
+_TOOLS = dict.fromkeys(("EpochLogger", "Logger"), "spinup.utils.logx")
+_TOOLS["evaluate_policy"] = "spinup.utils.evaluation"
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name on first use, so that the command line's help needs no torch."""
-    if name not in __all__:
-        raise AttributeError(f"module 'spinup' has no attribute {name!r}")
     algorithm = name.removesuffix("_pytorch")
-    module = "spinup.utils.logx" if name in _LOGGERS else f"spinup.algos.{algorithm}"
-    return getattr(import_module(module), name if name in _LOGGERS else algorithm)
+    if name in _TOOLS:
+        return getattr(import_module(_TOOLS[name]), name)
+    if algorithm in ALGORITHMS:
+        return getattr(import_module(f"spinup.algos.{algorithm}"), algorithm)
+    raise AttributeError(f"module 'spinup' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    algorithms = [name + end for name in ALGORITHMS for end in ("", "_pytorch")]
+    return sorted({*globals(), *__all__, *algorithms})

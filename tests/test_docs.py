@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 import spinup
+from spinup.algos import ALGORITHMS
 from spinup.cli.flags import UsageError, read_docstring
 from spinup.cli.main import build_grid, main
 from spinup.launch.slurm import read_options
@@ -26,14 +27,22 @@ from spinup.launch.slurm import read_options
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "data" / "README.md"]
-ALGORITHMS = ["ppo", "sac", "td3"]
 
-OFF_POLICY = dict(start_steps=20, update_after=20, update_every=10, batch_size=8, max_ep_len=30)
-TINY = {
-    "ppo": dict(steps_per_epoch=200, epochs=2, train_pi_iters=2, train_v_iters=2),
-    "sac": dict(steps_per_epoch=60, epochs=2, num_test_episodes=1, **OFF_POLICY),
-    "td3": dict(steps_per_epoch=60, epochs=2, num_test_episodes=1, **OFF_POLICY),
-}
+# Keywords for runs of a second. Each algorithm takes those that it has.
+TINY = dict(
+    steps_per_epoch=200,
+    epochs=2,
+    train_pi_iters=2,
+    train_v_iters=2,
+    cg_iters=2,
+    start_steps=20,
+    update_after=20,
+    update_every=20,
+    batch_size=8,
+    num_test_episodes=1,
+    max_ep_len=30,
+    alpha="auto",  # adds the column Alpha
+)
 
 
 def name_of(page):
@@ -112,18 +121,15 @@ def read_commands(page):
 def trained(tmp_path_factory):
     """A folder with small runs in ``data``, with the names that the pages use."""
     root = tmp_path_factory.mktemp("trained")
-    runs = [
-        ("demo", "ppo", "CartPole-v1", {}),
-        ("sac", "sac", "Pendulum-v1", dict(alpha="auto")),
-        ("td3", "td3", "Pendulum-v1", {}),
-    ]
-    for exp_name, algorithm, env, kwargs in runs:
-        folder = root / "data" / exp_name / f"{exp_name}_s0"
-        logger_kwargs = dict(output_dir=folder, exp_name=exp_name)
-        kwargs = TINY[algorithm] | kwargs | dict(logger_kwargs=logger_kwargs)
-        getattr(spinup, algorithm)(env, **kwargs)
-    for copy in ("ppo", "ranks", "cartpole"):
-        shutil.copytree(root / "data" / "demo", root / "data" / copy)
+    for name, entry in ALGORITHMS.items():
+        algorithm = getattr(spinup, name)
+        parameters = inspect.signature(algorithm).parameters
+        logger_kwargs = dict(output_dir=root / "data" / name / f"{name}_s0", exp_name=name)
+        kwargs = {key: value for key, value in TINY.items() if key in parameters}
+        algorithm(entry.example, **kwargs, logger_kwargs=logger_kwargs)
+    for copy in ("demo", "ranks", "cartpole"):
+        shutil.copytree(root / "data" / "ppo", root / "data" / copy)
+        (root / "data" / copy / "ppo_s0").rename(root / "data" / copy / f"{copy}_s0")
     return root
 
 
@@ -308,3 +314,36 @@ def test_columns_are_those_of_the_log(algorithm, trained):
 
     with open(next(trained.glob(f"data/{algorithm}/*/progress.txt"))) as file:
         assert documented == next(csv.reader(file, delimiter="\t"))
+
+
+# --- Adding an algorithm --------------------------------------------------------------------------
+
+ADDING = ROOT / "docs" / "adding_an_algorithm.md"
+
+
+def source_lines(name):
+    return [line.strip() for line in (ROOT / "spinup" / "algos" / name).read_text().splitlines()]
+
+
+def test_the_differences_shown_are_those_of_the_files():
+    old, new = source_lines("ddpg.py"), source_lines("td3.py") + source_lines("__init__.py")
+    shown = [
+        line for b in read_blocks(ADDING) if b.language == "diff" for line in b.code.split("\n")
+    ]
+    assert len(shown) > 20
+    for line in filter(None, shown):
+        here, there = (old, new) if line[0] == "-" else (new, old)
+        assert line[1:].strip() in here, line
+        assert line[1:].strip() not in there, line
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_files_have_the_stages_in_their_order(algorithm):
+    stages = [row[0].strip("`") for row in read_table(ADDING, "The file")]
+    text = (ROOT / "spinup" / "algos" / f"{algorithm}.py").read_text()
+    body = text.partition("\n@training_run\n")[2]
+    if "ReplayBuffer(" not in body:
+        stages.remove("# Targets")
+    places = [body.find(f"\n    {stage}") for stage in stages]  # lines of the function's body
+    assert -1 not in places, dict(zip(stages, places))
+    assert places == sorted(places)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import spinup
-from spinup.algos import ALGORITHMS
+from spinup.algos import ALGORITHMS, Algorithm
 
 
 def test_every_public_name_is_there_and_is_what_it_says():
@@ -22,6 +23,25 @@ def test_every_public_name_is_there_and_is_what_it_says():
     assert spinup.EpochLogger is EpochLogger
     assert all(getattr(spinup, name) is not None for name in spinup.__all__)
     assert set(spinup.__all__) <= set(dir(spinup))
+
+
+def test_a_line_in_the_table_makes_an_algorithm_public(monkeypatch):
+    monkeypatch.setitem(ALGORITHMS, "toy", Algorithm("A toy", ("Box",), "Pendulum-v1"))
+    monkeypatch.setitem(sys.modules, "spinup.algos.toy", type(sys)("toy"))
+    sys.modules["spinup.algos.toy"].toy = train = object()
+    assert spinup.toy is spinup.toy_pytorch is train
+    assert {"toy", "toy_pytorch"} <= set(dir(spinup))
+
+
+def test_editors_see_every_algorithm():
+    """Editors read the imports and ``__all__`` in the source, where the table doesn't reach."""
+    tools = {"EpochLogger", "Logger", "evaluate_policy"}
+    algorithms = {name + end for name in ALGORITHMS for end in ("", "_pytorch")}
+    assert set(spinup.__all__) - {"__version__"} == algorithms | tools
+    source = Path(spinup.__file__).read_text(encoding="utf-8")
+    for name in ALGORITHMS:
+        imported = rf"^    from spinup\.algos\.{name} import {name}( as {name}_pytorch)?$"
+        assert re.findall(imported, source, re.M) == ["", f" as {name}_pytorch"], name
 
 
 def test_other_names_are_not():

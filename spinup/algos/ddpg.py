@@ -53,7 +53,7 @@ from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import SingleCriticActorCritic
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
-from spinup.utils.training import training_run
+from spinup.utils.training import asks_to_stop, training_run
 
 
 def q_backup(rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma: float) -> Tensor:
@@ -106,6 +106,7 @@ def ddpg(
     device: str = "cpu",
     checkpoint_every: float = 300,
     normalize_obs: bool = False,
+    on_epoch: Callable[[dict[str, Any], torch.nn.Module], Any] | None = None,
 ) -> torch.nn.Module:
     """Trains a policy by Deep Deterministic Policy Gradient.
 
@@ -143,6 +144,8 @@ def ddpg(
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
         normalize_obs: normalise observations by their running mean and standard deviation, and clip
             them to [-10, 10]. The statistics are part of the actor-critic.
+        on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
+            the log (a dict) and the actor-critic. The run ends if it returns True.
 
     Returns:
         The trained actor-critic.
@@ -251,6 +254,7 @@ def ddpg(
     start = checkpoint.restore()
     policy.refresh()
     obs, ep_ret, ep_len = env.continue_episode()
+    stops = False
     logger.begin()
 
     for t in range(start.t + 1, total_steps + 1):
@@ -279,6 +283,7 @@ def ddpg(
             run_test_episodes(policy, test_env, num_test_episodes, max_ep_len, logger)
 
             logger.check_finite("LossPi", "LossQ", where=f"{env.name}, epoch {epoch} (step {t})")
+            logger.save_best("TestEpRet")
             if epoch % save_freq == 0 or epoch == epochs:
                 logger.save_state()
 
@@ -293,8 +298,11 @@ def ddpg(
             logger.log_tabular("LossQ", average_only=True)
             logger.log_tabular("Time", time.time() - start.start_time)
             logger.dump_tabular()
+            stops = asks_to_stop(on_epoch, logger.row, ac)
 
-        checkpoint.step(t)
+        checkpoint.step(t, is_last=stops)
+        if stops:
+            break
 
     env.close()
     test_env.close()

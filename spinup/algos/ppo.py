@@ -13,16 +13,17 @@ Paper: arXiv:1707.06347. Key equations, with r = pi(a|s) / pi_old(a|s):
 Names: clip_ratio is epsilon, adv is A, ret is R, lam is GAE's lambda.
 
 Differs from the paper: policy and value function share no parameters and have separate optimizers;
-updates use the epoch's whole batch, not minibatches; there is no entropy bonus; policy updates stop
-early on the KL divergence. Differs from Spinning Up: an episode that is unfinished at the end of an
-epoch continues in the next epoch, so that long episodes end and are logged on any number of ranks.
+by default, updates use the epoch's whole batch, not minibatches, and there is no entropy bonus;
+policy updates stop early on the KL divergence. Differs from Spinning Up: an episode that is
+unfinished at the end of an epoch continues in the next epoch, so that long episodes end and are
+logged on any number of ranks.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.nets import MLPActorCritic
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
-from spinup.utils.training import training_run
+from spinup.utils.training import asks_to_stop, training_run
 from spinup.utils.trajectories import TrajectoryBuffer
 
 
@@ -96,6 +97,10 @@ def ppo(
     device: str = "cpu",
     checkpoint_every: float = 300,
     normalize_obs: bool = False,
+    on_epoch: Callable[[dict[str, Any], torch.nn.Module], Any] | None = None,
+    ent_coef: float = 0.0,
+    minibatch_size: int | None = None,
+    lr_schedule: Literal["constant", "linear"] = "constant",
 ) -> torch.nn.Module:
     """Trains a policy by Proximal Policy Optimization.
 
@@ -130,6 +135,13 @@ def ppo(
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
         normalize_obs: normalise observations by their running mean and standard deviation, and clip
             them to [-10, 10]. The statistics are part of the actor-critic.
+        on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
+            the log (a dict) and the actor-critic. The run ends if it returns True.
+        ent_coef: weight of an entropy bonus in the policy's loss, usually 0 to 0.02.
+        minibatch_size: environment steps in a minibatch, summed over ranks. A gradient step of
+            `train_pi_iters` and `train_v_iters` then becomes a pass over the epoch's data, in
+            shuffled minibatches; the KL divergence is checked once per pass. None: the whole epoch.
+        lr_schedule: ``constant``, or ``linear``: both learning rates decrease to 0 over the run.
 
     Returns:
         The trained actor-critic.
@@ -184,30 +196,31 @@ def ppo(
         """Computes both losses and the statistics to log, averaged over ranks."""
         with torch.no_grad():
             pi, logp = ac.pi(data["obs"], data["act"])
-            loss_pi, info = policy_loss(logp, logp_old, data["adv"], clip_ratio)
+            loss_pi, info = policy_loss(logp, data["logp_old"], data["adv"], clip_ratio)
             loss_v = value_loss(ac.v(data["obs"]), data["ret"])
             values = [loss_pi, loss_v, info["KL"], info["ClipFrac"], pi.entropy().mean()]
         return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
 
-    # Allocated once, as captures require: log-probabilities under the old policy, and this rank's
-    # estimate of KL(old || new)
-    logp_old = torch.zeros(local_steps, device=torch_device)
+    # This rank's estimate of KL(old || new), allocated once, as captures require
     kl = torch.zeros((), device=torch_device)
 
-    def policy_gradient():
-        data = buf.data
-        _, logp = ac.pi(data["obs"], data["act"])
-        loss_pi, info = policy_loss(logp, logp_old, data["adv"], clip_ratio)
+    def policy_gradient(num_steps, num_total):
+        batch = buf.part(num_steps)
+        pi, logp = ac.pi(batch["obs"], batch["act"])
+        loss_pi, info = policy_loss(logp, batch["logp_old"], batch["adv"], clip_ratio)
+        if ent_coef > 0:
+            loss_pi = loss_pi - ent_coef * pi.entropy().mean()
         pi_params.grad.zero_()
         loss_pi.backward()
-        mpi_avg_grads(pi_params, weight)
-        kl.copy_(info["KL"])
+        mpi_avg_grads(pi_params, num_steps / num_total)
+        kl.add_(info["KL"] * (num_steps / local_steps))
 
-    def value_gradient():
-        loss_v = value_loss(ac.v(buf.data["obs"]), buf.data["ret"])
+    def value_gradient(num_steps, num_total):
+        batch = buf.part(num_steps)
+        loss_v = value_loss(ac.v(batch["obs"]), batch["ret"])
         v_params.grad.zero_()
         loss_v.backward()
-        mpi_avg_grads(v_params, weight)
+        mpi_avg_grads(v_params, num_steps / num_total)
 
     policy_gradient = capture(policy_gradient, torch_device)
     value_gradient = capture(value_gradient, torch_device)
@@ -215,26 +228,30 @@ def ppo(
     def update():
         data = buf.get(ac.v, torch_device)
         with torch.no_grad():
-            logp_old.copy_(ac.pi(data["obs"], data["act"])[1])
+            data = buf.add(logp_old=ac.pi(data["obs"], data["act"])[1])
         loss_pi_old, loss_v_old, _, _, entropy = compute_losses(data)
 
         # Gradient steps on the policy, until it is too far from the old one
         policy_gradient.check_next()
-        stop_iter = 0
-        while stop_iter < train_pi_iters:
-            policy_gradient()
-            if mpi_avg(kl.item(), weight) > 1.5 * target_kl:
-                early = f"Early stopping at step {stop_iter}: the KL reached 1.5 x target_kl."
-                logger.log(early, detail=True)
-                break
-            pi_optimizer.step()
-            stop_iter += 1
+        stop_iter, is_far = 0, False
+        while stop_iter < train_pi_iters and not is_far:
+            kl.zero_()
+            for num_steps, num_total, is_last in buf.minibatches(minibatch_size, rng):
+                policy_gradient(num_steps, num_total)
+                is_far = is_last and mpi_avg(kl.item(), weight) > 1.5 * target_kl
+                if not is_far:
+                    pi_optimizer.step()
+            stop_iter += not is_far
+        if is_far:
+            early = f"Early stopping at step {stop_iter}: the KL reached 1.5 x target_kl."
+            logger.log(early, detail=True)
 
         # Gradient steps on the value function
         value_gradient.check_next()
         for _ in range(train_v_iters):
-            value_gradient()
-            vf_optimizer.step()
+            for num_steps, num_total, _ in buf.minibatches(minibatch_size, rng):
+                value_gradient(num_steps, num_total)
+                vf_optimizer.step()
 
         loss_pi, loss_v, new_kl, clip_frac, _ = compute_losses(data)
         logger.store(VVals=data["val"], LossPi=loss_pi_old, LossV=loss_v_old, Entropy=entropy)
@@ -270,6 +287,10 @@ def ppo(
                 obs, _ = env.reset()
                 ep_ret, ep_len = 0.0, 0
 
+        logger.save_best("EpRet")
+        if lr_schedule == "linear":
+            left = 1 - (epoch - 1) / epochs
+            pi_optimizer.lr, vf_optimizer.lr = pi_lr * left, vf_lr * left
         update()
 
         where = f"{env.name}, epoch {epoch} (step {epoch * steps_per_epoch})"
@@ -293,7 +314,10 @@ def ppo(
         logger.log_tabular("Time", time.time() - start.start_time)
         logger.dump_tabular()
 
-        checkpoint.step(epoch * steps_per_epoch)
+        stops = asks_to_stop(on_epoch, logger.row, ac)
+        checkpoint.step(epoch * steps_per_epoch, is_last=stops)
+        if stops:
+            break
 
     env.close()
     return ac

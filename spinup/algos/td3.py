@@ -52,7 +52,7 @@ from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import DeterministicActorCritic
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
-from spinup.utils.training import training_run
+from spinup.utils.training import asks_to_stop, training_run
 
 
 def clipped_double_backup(rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma: float) -> Tensor:
@@ -108,6 +108,7 @@ def td3(
     device: str = "cpu",
     checkpoint_every: float = 300,
     normalize_obs: bool = False,
+    on_epoch: Callable[[dict[str, Any], torch.nn.Module], Any] | None = None,
 ) -> torch.nn.Module:
     """Trains a policy by Twin Delayed DDPG.
 
@@ -151,6 +152,8 @@ def td3(
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
         normalize_obs: normalise observations by their running mean and standard deviation, and clip
             them to [-10, 10]. The statistics are part of the actor-critic.
+        on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
+            the log (a dict) and the actor-critic. The run ends if it returns True.
 
     Returns:
         The trained actor-critic.
@@ -267,6 +270,7 @@ def td3(
     policy.refresh()
     num_updates = start.num_updates  # counted over the whole run: the delay spans blocks
     obs, ep_ret, ep_len = env.continue_episode()
+    stops = False
     logger.begin()
 
     for t in range(start.t + 1, total_steps + 1):
@@ -296,6 +300,7 @@ def td3(
             run_test_episodes(policy, test_env, num_test_episodes, max_ep_len, logger)
 
             logger.check_finite("LossPi", "LossQ", where=f"{env.name}, epoch {epoch} (step {t})")
+            logger.save_best("TestEpRet")
             if epoch % save_freq == 0 or epoch == epochs:
                 logger.save_state()
 
@@ -311,8 +316,11 @@ def td3(
             logger.log_tabular("LossQ", average_only=True)
             logger.log_tabular("Time", time.time() - start.start_time)
             logger.dump_tabular()
+            stops = asks_to_stop(on_epoch, logger.row, ac)
 
-        checkpoint.step(t, num_updates=num_updates)
+        checkpoint.step(t, is_last=stops, num_updates=num_updates)
+        if stops:
+            break
 
     env.close()
     test_env.close()

@@ -41,7 +41,7 @@ from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.nets import MLPActorCritic
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
-from spinup.utils.training import training_run
+from spinup.utils.training import asks_to_stop, training_run
 from spinup.utils.trajectories import TrajectoryBuffer
 
 
@@ -85,6 +85,7 @@ def vpg(
     device: str = "cpu",
     checkpoint_every: float = 300,
     normalize_obs: bool = False,
+    on_epoch: Callable[[dict[str, Any], torch.nn.Module], Any] | None = None,
 ) -> torch.nn.Module:
     """Trains a policy by Vanilla Policy Gradient.
 
@@ -114,6 +115,8 @@ def vpg(
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
         normalize_obs: normalise observations by their running mean and standard deviation, and clip
             them to [-10, 10]. The statistics are part of the actor-critic.
+        on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
+            the log (a dict) and the actor-critic. The run ends if it returns True.
 
     Returns:
         The trained actor-critic.
@@ -238,6 +241,7 @@ def vpg(
                 obs, _ = env.reset()
                 ep_ret, ep_len = 0.0, 0
 
+        logger.save_best("EpRet")
         update()
 
         where = f"{env.name}, epoch {epoch} (step {epoch * steps_per_epoch})"
@@ -259,7 +263,10 @@ def vpg(
         logger.log_tabular("Time", time.time() - start.start_time)
         logger.dump_tabular()
 
-        checkpoint.step(epoch * steps_per_epoch)
+        stops = asks_to_stop(on_epoch, logger.row, ac)
+        checkpoint.step(epoch * steps_per_epoch, is_last=stops)
+        if stops:
+            break
 
     env.close()
     return ac

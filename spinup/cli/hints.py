@@ -21,14 +21,14 @@ _RATES = {
     "lr": "is --lr, for policy and critics alike",
     "pi_lr vf_lr": "is two flags: --pi_lr for the policy, --vf_lr for the value function",
     "pi_lr q_lr": "is two flags: --pi_lr for the policy, --q_lr for the critics",
-    "delta vf_lr": "is --vf_lr, for the value function; --delta limits the policy's step",
+    "delta vf_lr": "is --vf_lr, for the value function; --delta sets the size of the policy's step",
 }
 _STEPS = {"train_v_iters": "is --steps_per_epoch, but of all ranks together: n_steps times n_envs"}
+_VALUE_ITERS = "--train_v_iters, gradient steps on the whole epoch's batch"
 _PASSES = {
     "train_pi_iters": "is two flags: --train_pi_iters and --train_v_iters, gradient steps on the "
     "whole epoch's batch",
-    "train_v_iters": "is --train_v_iters, gradient steps on the value function; the policy takes "
-    "one step per epoch",
+    "train_v_iters": f"is {_VALUE_ITERS}, for the value function; the policy takes one step",
 }
 _MINIBATCHES = f"{NONE}: each gradient step takes the whole epoch's batch (--steps_per_epoch)"
 _RANKS = {"": "is --cpu: each MPI rank steps one environment, and --steps_per_epoch is their total"}
@@ -51,8 +51,15 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "num_steps": _STEPS,
     "n_epochs": _PASSES,
     "update_epochs": _PASSES,
-    "batch_size": {"train_v_iters": _MINIBATCHES},
-    "num_minibatches": {"train_v_iters": _MINIBATCHES},
+    "batch_size": {
+        "minibatch_size": "is --minibatch_size; the value may stay, or None for the whole epoch",
+        "train_v_iters": _MINIBATCHES,
+    },
+    "num_minibatches": {
+        "minibatch_size": "is --steps_per_epoch divided by --minibatch_size",
+        "train_v_iters": _MINIBATCHES,
+    },
+    "anneal_lr": {"lr_schedule": "is --lr_schedule linear"},
     "ent_coef": {
         **_ENTROPY,
         "train_v_iters": f"{NONE}: the loss has no entropy bonus",
@@ -82,9 +89,9 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "target_kl": {"delta": f"is --delta; {SAME}"},
     "cg_max_steps": {"cg_iters": f"is --cg_iters; {SAME}"},
     "cg_damping": {"damping_coeff": f"is --damping_coeff; {SAME}"},
-    "line_search_max_iter": {"backtrack_iters": f"is --backtrack_iters; {SAME}"},
     "line_search_shrinking_factor": {"backtrack_coeff": f"is --backtrack_coeff; {SAME}"},
-    "n_critic_updates": {"train_v_iters": f"is --train_v_iters; {SAME}"},
+    "line_search_max_iter": {"backtrack_iters": f"is --backtrack_iters; {SAME}"},
+    "n_critic_updates": {"train_v_iters": f"is {_VALUE_ITERS}"},
     "cuda": {"": "is --device cuda"},
 }
 
@@ -97,8 +104,9 @@ def hint(name: str, parameters: Collection[str], others: Iterable[str] = ()) -> 
         parameters: the parameters of the algorithm.
         others: all other flags.
     """
-    known = OTHER_NAMES.get(name.replace("-", "_"))
-    if known is not None:
+    plain = name.replace("-", "_")
+    known = OTHER_NAMES.get(plain)
+    if known is not None and plain not in parameters:
         fitting = (text for needed, text in known.items() if set(needed.split()) <= {*parameters})
         return f"--{name} {next(fitting, NONE)}"
     meant = nearest(name, [*parameters, *others])

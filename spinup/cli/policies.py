@@ -21,10 +21,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.spaces import Discrete, Space
 from torch import nn
-from torch.distributions import Distribution
 
 from spinup.runs.folder import CONFIG
 from spinup.runs.json_values import qualified_name
@@ -38,9 +36,9 @@ from spinup.runs.loading import (
     restore_ac_kwargs,
 )
 from spinup.runs.wording import one_line
-from spinup.utils.acting import acting_policy, takes_deterministic
+from spinup.utils.acting import acting_policy
 from spinup.utils.envs import EnvFn, make_env, restore_space, seed_everything
-from spinup.utils.normalization import NormalizedActorCritic, networks_of, normalizer_of
+from spinup.utils.normalization import NormalizedActorCritic
 from spinup.utils.wrapping import make_wrapped, wrap
 
 StrPath = str | os.PathLike
@@ -70,7 +68,8 @@ def load_policy_and_env(
     Args:
         fpath: the run folder.
         itr: number of the save, as given to ``save_state``. ``"last"`` is the save without a
-            number, or if there is none, the save with the highest number.
+            number, or if there is none, the save with the highest number. ``"best"`` is the policy
+            with the highest average return in tests or, if there are none, in training.
         deterministic: use the mode of the policy's distribution instead of samples.
         actor_critic: the class (or function) that builds the networks, if it can't be imported.
         ac_kwargs: its keyword arguments, if they can't be read from the run folder.
@@ -177,22 +176,11 @@ class LoadedPolicy:
         self.ac, self.deterministic, self.max_ep_len = ac, deterministic, max_ep_len
         rng = np.random.default_rng() if seed is None else seed_everything(seed)
         self._act = acting_policy(ac, rng)
-        # On-policy networks must have a distribution, but act() needn't take `deterministic`.
-        self._ask_pi = (
-            deterministic and hasattr(ac, "v") and not takes_deterministic(networks_of(ac).act)
-        )
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
         """Returns an action: an array ``(act_dim,)``, or the index of a Discrete action."""
         obs = np.asarray(obs)
-        return self._mode(obs) if self._ask_pi else self._act(obs, self.deterministic)
-
-    def _mode(self, obs):
-        with torch.no_grad():
-            x, normalizer = torch.as_tensor(obs[None], dtype=torch.float32), normalizer_of(self.ac)
-            pi, _ = self.ac.pi(x if normalizer is None else normalizer(x))
-        assert isinstance(pi, Distribution), type(pi)
-        return pi.mode[0].numpy()
+        return self._act(obs, self.deterministic)
 
 
 class RunEnv(gym.Wrapper):

@@ -236,7 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="steps after which an episode is cut off, 0 for no limit (as in training)")
     add("--norender", "-nr", action="store_true", help="open no window")
     add("--itr", "-i", type=_iteration, default="last", metavar="ITR",
-        help="number of the save to load (the last one)")
+        help="number of the save to load, or best (the last one)")
+    add("--best", dest="itr", action="store_const", const="best",
+        help="load the policy with the highest return, in tests or, if there are none, in training")
     add("--deterministic", "-d", action="store_true", help="use the mode of the policy")
     add("--video", metavar="DIR", help="record each episode as an MP4 in this folder")
     add("--seed", type=int, metavar="S", help="seed of environment and policy (none)")
@@ -254,8 +256,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _iteration(word):
     if word in ("last", "-1"):
         return "last"
+    if word == "best":
+        return word
     if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a number or 'last', not {word!r}")
+        raise argparse.ArgumentTypeError(f"expected a number, 'last' or 'best', not {word!r}")
     return int(word)
 
 

@@ -33,6 +33,7 @@ CONFIG = "config.json"  # everything that is needed to repeat the run
 PROGRESS = "progress.txt"  # the log, one row per epoch
 STATUS = "status.json"  # state and progress of the run
 POLICY = "pyt_save"  # weights
+BEST = "best"  # the save of the policy with the highest return
 CHECKPOINT = "checkpoint"  # complete state of the training
 TENSORBOARD = "tensorboard"
 WANDB = "wandb"
@@ -300,6 +301,7 @@ def _in_use(folder):
 
 # Keys that may differ when a run is resumed.
 MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_every", "save_freq"}
+MAY_CHANGE |= {"on_epoch"}
 
 
 def read_config(folder: StrPath) -> dict[str, Any]:

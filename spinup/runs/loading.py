@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from spinup.runs.folder import CONFIG, POLICY
+from spinup.runs.folder import BEST, CONFIG, POLICY
 from spinup.runs.json_values import torch_nn_class
 from spinup.runs.wording import one_line
 
@@ -79,12 +79,15 @@ def find_weights(folder: Path, itr: int | str) -> Path:
 
     Args:
         folder: the run folder.
-        itr: the number of the save, or ``"last"``.
+        itr: the number of the save, ``"last"`` or ``"best"``.
 
     Raises:
         FileNotFoundError: there are no saves.
         ValueError: there is no save with this number.
     """
+    best = folder / POLICY / f"{BEST}.safetensors"
+    if itr == BEST and best.is_file():
+        return best
     found = sorted((folder / POLICY).glob("model*.safetensors"))
     names = [(path, re.fullmatch(r"model(\d*)\.safetensors", path.name)) for path in found]
     saves = {name[1] or "last": path for path, name in names if name}
@@ -98,6 +101,7 @@ def find_weights(folder: Path, itr: int | str) -> Path:
         itr = max(saves, key=int)
     if str(itr) not in saves:
         known = sorted(saves, key=lambda save: (save == "last", save.zfill(20)))
+        known += [BEST] * best.is_file()
         raise ValueError(f"{str(folder)!r} holds no save {itr!r}: it has {', '.join(known)}")
     return saves[str(itr)]
 

@@ -208,9 +208,15 @@ def _module_policy(ac):
     def act(obs, deterministic):
         with torch.no_grad():
             obs = torch.as_tensor(obs, dtype=torch.float32)
-            has_mode = deterministic and takes_mode
-            action = module.act(obs, deterministic=True) if has_mode else module.act(obs)
-        return np.asarray(action)
+            if not deterministic:
+                return np.asarray(module.act(obs))
+            if takes_mode:
+                return np.asarray(module.act(obs, deterministic=True))
+            if hasattr(module, "v"):  # on-policy: `pi` returns a distribution
+                normalizer = normalizer_of(module)
+                obs = obs[None] if normalizer is None else normalizer(obs[None])
+                return module.pi(obs)[0].mode[0].numpy()
+            return np.asarray(module.act(obs))  # its only actions
 
     return ActingPolicy(act, refresh)
 

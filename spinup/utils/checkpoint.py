@@ -120,11 +120,16 @@ class Checkpoint:
         self.logger.log(f"Continuing at step {at.t} of {self.total_steps}")
         return at
 
-    def step(self, t: int, **counters: Any) -> None:
+    def step(self, t: int, is_last: bool = False, **counters: Any) -> None:
         """Saves a checkpoint if one is due after `t` environment steps.
 
         Call it at the end of each iteration of the training loop. An iteration may skip it if all
         ranks do.
+
+        Args:
+            t: number of environment steps taken.
+            is_last: whether the run ends here, before its last step. The policy is then saved, too.
+            **counters: the training loop's counters.
 
         Raises:
             Interrupted: a signal stopped the run, after a checkpoint was saved.
@@ -136,9 +141,10 @@ class Checkpoint:
         if num_procs() > 1:  # only rank 0's clock counts, but a signal to any rank
             both = np.array([signal, due if proc_id() == 0 else 0])
             signal, due = map(int, mpi_op(both, "MAX"))  # type: ignore[assignment]
-        if due or signal or t == self.total_steps:
-            self.save(t, is_last=bool(signal) or t == self.total_steps, **counters)
-        if signal:
+        ends = bool(signal) or is_last or t == self.total_steps
+        if due or ends:
+            self.save(t, is_last=ends, **counters)
+        if signal or is_last:
             self.logger.save_state()
             barrier()
         if signal and t < self.total_steps:

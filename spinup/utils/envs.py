@@ -419,9 +419,10 @@ def _doubts(env):
             yield (
                 f"{type(layer).__name__} of {env.name} keeps running statistics, which aren't "
                 "saved with the policy: test episodes, other ranks and a loaded policy use "
-                "different statistics, so that their returns differ from training's. Scale by "
-                "fixed numbers instead, with gymnasium.wrappers.RescaleObservation, "
-                "TransformObservation or, for rewards, TransformReward"
+                "different statistics, so that their returns differ from training's. For "
+                "observations, use normalize_obs=True (--normalize_obs) instead, whose statistics "
+                "belong to the policy; scale rewards by a fixed number with "
+                "gymnasium.wrappers.TransformReward"
             )
     for image in _images(env.given.observation_space):
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 
 from spinup.fast import capture
 from spinup.runs.files import as_os_error, may_pass
-from spinup.runs.folder import POLICY, PROGRESS, RunFolder, State, remedy
+from spinup.runs.folder import BEST, POLICY, PROGRESS, RunFolder, State, remedy
 from spinup.runs.underway import current_run
 from spinup.runs.versions import versions
 from spinup.runs.wording import describe_error
@@ -80,7 +81,8 @@ class Logger:
             self.verbose = run is None or self._is_launched
         self._model: torch.nn.Module | None = None
         self._is_restored = False
-        self._unsaved: dict[int | None, dict] = {}  # weights that a full disk refused, by itr
+        self.row: dict[str, Any] = {}  # the last one
+        self._unsaved: dict[int | str | None, dict] = {}  # weights that a full disk refused, by itr
         self._failing: set[str] = set()
         self._writers: dict[str, Writer] = {}
         chosen = {"tensorboard": tensorboard, **writers}
@@ -155,7 +157,9 @@ class Logger:
         """Sets the module whose weights `save_state` saves."""
         self._model = what_to_save
 
-    def save_state(self, state_dict: dict[str, Any] | None = None, itr: int | None = None) -> None:
+    def save_state(
+        self, state_dict: dict[str, Any] | None = None, itr: int | str | None = None
+    ) -> None:
         """Saves the policy's weights to ``pyt_save/model.safetensors``.
 
         On a full disk, the last save stays, and the next call or `close` tries again to write these
@@ -164,7 +168,8 @@ class Logger:
         Args:
             state_dict: ignored; accepted for compatibility with Spinning Up's scripts.
                 Environments are rebuilt from ``config.json``.
-            itr: number to append to the file name, to keep more than the last save.
+            itr: number to append to the file name, to keep more than the last save; or ``"best"``
+                for ``pyt_save/best.safetensors``.
         """
         assert self._model is not None, "call setup_pytorch_saver first"
         self.begin()
@@ -174,7 +179,11 @@ class Logger:
             self._unsaved[itr] = {k: v.contiguous() for k, v in weights.items()}
             with self._trying("the policy"):
                 self._save_weights()
-            for other in self._unsaved.keys() - {None, itr}:  # not all, which would fill the memory
+            for other in self._unsaved.keys() - {
+                None,
+                BEST,
+                itr,
+            }:  # not all, which would fill the memory
                 del self._unsaved[other]
                 name = _weights_name(other)
                 self.log(f"Warning: {name} is not saved, as the disk is full", "yellow")
@@ -211,6 +220,7 @@ class Logger:
         """Ends the row: prints it, and writes it to the log and its copies."""
         self.begin()
         row, self.log_current_row = self.log_current_row, {}
+        self.row = dict(row)
         self.folder.note_row(row)
         for name, writer in list(self._writers.items()):
             with self._trying(name):
@@ -324,7 +334,8 @@ class Logger:
 
 
 def _weights_name(itr):
-    return f"model{'' if itr is None else itr}.safetensors"
+    name = {None: "model", BEST: BEST}.get(itr, f"model{itr}")
+    return f"{name}.safetensors"
 
 
 class EpochLogger(Logger):
@@ -344,6 +355,7 @@ class EpochLogger(Logger):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.epoch_dict: dict[str, _Samples] = defaultdict(_Samples)
+        self._highest: float | None = None
 
     @capture.capturable
     def store(self, **kwargs: Any) -> None:
@@ -386,11 +398,12 @@ class EpochLogger(Logger):
     def state_dict(self) -> dict[str, Any]:
         """Returns the log so far, and the values stored since the last row."""
         samples = {key: np.array(kept.values()) for key, kept in self.epoch_dict.items()}
-        return {**super().state_dict(), "samples": samples}
+        return {**super().state_dict(), "samples": samples, "highest": self._highest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         super().load_state_dict(state)
+        self._highest = state.get("highest")
         for key, values in state["samples"].items():
             self.epoch_dict[key].clear()
             self.epoch_dict[key].add(values)
@@ -398,6 +411,16 @@ class EpochLogger(Logger):
     def get_stats(self, key: str) -> tuple[float, ...]:
         """Returns the mean and standard deviation over all ranks of the stored values."""
         return mpi_statistics_scalar(self.epoch_dict[key].values())
+
+    def save_best(self, key: str) -> None:
+        """Saves the policy as the best if the mean of the stored values is the highest so far.
+
+        All ranks must call it together, while the policy is the one that earned these values.
+        """
+        mean, _ = self.get_stats(key)
+        if mean > (-math.inf if self._highest is None else self._highest):
+            self._highest = float(mean)
+            self.save_state(itr=BEST)
 
     def check_finite(self, *keys: str, where: str) -> None:
         """Raises on all ranks if a value stored since the last row is NaN or infinite.

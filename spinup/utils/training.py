@@ -20,8 +20,9 @@ from spinup.runs.interrupts import Interrupted, is_interactive
 from spinup.runs.json_values import activation_names, find_activation, import_callable
 from spinup.runs.underway import run_under_way
 from spinup.runs.watchdog import watchdog
+from spinup.utils.envs import generators_kept
 from spinup.utils.mpi_pytorch import one_thread_per_rank, same_kernels
-from spinup.utils.mpi_tools import num_procs
+from spinup.utils.mpi_tools import mpi_op, num_procs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,6 +64,29 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def asks_to_stop(
+    on_epoch: Callable[[dict[str, Any], nn.Module], Any] | None, row: dict[str, Any], ac: nn.Module
+) -> bool:
+    """Calls a user's function at the end of an epoch, on every rank.
+
+    The global random generators are restored afterwards, so that the function doesn't change
+    training.
+
+    Args:
+        on_epoch: the function, called with `row` and `ac`.
+        row: the epoch's row of the log.
+        ac: the actor-critic.
+
+    Returns:
+        True if the function returned something true on any rank: all ranks stop then.
+    """
+    if on_epoch is None:
+        return False
+    with generators_kept():
+        stops = bool(on_epoch(dict(row), ac))
+    return bool(mpi_op(float(stops), "MAX"))
+
+
 # --- Hyperparameters ------------------------------------------------------------------------------
 
 # Minimum and maximum of hyperparameters; (0, inf) for all other numbers.
@@ -79,7 +103,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 _OPEN = ("delta", "backtrack_coeff")
 
 # Split over ranks, of which each needs at least one.
-_SPLIT = ("steps_per_epoch", "batch_size", "replay_size")
+_SPLIT = ("steps_per_epoch", "batch_size", "minibatch_size", "replay_size")
 
 
 def check_hyperparameters(
@@ -111,6 +135,13 @@ def check_hyperparameters(
             value = _check(name, value, hints[name], num_ranks)
         if name in values:
             checked[name] = value
+    if isinstance(checked.get("on_epoch"), str):
+        checked["on_epoch"] = import_callable(checked["on_epoch"])
+    if not callable(checked.get("on_epoch", len)) and checked["on_epoch"] is not None:
+        raise ValueError(
+            "on_epoch must be a function of the log's row and the actor-critic, or its name "
+            f"'module:function', not {checked['on_epoch']!r}"
+        )
     if "ac_kwargs" in hints:
         default = inspect.signature(algorithm).parameters["actor_critic"].default
         build = values.get("actor_critic", default)

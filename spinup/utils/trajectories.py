@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spinup.runs.watchdog import still_alive
 from spinup.utils.envs import space_dim
-from spinup.utils.mpi_tools import mpi_statistics_scalar
+from spinup.utils.mpi_tools import mpi_statistics_scalar, mpi_sum
 from spinup.utils.normalization import ObsNormalizer
 
 
@@ -50,6 +50,8 @@ def gae(
 class TrajectoryBuffer:
     """The environment steps of this rank in an epoch, and the advantages of the actions.
 
+    All ranks must create theirs together.
+
     Args:
         observation_space, action_space: the environment's spaces.
         size: number of steps of this rank in an epoch.
@@ -74,11 +76,13 @@ class TrajectoryBuffer:
             self.act = np.zeros((size, space_dim(action_space)), dtype=np.float32)
         self.rew = np.zeros(size, dtype=np.float64)
         self.size, self.gamma, self.lam = size, gamma, lam
+        self.total = int(mpi_sum(size))  # over ranks
         self.normalizer = normalizer
         self.ptr = 0
         # The end of each path, and the observation to bootstrap from, None after a terminal state
         self.path_ends: list[tuple[int, np.ndarray | None]] = []
         self.data: dict[str, Tensor] = {}  # of the last full epoch
+        self._parts: dict[int, dict[str, Tensor]] = {}  # minibatches, by their number of steps
 
     def store(self, obs: np.ndarray, act: np.ndarray, rew: float) -> None:
         """Appends a step."""
@@ -133,9 +137,46 @@ class TrajectoryBuffer:
         self.ptr, self.path_ends = 0, []
         data = dict(act=self.act, ret=ret, val=val, adv=adv)
         new = {"obs": obs} | {k: _to_tensor(v, device) for k, v in data.items()}
-        for key, tensor in new.items():
+        return self.add(**new)
+
+    def add(self, **quantities: Tensor) -> dict[str, Tensor]:
+        """Adds tensors of length ``size`` to the epoch's data, and returns the data."""
+        for key, tensor in quantities.items():
             self.data.setdefault(key, tensor).copy_(tensor)
         return self.data
+
+    def minibatches(
+        self, size: int | None, rng: np.random.Generator
+    ) -> Iterator[tuple[int, int, bool]]:
+        """Splits the epoch's data into shuffled minibatches, which `part` returns one by one.
+
+        All ranks take the same number of minibatches, and each has a share of every one.
+
+        Args:
+            size: number of steps in a minibatch, summed over ranks; at least as many as ranks. The
+                data are split evenly, so that a minibatch may be longer. None: all data.
+            rng: generator that shuffles.
+
+        Yields:
+            For each minibatch: the number of this rank's steps, the number summed over ranks, and
+            True for the last one.
+        """
+        num_parts = 1 if size is None else self.total // size
+        if num_parts <= 1:
+            yield self.size, self.total, True
+            return
+        order = torch.from_numpy(rng.permutation(self.size)).to(self.data["obs"].device)
+        parts = order.tensor_split(num_parts)
+        totals = mpi_sum(np.array([len(rows) for rows in parts]))
+        for i, rows in enumerate(parts):
+            part = self._parts.setdefault(len(rows), {})
+            for key, x in self.data.items():
+                part.setdefault(key, x[rows]).copy_(x[rows])
+            yield len(rows), int(totals[i]), i == num_parts - 1
+
+    def part(self, num_steps: int) -> dict[str, Tensor]:
+        """Returns this rank's steps of the current minibatch, in the same tensors each time."""
+        return self.data if num_steps == self.size else self._parts[num_steps]
 
     def _normalized(self, obs):
         return obs if self.normalizer is None else self.normalizer(obs)

@@ -8,6 +8,9 @@ from torch.testing import assert_close
 
 from spinup import ppo
 from spinup.algos.ppo import policy_loss, value_loss
+from spinup.fast.capture import Captured
+from spinup.utils.mpi_tools import mpi_avg
+from spinup.utils.trajectories import TrajectoryBuffer
 from tests.algos import plain
 from tests.algos.envs import Clock, Made
 from tests.algos.fixed_data import BOX, train_on_fixed_data, trajectories
@@ -123,6 +126,72 @@ def test_a_plain_pytorch_actor_critic_trains_the_same(engine, tmp_path, name):
     assert isinstance(own, plain.OnPolicy)
     expected = plain.as_plain("ppo", ac).state_dict()
     assert_close(own.state_dict(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo-discrete"])
+def test_minibatches_entropy_bonus_and_schedule_are_the_textbooks(
+    engine, tmp_path, name, monkeypatch
+):
+    """Compares with plain steps on the minibatches that the run drew."""
+    batches, part = [], TrajectoryBuffer.part
+
+    def keep(self, num_steps):
+        batches.append({k: v.clone() for k, v in part(self, num_steps).items()})
+        return part(self, num_steps)
+
+    monkeypatch.setattr(TrajectoryBuffer, "part", keep)
+    monkeypatch.setattr("spinup.algos.ppo.capture", lambda update, _: Captured(update, False))
+    settings = dict(minibatch_size=20, ent_coef=0.05, lr_schedule="linear", target_kl=np.inf)
+    ac = train_on_fixed_data(
+        *(name, 61, tmp_path),
+        **dict(epochs=4, train_pi_iters=3, train_v_iters=2, pi_lr=1e-2, vf_lr=2e-2, **settings),
+    )
+    expected = plain.initial("ppo", Clock(action_space=Discrete(3) if "-" in name else BOX))
+    pi_optimizer = torch.optim.Adam(expected.pi.parameters())
+    vf_optimizer = torch.optim.Adam(expected.v.parameters())
+    # In each epoch: three passes of three minibatches for the policy, then two for the values
+    assert [len(x["adv"]) for x in batches] == [21, 20, 20] * 20
+    for i, batch in enumerate(batches):
+        epoch, step = divmod(i, 15)
+        left = 1 - epoch / 4
+        if step < 9:
+            pi, logp = expected.pi(batch["obs"], batch["act"])
+            ratio = torch.exp(logp - batch["logp_old"])
+            objective = torch.min(ratio * batch["adv"], ratio.clamp(0.8, 1.2) * batch["adv"])
+            entropy = pi.entropy() if "-" in name else pi.entropy().sum(-1)
+            loss, optimizer, lr = -objective.mean() - 0.05 * entropy.mean(), pi_optimizer, 1e-2
+        else:
+            loss = ((expected.v(batch["obs"]) - batch["ret"]) ** 2).mean()
+            optimizer, lr = vf_optimizer, 2e-2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = lr * left
+        optimizer.step()
+    got = plain.as_plain("ppo", ac).state_dict()
+    assert_close(got, expected.state_dict(), atol=1e-5, rtol=1e-4)
+
+
+def test_with_minibatches_the_kl_of_a_whole_pass_stops_the_policys_steps(tmp_path, monkeypatch):
+    settings = dict(minibatch_size=10, epochs=1, pi_lr=1e-3, train_pi_iters=30)
+    divergences = []
+
+    def keep(x, weight):
+        divergences.extend([x] if isinstance(x, float) else [])
+        return mpi_avg(x, weight)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spinup.algos.ppo.mpi_avg", keep)
+        train_on_fixed_data("ppo", 61, tmp_path / "all", target_kl=np.inf, **settings)
+    assert len(divergences) == 30  # one for each pass, not for each of its six minibatches
+    assert read_progress(tmp_path / "all")["StopIter"] == 30
+    limit = divergences[0] / 1.5
+    assert limit > 0
+    for factor, stops in ((0.99, True), (1.01, False)):
+        folder = tmp_path / str(factor)
+        train_on_fixed_data("ppo", 61, folder, target_kl=factor * limit, **settings)
+        assert (read_progress(folder)["StopIter"][0] == 0) == stops
+        # The steps on a pass's other minibatches have been taken by then
+        assert read_progress(folder)["DeltaLossPi"][0] != 0
 
 
 def test_no_iterations_train_nothing(engine, tmp_path):

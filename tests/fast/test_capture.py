@@ -560,6 +560,10 @@ def test_a_recording_that_fails_leaves_nothing(no_garbage_collection):
 OFF_POLICY = dict(start_steps=50, update_after=50, update_every=25, num_test_episodes=1)
 
 
+MINIBATCHES = dict(minibatch_size=30, train_pi_iters=20, train_v_iters=20, target_kl=math.inf)
+MINIBATCHES |= dict(ent_coef=0.01, normalize_obs=True, lr_schedule="linear")
+
+
 @pytest.mark.parametrize(
     "algorithm, actions, kwargs, num_replays",
     [
@@ -567,6 +571,7 @@ OFF_POLICY = dict(start_steps=50, update_after=50, update_every=25, num_test_epi
         ("trpo", Box(-1, 1, (2,)), {}, [211]),
         ("ppo", Box(-1, 1, (2,)), dict(target_kl=math.inf), [211, 211]),
         ("ppo", Discrete(3), dict(pi_lr=0.01), [0, 211]),
+        ("ppo", Box(-1, 1, (2,)), MINIBATCHES, [126, 126]),
         ("sac", Box(-1, 1, (2,)), OFF_POLICY, [248]),
         ("sac", Box(-1, 1, (2,)), OFF_POLICY | dict(alpha="auto"), [248]),
         ("ddpg", Box(-1, 1, (2,)), OFF_POLICY, [248]),

@@ -8,7 +8,9 @@ from gymnasium.spaces import Box
 
 from spinup.utils import mpi_tools
 from spinup.utils.envs import make_env, seed_everything
-from spinup.utils.evaluation import run_test_episodes
+from spinup.utils.evaluation import evaluate_policy, run_test_episodes
+from spinup.utils.nets import DeterministicActorCritic, MLPActorCritic
+from spinup.utils.normalization import NormalizedActorCritic
 
 
 class Countdown(gym.Env):
@@ -106,3 +108,90 @@ def test_the_generators_are_set_back_after_an_error():
     with pytest.raises(KeyError):
         evaluate(1, 10, policy)
     assert np.random.rand() == expected
+
+
+# --- evaluate_policy ---
+
+
+class Mean(MLPActorCritic):
+    """An actor-critic whose method `act` only samples."""
+
+    def act(self, obs):
+        return super().act(obs)
+
+
+class Told(gym.Env):
+    """An environment that records its actions; its episodes have five steps."""
+
+    observation_space, action_space = Box(-np.inf, np.inf, (3,)), Box(-1, 1, (2,))
+    acts: list = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 5
+        return self.np_random.standard_normal(3).astype(np.float32), {}
+
+    def step(self, action):
+        self.acts.append(np.array(action))
+        self.left -= 1
+        obs = self.np_random.standard_normal(3).astype(np.float32)
+        return obs, float(obs[0]), self.left == 0, False, {}
+
+
+def networks(kind, is_normalized=False):
+    torch.manual_seed(0)
+    ac = kind(Told.observation_space, Told.action_space, (8,))
+    return NormalizedActorCritic(ac, Told.observation_space) if is_normalized else ac
+
+
+def test_a_policy_is_evaluated_in_whole_episodes():
+    zeros = networks(DeterministicActorCritic)
+    returns, lengths = evaluate_policy(zeros, LongCountdown, 4)
+    assert returns.tolist() == [1, 4, 9, 16] and lengths.tolist() == [1, 2, 3, 4]
+    returns, lengths = evaluate_policy(zeros, LongCountdown, 4, max_ep_len=2)
+    assert returns.tolist() == [1, 4, 6, 8] and lengths.tolist() == [1, 2, 2, 2]
+
+
+class LongCountdown(Countdown):
+    """As `Countdown`, with the spaces of `Told`."""
+
+    observation_space, action_space = Told.observation_space, Told.action_space
+
+    def reset(self, **kwargs):
+        return np.resize(super().reset(**kwargs)[0], 3), {}
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return np.resize(obs, 3), *rest
+
+
+@pytest.mark.parametrize("is_normalized", [False, True])
+@pytest.mark.parametrize("kind", [MLPActorCritic, Mean, DeterministicActorCritic])
+def test_its_actions_are_deterministic(kind, is_normalized, monkeypatch):
+    ac, seen = networks(kind, is_normalized), []
+    for _ in range(2):
+        monkeypatch.setattr(Told, "acts", [])
+        returns, _ = evaluate_policy(ac, Told, 3, seed=7)
+        seen.append(np.array(Told.acts))
+    assert len(returns) == 3 and np.array_equal(*seen)
+    env = Told()
+    obs, _ = make_env(lambda: env, 7).reset()
+    x = torch.as_tensor(obs)[None]
+    x = ac.normalizer(x) if is_normalized else x
+    with torch.no_grad():
+        mean = ac.pi(x) if kind is DeterministicActorCritic else ac.pi(x)[0].mean
+    np.testing.assert_allclose(seen[0][0], mean[0].clamp(-1, 1), atol=1e-6)
+
+
+def test_it_leaves_the_global_generators_alone():
+    ac = networks(MLPActorCritic)
+    seed_everything(5)
+    expected = torch.rand(1).item(), np.random.rand(), random.random()
+    seed_everything(5)
+    evaluate_policy(ac, Told, 2)
+    assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected
+
+
+def test_no_episodes_are_refused():
+    with pytest.raises(ValueError, match="episodes must be at least 1, not 0"):
+        evaluate_policy(networks(MLPActorCritic), Told, 0)

@@ -202,6 +202,67 @@ def test_two_ranks_normalise_as_one_does(run_on_ranks, tmp_path):
     np.testing.assert_allclose(seen[0] + seen[1], expected, rtol=1e-4, atol=1e-5)
 
 
+# --- Minibatches ---
+
+
+def full(size):
+    buf = TrajectoryBuffer(OBS, ACT, size, gamma=0.9, lam=0.8)
+    fill(buf, [(np.arange(size, dtype=float).tolist(), False)])
+    buf.get(values)
+    return buf
+
+
+def test_without_a_size_the_minibatch_is_the_epoch():
+    buf = full(7)
+    state = np.random.default_rng(0)
+    assert list(buf.minibatches(None, state)) == [(7, 7, True)]
+    assert buf.part(7) is buf.data
+    assert state.random() == np.random.default_rng(0).random()  # nothing was drawn
+
+
+@pytest.mark.parametrize(
+    "size, lengths", [(20, [20]), (10, [10, 10]), (7, [10, 10]), (6, [7, 7, 6]), (1, [1] * 20)]
+)
+def test_minibatches_divide_the_epoch_anew_at_each_pass(size, lengths):
+    buf, rng, orders = full(20), np.random.default_rng(0), []
+    for _ in range(3):
+        parts = []
+        for n, total, is_last in buf.minibatches(size, rng):
+            assert n == total and is_last == (len(parts) == len(lengths) - 1)
+            parts.append({k: v.clone() for k, v in buf.part(n).items()})
+        assert [len(part["ret"]) for part in parts] == lengths
+        order = torch.cat([part["ret"] for part in parts]).tolist()
+        assert sorted(order) == sorted(buf.data["ret"].tolist())
+        rows = [buf.data["ret"].tolist().index(x) for x in order]
+        for key, value in buf.data.items():
+            assert torch.equal(torch.cat([part[key] for part in parts]), value[rows]), key
+        orders.append(order)
+    assert len(set(map(tuple, orders))) == (3 if len(lengths) > 1 else 1)
+
+
+def test_minibatches_stay_in_place():
+    buf, rng, places = full(20), np.random.default_rng(0), set()
+    for _ in range(3):
+        for n, _, _ in buf.minibatches(6, rng):
+            places.add((n, buf.part(n)["obs"].data_ptr()))
+    assert len(places) == 2  # one for each of the two lengths
+
+
+def test_ranks_share_each_minibatch(tmp_path, run_on_ranks):
+    code = """
+        import json
+        import numpy as np
+        from tests.utils.test_trajectories import full
+        from spinup.utils.mpi_tools import proc_id
+        parts = list(full([11, 8][proc_id()]).minibatches(6, np.random.default_rng(proc_id())))
+        json.dump(parts, open(f"rank{proc_id()}.json", "w"))
+    """
+    run_on_ranks(2, code)
+    seen = [json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2)]
+    assert seen[0] == [[4, 7, False], [4, 7, False], [3, 5, True]]
+    assert seen[1] == [[3, 7, False], [3, 7, False], [2, 5, True]]
+
+
 @pytest.mark.cuda
 def test_the_data_go_to_the_device_that_is_asked_for():
     buf = TrajectoryBuffer(OBS, ACT, 3, gamma=0.9, lam=0.8)
