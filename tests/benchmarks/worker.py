@@ -1,6 +1,6 @@
 """Trains one algorithm of one library on HalfCheetah-v5 and prints when its timed steps took place.
 
-    python worker.py ppo|trpo|sac|td3 spinup|sb3|sb3-contrib|sbx [options]
+    python worker.py ALGORITHM LIBRARY [options]
 
 compare.py starts one worker at a time, in a new process with one thread. A wrapper around the
 environment, the same for every library, reads the clock when a step begins, so that the interval
