@@ -36,7 +36,6 @@ from spinup.version import __version__
 
 UTILITIES = {
     "plot": "spinup.cli.plot",
-    "presets": "spinup.cli.presets",
     "status": "spinup.cli.status",
     "test_policy": "spinup.cli.watch",
 }
