@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-COMPARE ?= ppo sac td3 ranks
+COMPARE ?= ppo trpo sac td3 ranks
 
 VENV := .venv
 VENV_BENCH := .venv-bench

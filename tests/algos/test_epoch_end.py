@@ -1,4 +1,4 @@
-"""What every algorithm does at an epoch's end: it keeps the best policy, and may be told to stop."""
+"""Tests of each epoch's end: the best policy is kept, and a function may end the run."""
 
 import numpy as np
 import pytest

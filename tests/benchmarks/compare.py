@@ -1,9 +1,10 @@
 """Compares the training speed of spinup with its peers, or of two MPI ranks with one.
 
-    python compare.py ppo|sac|td3|ranks [--rounds N] [--out FILE] [options of worker.py]
+    python compare.py ppo|trpo|sac|td3|ranks [--rounds N] [--out FILE] [options of worker.py]
 
 Runs one process at a time, in turn (A B C A B C ...), so that changes of the machine's speed affect
 all libraries. Ratios are computed within a round; the result is their median over the rounds.
+Speeds are environment steps per second, and for TRPO updates per second, without the steps.
 """
 
 import argparse
@@ -35,6 +36,7 @@ OFF_POLICY = {
 }
 COMPARISONS = {
     "ppo": {"spinup": ["spinup"], "sb3": ["sb3"], "sbx": ["sbx"]},
+    "trpo": {"spinup": ["spinup"], "sb3-contrib": ["sb3-contrib"]},
     "sac": OFF_POLICY,
     "td3": OFF_POLICY,
     "ranks": {"2 ranks": ["spinup"], "1 rank": ["spinup"]},
@@ -42,7 +44,7 @@ COMPARISONS = {
 
 
 def time_run(algo, args, ranks):
-    """Returns the environment steps per second, over all ranks, of one run in a new process."""
+    """Returns the speed, over all ranks, of one run in a new process."""
     command = [sys.executable, str(WORKER), algo, *args]
     if ranks > 1:
         mpiexec = os.path.join(sysconfig.get_path("scripts"), "mpiexec")
@@ -52,6 +54,8 @@ def time_run(algo, args, ranks):
     timings = [json.loads(found) for found in re.findall(r"TIMING (\{.*?\})", run.stdout)]
     if run.returncode or len(timings) != ranks:  # two ranks may write into one line
         sys.exit(f"\n{' '.join(command)}: exit status {run.returncode}\n{run.stdout[-3000:]}")
+    if algo == "trpo":
+        return len(timings[0]["pauses"]) / sum(timings[0]["pauses"])
     seconds = max(t["t1"] for t in timings) - min(t["t0"] for t in timings)
     return sum(t["steps"] for t in timings) / seconds
 
@@ -71,7 +75,7 @@ def describe_machine():
 def report(speeds):
     """Prints the medians, and the median per-round ratio of the first to each reference."""
     median = {name: statistics.median(rounds) for name, rounds in speeds.items()}
-    print("\nenvironment steps per second, median over rounds")
+    print("\nspeed, median over rounds")
     for name in speeds:
         print(f"  {name:10} {median[name]:10.1f}")
     print("ratio, median over rounds")

@@ -1,6 +1,6 @@
 """Trains one algorithm of one library on HalfCheetah-v5 and prints when its timed steps took place.
 
-    python worker.py ppo|sac|td3 spinup|sb3|sbx [options]
+    python worker.py ALGORITHM LIBRARY [options]
 
 compare.py starts one worker at a time, in a new process with one thread. A wrapper around the
 environment, the same for every library, reads the clock when a step begins, so that the interval
@@ -35,29 +35,43 @@ CYCLE = 50  # environment steps, followed by as many updates: spinup's default
 FOREVER = 10**9  # steps: the stopwatch ends the run
 
 
+ON_POLICY = ("ppo", "trpo")
+PEERS = {"sb3": "stable_baselines3", "sb3-contrib": "sb3_contrib", "sbx": "sbx"}
+
+
 class TimeIsUp(Exception):
     """Raised in a step to end a run when the timed interval is over."""
 
 
 class Stopwatch(gym.Wrapper):
-    """Times the steps from `start` on, until both minima are met at a multiple of `every`."""
+    """Times the steps from `start` on, until both minima are met at a multiple of `every`.
+
+    It also keeps the times between one step and the next at multiples of `every`, when an on-policy
+    algorithm updates its networks.
+    """
 
     def __init__(self, env, start, every, min_steps, min_seconds):
         super().__init__(env)
         self.start, self.every = start, every
         self.min_steps, self.min_seconds = min_steps, min_seconds
         self.count, self.steps, self.t0, self.t1 = 0, 0, None, None
+        self.pauses, self.end = [], 0.0
 
     def step(self, action):
         if self.t1 is None and self.count >= self.start and self.count % self.every == 0:
             self.look(time.perf_counter())
         self.count += 1
-        return self.env.step(action)
+        result = self.env.step(action)
+        if self.count % self.every == 0:
+            self.end = time.perf_counter()
+        return result
 
     def look(self, now):
         if self.t0 is None:
             self.start, self.t0 = self.count, now
-        elif self.count - self.start >= self.min_steps and now - self.t0 >= self.min_seconds:
+            return
+        self.pauses.append(now - self.end)
+        if self.count - self.start >= self.min_steps and now - self.t0 >= self.min_seconds:
             self.steps, self.t1 = self.count - self.start, now
             if RANKS == 1:  # with several ranks, training ends one epoch later
                 raise TimeIsUp
@@ -68,8 +82,9 @@ def train_spinup(algo, env_fn, opt):
 
     epochs = FOREVER // EPOCH if RANKS == 1 else opt.epochs + 2
     kwargs = {"steps_per_epoch": EPOCH, "epochs": epochs, "save_freq": FOREVER}
-    if algo == "ppo":
-        kwargs |= {"ac_kwargs": {"hidden_sizes": (64, 32)}, "target_kl": float("inf")}
+    if algo in ON_POLICY:
+        kwargs |= {"ac_kwargs": {"hidden_sizes": (64, 32)}}
+        kwargs |= {"target_kl": float("inf")} if algo == "ppo" else {}
     else:
         kwargs |= {"start_steps": WARM_UP, "update_after": WARM_UP, "num_test_episodes": 0}
     with tempfile.TemporaryDirectory() as folder:
@@ -78,10 +93,14 @@ def train_spinup(algo, env_fn, opt):
 
 
 def train_peer(algo, env_fn, opt):
-    """Trains with stable-baselines3 or sbx, which have the same arguments and defaults."""
-    library = importlib.import_module({"sb3": "stable_baselines3", "sbx": "sbx"}[opt.package])
-    if algo == "ppo":
-        kwargs = {"n_steps": EPOCH, "batch_size": EPOCH, "n_epochs": 80, "gae_lambda": 0.97}
+    """Trains with a peer. stable-baselines3 and sbx have the same arguments and defaults."""
+    library = importlib.import_module(PEERS[opt.package])
+    if algo in ON_POLICY:
+        kwargs = {"n_steps": EPOCH, "batch_size": EPOCH, "gae_lambda": 0.97}
+        if algo == "ppo":
+            kwargs["n_epochs"] = 80
+        else:
+            kwargs |= {"n_critic_updates": 80, "cg_max_steps": 10, "target_kl": 0.01}
         kwargs |= {"policy_kwargs": {"net_arch": {"pi": [64, 32], "vf": [64, 32]}}}
     else:
         kwargs = {"learning_rate": 1e-3, "batch_size": 100, "tau": 0.005, "buffer_size": 10**6}
@@ -101,8 +120,8 @@ def train_peer(algo, env_fn, opt):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("algo", choices=["ppo", "sac", "td3"])
-    parser.add_argument("package", choices=["spinup", "sb3", "sbx"])
+    parser.add_argument("algo", choices=["ppo", "trpo", "sac", "td3"])
+    parser.add_argument("package", choices=["spinup", *PEERS])
     parser.add_argument("--train_freq", type=int, default=1, help="SB3, SBX: steps between updates")
     parser.add_argument("--epochs", type=int, default=8, help="PPO: timed epochs, after the first")
     parser.add_argument("--updates", type=int, default=1000, help="SAC, TD3: updates before timing")
@@ -112,7 +131,7 @@ def main():
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(opt.flush_denormal)
-    if opt.algo == "ppo":
+    if opt.algo in ON_POLICY:
         timing = (EPOCH // RANKS, EPOCH // RANKS, opt.epochs * EPOCH // RANKS, 0)
     else:
         timing = (WARM_UP + opt.updates, CYCLE, CYCLE, opt.seconds)
@@ -125,7 +144,7 @@ def main():
     with contextlib.suppress(TimeIsUp):
         (train_spinup if opt.package == "spinup" else train_peer)(opt.algo, env_fn, opt)
     watch = next(watch for watch in watches if watch.t1)
-    timed = {"steps": watch.steps, "t0": watch.t0, "t1": watch.t1}
+    timed = {"steps": watch.steps, "t0": watch.t0, "t1": watch.t1, "pauses": watch.pauses}
     print("\nTIMING " + json.dumps(timed), flush=True)
 
 
