@@ -435,8 +435,9 @@ class Coin(plain.OnPolicy):
         super().__init__(*spaces)
         self.pi = CoinPolicy()
 
-    def act(self, obs):
-        return np.int64(self.pi(obs)[0].sample().item())
+    def act(self, obs, deterministic=False):
+        pi, _ = self.pi(obs)
+        return np.int64((pi.probs > 0.5 if deterministic else pi.sample()).item())
 
 
 class CoinPolicy(nn.Module):

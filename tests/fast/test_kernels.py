@@ -101,11 +101,11 @@ def test_networks_are_pytorchs(sizes, activations, rows, stack, mlp_class):
 
 @pytest.mark.parametrize("stack", [None, 2])
 @pytest.mark.parametrize("num_inputs", [1, 2])
-def test_outputs_of_each_layer_are_pytorchs(stack, num_inputs, engine):
+def test_outputs_of_each_layer_are_pytorchs(stack, num_inputs, mlp_class):
     sizes, activations = [4, 33, 7, 2], (RELU, TANH, IDENTITY)
     params, x = network(sizes, stack), torch.randn(20, 4)
-    _, saved = engine.forward(x.split(4 // num_inputs, 1), params, activations)
-    outputs = engine.outputs(saved, params)
+    _, saved = mlp_class.forward(x.split(4 // num_inputs, 1), params, activations)
+    outputs = mlp_class.outputs(saved, params)
     expected = TorchMLP.forward([x.double()], double(params), activations)[1]
     assert torch.equal(outputs[0], x)
     assert len(outputs) == len(sizes)
