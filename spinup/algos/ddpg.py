@@ -2,8 +2,8 @@
 
 DDPG is Q-learning for continuous actions: the action that maximises Q is learned, too, as a
 deterministic policy that ascends the critic's gradient. Target networks, which follow slowly, keep
-the backup from chasing itself. DDPG learns off-policy from a replay buffer, and explores by adding
-Gaussian noise to the policy's actions.
+the critic's target from moving with the critic. DDPG learns off-policy from a replay buffer, and
+explores by adding Gaussian noise to the policy's actions.
 
 Paper: arXiv:1509.02971. Key equations, with d = 1 where s2 is terminal:
 
@@ -267,7 +267,7 @@ def ddpg(
             ep_len += 1
             obs = next_obs
 
-            if terminated or truncated or ep_len == max_ep_len:
+            if terminated or truncated or ep_len >= max_ep_len:
                 logger.store(EpRet=ep_ret, EpLen=ep_len)
                 obs, _ = env.reset()
                 ep_ret, ep_len = 0.0, 0

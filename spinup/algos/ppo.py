@@ -138,10 +138,12 @@ def ppo(
         on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
             the log (a dict) and the actor-critic. The run ends if it returns True.
         ent_coef: weight of an entropy bonus in the policy's loss, usually 0 to 0.02.
-        minibatch_size: environment steps in a minibatch, summed over ranks. A gradient step of
-            `train_pi_iters` and `train_v_iters` then becomes a pass over the epoch's data, in
-            shuffled minibatches; the KL divergence is checked once per pass. None: the whole epoch.
-        lr_schedule: ``constant``, or ``linear``: both learning rates decrease to 0 over the run.
+        minibatch_size: environment steps in a minibatch, summed over ranks. Each of the
+            `train_pi_iters` and `train_v_iters` is then a pass over the epoch's data in shuffled
+            minibatches, and the KL divergence is checked before a pass's last step. None: each is
+            one step on the whole epoch.
+        lr_schedule: ``constant``, or ``linear``: both learning rates decrease linearly, and would
+            be 0 after the last epoch.
 
     Returns:
         The trained actor-critic.
@@ -201,7 +203,7 @@ def ppo(
             values = [loss_pi, loss_v, info["KL"], info["ClipFrac"], pi.entropy().mean()]
         return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
 
-    # This rank's estimate of KL(old || new), allocated once, as captures require
+    # This rank's estimate of KL(old || new), always in the same memory, as captures require
     kl = torch.zeros((), device=torch_device)
 
     def policy_gradient(num_steps, num_total):
@@ -279,7 +281,7 @@ def ppo(
             ep_len += 1
             obs = next_obs
 
-            truncated = truncated or ep_len == max_ep_len
+            truncated = truncated or ep_len >= max_ep_len
             if terminated or truncated or t == local_steps - 1:
                 buf.finish_path(None if terminated else obs)
             if terminated or truncated:

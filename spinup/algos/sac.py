@@ -287,7 +287,7 @@ def sac(
             ep_len += 1
             obs = next_obs
 
-            if terminated or truncated or ep_len == max_ep_len:
+            if terminated or truncated or ep_len >= max_ep_len:
                 logger.store(EpRet=ep_ret, EpLen=ep_len)
                 obs, _ = env.reset()
                 ep_ret, ep_len = 0.0, 0

@@ -268,7 +268,7 @@ def td3(
     )
     start = checkpoint.restore(num_updates=0)
     policy.refresh()
-    num_updates = start.num_updates  # counted over the whole run: the delay spans blocks
+    num_updates = start.num_updates  # over the whole run: policy_delay needn't divide update_every
     obs, ep_ret, ep_len = env.continue_episode()
     stops = False
     logger.begin()
@@ -283,7 +283,7 @@ def td3(
             ep_len += 1
             obs = next_obs
 
-            if terminated or truncated or ep_len == max_ep_len:
+            if terminated or truncated or ep_len >= max_ep_len:
                 logger.store(EpRet=ep_ret, EpLen=ep_len)
                 obs, _ = env.reset()
                 ep_ret, ep_len = 0.0, 0

@@ -11,32 +11,29 @@ F the Fisher information matrix:
 
     L(pi) = -E[ r A ]                    (eq. 14, negated)
     step  = -sqrt(2 delta / (x^T F x)) x,  with F x = g               (appendix C)
-    F     = E[ J^T M J ],  J the Jacobian of the distribution's parameters, M their Fisher matrix
+    F     = E[ J^T M J ],  J the Jacobian of the distribution's parameters (such as its mean) with
+            respect to the network's, and M the Fisher matrix of the distribution's parameters
     L(V)  = E[ (V(s) - R)^2 ],  R the discounted return-to-go         (minimised)
 
 Names: adv is A, ret is R, lam is GAE's lambda.
 
 Differs from the paper: advantages are estimated by GAE, with a value function that is fitted by
-gradient steps; F is damped. Differs from Spinning Up, whose TRPO needs TensorFlow 1: products with
-F take first derivatives only; the objective must improve strictly; an episode that is unfinished at
-the end of an epoch continues in the next epoch.
+gradient steps; F is damped. Differs from Spinning Up (whose TRPO exists in TensorFlow 1 only):
+products with F take first derivatives only; the objective must improve strictly; an episode that is
+unfinished at the end of an epoch continues in the next epoch, so that long episodes end and are
+logged on any number of ranks.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    Categorical,
-    Distribution,
-    Independent,
-    Normal,
-    kl_divergence,
-)
+from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
 
 from spinup.algos import ALGORITHMS
 from spinup.fast.capture import capture
@@ -79,7 +76,7 @@ def value_loss(val: Tensor, ret: Tensor) -> Tensor:
 
 
 def statistics(pi: Distribution) -> list[Tensor]:
-    """Returns parameters of a distribution whose Fisher information matrix is diagonal.
+    """Returns the parameters of a distribution in which its Fisher information matrix is diagonal.
 
     Args:
         pi: a diagonal Gaussian, for which these are its means and standard deviations, each
@@ -100,6 +97,7 @@ def statistics(pi: Distribution) -> list[Tensor]:
     )
 
 
+@torch.no_grad()
 def fisher_information(pi: Distribution) -> list[Tensor]:
     """Returns the diagonal of the Fisher information matrix of `statistics`, in their shapes."""
     stats = statistics(pi)
@@ -114,6 +112,8 @@ def conjugate_gradient(
 ) -> Tensor:
     """Solves ``A x = b`` approximately, for a symmetric positive definite matrix A.
 
+    Sums are in double precision, because the iterations amplify rounding errors.
+
     Args:
         product: function that returns ``A v``.
         b: right-hand side, ``(n,)``.
@@ -123,20 +123,20 @@ def conjugate_gradient(
     Returns:
         The solution ``(n,)``; zeros if `b` is zero.
     """
-    x = torch.zeros_like(b)
-    residual, direction = b.clone(), b.clone()
+    residual = b.to(torch.float64, copy=True)
+    x, direction = torch.zeros_like(residual), residual.clone()
     square = residual @ residual
     least = tolerance * square
     for _ in range(num_iters):
         if square <= least:
             break
-        image = product(direction)
+        image = product(direction.to(b.dtype)).double()
         alpha = square / (direction @ image)
         x += alpha * direction
         residual -= alpha * image
         square, before = residual @ residual, square
         direction = residual + square / before * direction
-    return x
+    return x.to(b.dtype)
 
 
 @training_run
@@ -186,8 +186,8 @@ def trpo(
         damping_coeff: multiple of the identity that is added to the Fisher matrix, usually 0 to
             0.1.
         cg_iters: maximum number of iterations of conjugate gradient.
-        backtrack_iters: maximum number of steps that the line search tries.
-        backtrack_coeff: factor in (0, 1) between two of these steps.
+        backtrack_iters: maximum number of step lengths that the line search tries.
+        backtrack_coeff: ratio of each step length to the one before, in (0, 1).
         lam: lambda of GAE, in [0, 1], usually close to 1.
         max_ep_len: environment steps after which an episode is truncated.
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,
@@ -265,7 +265,7 @@ def trpo(
         return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
 
     def natural_gradient(data, pi_old, logp_old):
-        """Returns the step on the policy's parameters of which the KL divergence is `delta`."""
+        """Returns the step of which the KL divergence is `delta`, to second order."""
         _, logp = ac.pi(data["obs"], data["act"])
         pi_params.grad.zero_()
         policy_loss(logp, logp_old, data["adv"]).backward()
@@ -282,7 +282,12 @@ def trpo(
 
         x = conjugate_gradient(fisher_product, gradient, cg_iters)
         curvature = x @ fisher_product(x)
-        return -torch.sqrt(2 * delta / curvature) * x if curvature > 0 else -x
+        if not curvature.isfinite():
+            raise FloatingPointError(
+                f"The natural gradient in {env.name} is NaN or infinite: raise damping_coeff, or "
+                "check the scale of the rewards"
+            )
+        return -torch.sqrt(2 * delta / curvature) * x if curvature > 0 else torch.zeros_like(x)
 
     def value_gradient():
         loss_v = value_loss(ac.v(buf.data["obs"]), buf.data["ret"])
@@ -295,11 +300,12 @@ def trpo(
     def update():
         data = buf.get(ac.v, torch_device)
         with torch.no_grad():
-            old = ac.pi(data["obs"], data["act"])
+            old = deepcopy(ac.pi(data["obs"], data["act"]))  # may hold parameters themselves
             params_old = pi_params.clone()
         loss_pi_old, loss_v_old, _, entropy = compute_losses(data, *old)
 
-        # One step on the policy: the longest that stays in the trust region and improves
+        # One step on the policy: the longest of those tried that stays in the trust region and
+        # improves the objective
         step = natural_gradient(data, *old)
         for backtracks in range(backtrack_iters):
             with torch.no_grad():
@@ -345,7 +351,7 @@ def trpo(
             ep_len += 1
             obs = next_obs
 
-            truncated = truncated or ep_len == max_ep_len
+            truncated = truncated or ep_len >= max_ep_len
             if terminated or truncated or t == local_steps - 1:
                 buf.finish_path(None if terminated else obs)
             if terminated or truncated:

@@ -12,7 +12,7 @@ Approximation" (2000); advantages from arXiv:1506.02438. Key equations:
 
 Names: adv is A, ret is R, lam is GAE's lambda.
 
-Differs from the paper: the gradient is not weighted by gamma^t, as in all common implementations;
+Differs from the paper: as in all common implementations, the gradient isn't weighted by gamma^t;
 advantages are normalised; the step is Adam's. Differs from Spinning Up: KL and DeltaLossPi are
 measured after the policy's step, where Spinning Up logged 0; an episode that is unfinished at the
 end of an epoch continues in the next epoch, so that long episodes end and are logged on any number
@@ -45,20 +45,14 @@ from spinup.utils.training import asks_to_stop, training_run
 from spinup.utils.trajectories import TrajectoryBuffer
 
 
-def policy_loss(logp: Tensor, logp_old: Tensor, adv: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_loss(logp: Tensor, adv: Tensor) -> Tensor:
     """Computes a loss whose gradient is the policy gradient, negated.
 
     Args:
-        logp: log-probabilities of the actions under the new policy, ``(batch,)``.
-        logp_old: log-probabilities of the actions under the old policy, ``(batch,)``.
+        logp: log-probabilities of the actions, ``(batch,)``.
         adv: advantages, ``(batch,)``.
-
-    Returns:
-        The loss, and a dict of ``KL``, the estimated divergence KL(old || new).
     """
-    loss = -(logp * adv).mean()
-    info = dict(KL=(logp_old - logp.detach()).mean())
-    return loss, info
+    return -(logp * adv).mean()
 
 
 def value_loss(val: Tensor, ret: Tensor) -> Tensor:
@@ -167,17 +161,14 @@ def vpg(
     pi_optimizer = Adam(pi_params, pi_lr, f"LossPi in {env.name}")
     vf_optimizer = Adam(v_params, vf_lr, f"LossV in {env.name}")
 
-    def compute_losses(data):
-        """Computes both losses and the statistics to log, averaged over ranks."""
+    def compute_losses(data, logp_old):
+        """Computes both losses, KL(old || new) and the entropy, averaged over ranks."""
         with torch.no_grad():
             pi, logp = ac.pi(data["obs"], data["act"])
-            loss_pi, info = policy_loss(logp, logp_old, data["adv"])
+            loss_pi = policy_loss(logp, data["adv"])
             loss_v = value_loss(ac.v(data["obs"]), data["ret"])
-            values = [loss_pi, loss_v, info["KL"], pi.entropy().mean()]
+            values = [loss_pi, loss_v, (logp_old - logp).mean(), pi.entropy().mean()]
         return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
-
-    # Log-probabilities under the old policy
-    logp_old = torch.zeros(local_steps, device=torch_device)
 
     def value_gradient():
         loss_v = value_loss(ac.v(buf.data["obs"]), buf.data["ret"])
@@ -190,14 +181,13 @@ def vpg(
     def update():
         data = buf.get(ac.v, torch_device)
         with torch.no_grad():
-            logp_old.copy_(ac.pi(data["obs"], data["act"])[1])
-        loss_pi_old, loss_v_old, _, entropy = compute_losses(data)
+            logp_old = ac.pi(data["obs"], data["act"])[1]
+        loss_pi_old, loss_v_old, _, entropy = compute_losses(data, logp_old)
 
         # One gradient step on the policy
         _, logp = ac.pi(data["obs"], data["act"])
-        loss_pi, _ = policy_loss(logp, logp_old, data["adv"])
         pi_params.grad.zero_()
-        loss_pi.backward()
+        policy_loss(logp, data["adv"]).backward()
         mpi_avg_grads(pi_params, weight)
         pi_optimizer.step()
 
@@ -207,7 +197,7 @@ def vpg(
             value_gradient()
             vf_optimizer.step()
 
-        loss_pi, loss_v, kl, _ = compute_losses(data)
+        loss_pi, loss_v, kl, _ = compute_losses(data, logp_old)
         logger.store(VVals=data["val"], LossPi=loss_pi_old, LossV=loss_v_old, Entropy=entropy)
         logger.store(DeltaLossPi=loss_pi - loss_pi_old, DeltaLossV=loss_v - loss_v_old)
         logger.store(KL=kl)
@@ -233,7 +223,7 @@ def vpg(
             ep_len += 1
             obs = next_obs
 
-            truncated = truncated or ep_len == max_ep_len
+            truncated = truncated or ep_len >= max_ep_len
             if terminated or truncated or t == local_steps - 1:
                 buf.finish_path(None if terminated else obs)
             if terminated or truncated:

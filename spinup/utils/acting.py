@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributions import Categorical, Independent, Normal
 
 from spinup.fast.nodes import is_changed
 from spinup.utils import nets
@@ -212,13 +213,19 @@ def _module_policy(ac):
                 return np.asarray(module.act(obs))
             if takes_mode:
                 return np.asarray(module.act(obs, deterministic=True))
-            if hasattr(module, "v"):  # on-policy: `pi` returns a distribution
-                normalizer = normalizer_of(module)
-                obs = obs[None] if normalizer is None else normalizer(obs[None])
-                return module.pi(obs)[0].mode[0].numpy()
-            return np.asarray(module.act(obs))  # its only actions
+            mode = _mode(module, obs) if hasattr(module, "v") else None
+            return np.asarray(module.act(obs) if mode is None else mode)
 
     return ActingPolicy(act, refresh)
+
+
+def _mode(module, obs):
+    """Returns the mode of an on-policy module's policy, or None if that may not be an action."""
+    normalizer = normalizer_of(module)
+    obs = obs[None] if normalizer is None else normalizer(obs[None])
+    pi = module.pi(obs)[0]
+    base = pi.base_dist if isinstance(pi, Independent) else pi
+    return pi.mode[0] if isinstance(base, (Normal, Categorical)) else None
 
 
 def takes_deterministic(act: Any) -> bool:

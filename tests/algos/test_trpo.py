@@ -512,6 +512,47 @@ def test_policies_with_another_standard_deviation_train(tmp_path, policy):
         assert ac.pi.log_std.tolist() == [-0.5, -0.5]
 
 
+class Direct(nn.Module):
+    """A policy whose distribution holds its parameters themselves, not results from them."""
+
+    class Actor(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.mean, self.std = nn.Parameter(torch.zeros(n)), nn.Parameter(torch.ones(n))
+
+        def forward(self, obs, act=None):
+            pi = Independent(Normal(self.mean + 0 * obs[:, :1], self.std.expand(len(obs), -1)), 1)
+            return pi, None if act is None else pi.log_prob(act)
+
+    def __init__(self, observation_space, action_space):
+        super().__init__()
+        self.pi = self.Actor(action_space.shape[0])
+        self.v = plain.OnPolicy(observation_space, action_space).v
+
+    def act(self, obs):
+        with torch.no_grad():
+            return self.pi(obs[None])[0].sample()[0].numpy()
+
+
+def test_the_old_policy_does_not_change_with_the_parameters(tmp_path):
+    train_on_fixed_data("trpo", 61, tmp_path, actor_critic=Direct)
+    kl = read_progress(tmp_path)["KL"]  # 0 if both policies had the new standard deviation
+    assert (kl > 1e-3).all() and (kl <= 0.01).all()
+
+
+def test_a_step_that_is_not_finite_is_an_error_and_changes_nothing(tmp_path, monkeypatch):
+    made = []
+
+    def build(*spaces):
+        made.append(MLPActorCritic(*spaces, hidden_sizes=(8,)))
+        return made[-1]
+
+    monkeypatch.setattr("spinup.algos.trpo.conjugate_gradient", lambda _, b, __: b * math.inf)
+    with pytest.raises(FloatingPointError, match="natural gradient in Clock is NaN or infinite"):
+        train_on_fixed_data("trpo", 61, tmp_path, actor_critic=build)
+    assert all(p.isfinite().all() for p in made[0].parameters())
+
+
 # --- Logs -----------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
+from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
 from spinup.utils.acting import _module_policy, acting_policy
 from spinup.utils.envs import make_env
@@ -358,6 +359,30 @@ def test_a_users_module_is_asked_to_be_deterministic_if_it_can():
     assert (policy(obs).item(), policy(obs, True).item()) == (6, 106)
     policy = acting_policy(WithoutMode(), np.random.default_rng(0))
     assert (policy(obs).item(), policy(obs, True).item()) == (6, 6)
+
+
+@pytest.mark.parametrize(
+    "distribution, expected",
+    [
+        (lambda out: Independent(Normal(out, 1.0), 1), 6.0),
+        (lambda out: Normal(out, 1.0), 6.0),
+        (lambda out: Categorical(logits=torch.cat([out, out + 1], -1)), 1),
+        (lambda out: Bernoulli(logits=out), 7),  # its mode is a float: the sample stays
+    ],
+)
+def test_the_mode_of_a_users_distribution_stands_in_for_a_missing_flag(distribution, expected):
+    class OnPolicy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.v = OwnPolicy().pi, nn.Linear(4, 1)
+            self.pi = lambda obs: (distribution(self.net(obs)), None)
+
+        def act(self, obs):
+            return np.array(7)
+
+    policy = acting_policy(OnPolicy(), np.random.default_rng(0))
+    assert policy(np.arange(4)) == 7
+    np.testing.assert_allclose(policy(np.arange(4), True).item(), expected, rtol=1e-6)
 
 
 def test_a_users_policy_beside_a_built_in_name_is_not_mistaken():
