@@ -31,6 +31,7 @@ Look at results
   test_policy DIR     watch a trained agent
 
 More
+  presets [ENV]...    commands that are known to work, by environment
   ALGORITHM --help    an algorithm's hyperparameters, with defaults and meanings
   help, --version
 

@@ -36,6 +36,7 @@ from spinup.version import __version__
 
 UTILITIES = {
     "plot": "spinup.cli.plot",
+    "presets": "spinup.cli.presets",
     "status": "spinup.cli.status",
     "test_policy": "spinup.cli.watch",
 }
