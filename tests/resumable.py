@@ -15,10 +15,17 @@ from tests.algos.runs import ON_POLICY, timeless_progress
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "vpg": dict(train_v_iters=10, epochs=10),
-    "trpo": dict(train_v_iters=10, epochs=10),
-    "ppo": dict(train_pi_iters=10, train_v_iters=10, epochs=10),
+    "trpo": dict(train_v_iters=10, epochs=10, normalize_obs=True),
+    "ppo": dict(
+        train_pi_iters=5,
+        train_v_iters=5,
+        epochs=10,
+        normalize_obs=True,
+        minibatch_size=50,
+        lr_schedule="linear",
+    ),
     "ddpg": dict(epochs=8),
-    "td3": dict(epochs=10),
+    "td3": dict(epochs=10, normalize_obs=True),
     "sac": dict(alpha="auto", epochs=8),
 }
 OFF_POLICY = dict(start_steps=100, update_after=100, update_every=20, num_test_episodes=3)
@@ -46,7 +53,8 @@ def final_state(folder: Path) -> dict[str, Any]:
         state[path.name] = json.dumps(content, sort_keys=True)
     for path in sorted(last.glob("rank*.safetensors")):
         state |= {f"{path.stem}.{k}": v for k, v in load_file(path).items()}
-    state |= load_file(folder / "pyt_save" / "model.safetensors")
+    for path in sorted((folder / "pyt_save").glob("*.safetensors")):
+        state |= {f"{path.stem}.{k}": v for k, v in load_file(path).items()}
     return state
 
 
