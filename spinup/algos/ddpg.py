@@ -1,7 +1,7 @@
 """Deep Deterministic Policy Gradient.
 
-DDPG is Q-learning for continuous actions: the action that maximises Q is learned, too, as a
-deterministic policy that ascends the critic's gradient. Target networks, which follow slowly, keep
+DDPG is Q-learning for continuous actions: a deterministic policy, trained by the critic's gradient,
+learns the action that maximises Q. Target networks, which follow the trained networks slowly, keep
 the critic's target from moving with the critic. DDPG learns off-policy from a replay buffer, and
 explores by adding Gaussian noise to the policy's actions.
 
@@ -14,8 +14,8 @@ Paper: arXiv:1509.02971. Key equations, with d = 1 where s2 is terminal:
 Names: backup is y in the paper, pi is mu, polyak is 1 - tau.
 
 Differs from the paper: the exploration noise is uncorrelated instead of an Ornstein-Uhlenbeck
-process; there is no batch normalisation and no weight decay; actions are random at first
-(start_steps), and updates come in blocks of update_every. Differs from Spinning Up: noise is scaled
+process; there is no batch normalisation and no weight decay; the first start_steps actions are
+random, and updates come in blocks of update_every. Differs from Spinning Up: noise is scaled
 by half the range of each action dimension, so that bounds may differ by dimension and be
 asymmetric.
 """
@@ -142,10 +142,11 @@ def ddpg(
         device: device on which the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
-        normalize_obs: normalise observations by their running mean and standard deviation, and clip
-            them to [-10, 10]. The statistics are part of the actor-critic.
+        normalize_obs: whether to normalise observations by their running mean and standard
+            deviation, and clip them to [-10, 10]. The statistics are part of the actor-critic.
         on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
-            the log (a dict) and the actor-critic. The run ends if it returns True.
+            the log (a dict) and the actor-critic. The run ends if it returns True on any rank. The
+            function may be given by name, ``module:function``.
 
     Returns:
         The trained actor-critic.
@@ -258,7 +259,7 @@ def ddpg(
     logger.begin()
 
     for t in range(start.t + 1, total_steps + 1):
-        # One rank steps its environment at each t, in turn
+        # One rank steps its environment at each t; the ranks take turns
         if t % num_ranks == rank:
             act = explore(obs) if t > start_steps else env.random_action()
             next_obs, rew, terminated, truncated, _ = env.step(act)

@@ -48,7 +48,7 @@ from spinup.utils.trajectories import TrajectoryBuffer
 def policy_loss(
     logp: Tensor, logp_old: Tensor, adv: Tensor, clip_ratio: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Computes the clipped objective, negated (eq. 7 of arXiv:1707.06347).
+    """Computes the negated clipped objective (eq. 7 of arXiv:1707.06347).
 
     Args:
         logp: log-probabilities of the actions under the new policy, ``(batch,)``.
@@ -57,7 +57,7 @@ def policy_loss(
         clip_ratio: distance of the probability ratio from 1 at which the objective is clipped.
 
     Returns:
-        The loss, and a dict of ``KL``, the estimated divergence KL(old || new), and ``ClipFrac``,
+        The loss, and a dict with ``KL``, the estimated divergence KL(old || new), and ``ClipFrac``,
         the fraction of clipped ratios.
     """
     ratio = torch.exp(logp - logp_old)
@@ -133,17 +133,18 @@ def ppo(
         device: device on which the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
-        normalize_obs: normalise observations by their running mean and standard deviation, and clip
-            them to [-10, 10]. The statistics are part of the actor-critic.
+        normalize_obs: whether to normalise observations by their running mean and standard
+            deviation, and clip them to [-10, 10]. The statistics are part of the actor-critic.
         on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
-            the log (a dict) and the actor-critic. The run ends if it returns True.
+            the log (a dict) and the actor-critic. The run ends if it returns True on any rank. The
+            function may be given by name, ``module:function``.
         ent_coef: weight of an entropy bonus in the policy's loss, usually 0 to 0.02.
         minibatch_size: environment steps in a minibatch, summed over ranks. Each of the
-            `train_pi_iters` and `train_v_iters` is then a pass over the epoch's data in shuffled
-            minibatches, and the KL divergence is checked before a pass's last step. None: each is
-            one step on the whole epoch.
+            `train_pi_iters` and `train_v_iters` iterations is then a pass over the epoch's data in
+            shuffled minibatches, and the KL divergence is checked before the last step of a pass.
+            If None, each iteration is one step on the epoch's whole batch.
         lr_schedule: ``constant``, or ``linear``: both learning rates decrease linearly, and would
-            be 0 after the last epoch.
+            reach 0 after the last epoch.
 
     Returns:
         The trained actor-critic.
@@ -245,7 +246,7 @@ def ppo(
                     pi_optimizer.step()
             stop_iter += not is_far
         if is_far:
-            early = f"Early stopping at step {stop_iter}: the KL reached 1.5 x target_kl."
+            early = f"Early stopping at step {stop_iter}: the KL exceeded 1.5 x target_kl."
             logger.log(early, detail=True)
 
         # Gradient steps on the value function

@@ -150,10 +150,11 @@ def td3(
         device: device on which the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
-        normalize_obs: normalise observations by their running mean and standard deviation, and clip
-            them to [-10, 10]. The statistics are part of the actor-critic.
+        normalize_obs: whether to normalise observations by their running mean and standard
+            deviation, and clip them to [-10, 10]. The statistics are part of the actor-critic.
         on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
-            the log (a dict) and the actor-critic. The run ends if it returns True.
+            the log (a dict) and the actor-critic. The run ends if it returns True on any rank. The
+            function may be given by name, ``module:function``.
 
     Returns:
         The trained actor-critic.
@@ -274,7 +275,7 @@ def td3(
     logger.begin()
 
     for t in range(start.t + 1, total_steps + 1):
-        # One rank steps its environment at each t, in turn
+        # One rank steps its environment at each t; the ranks take turns
         if t % num_ranks == rank:
             act = explore(obs) if t > start_steps else env.random_action()
             next_obs, rew, terminated, truncated, _ = env.step(act)

@@ -3,8 +3,8 @@
 TRPO takes the largest step on the policy that a limit on the KL divergence allows. The distance
 between policies is measured by their distributions, not their parameters, so that the step is a
 natural gradient: the gradient multiplied by the inverse of the Fisher information matrix. Conjugate
-gradient finds it from products of that matrix with vectors; a line search then ensures that the KL
-divergence is within the limit and that the objective has improved.
+gradient finds this step from products of the matrix and vectors; a line search then ensures that
+the KL divergence is within the limit and that the objective has improved.
 
 Paper: arXiv:1502.05477. Key equations, with r = pi(a|s) / pi_old(a|s), g the gradient of L(pi), and
 F the Fisher information matrix:
@@ -60,7 +60,7 @@ from spinup.utils.trajectories import TrajectoryBuffer
 
 
 def policy_loss(logp: Tensor, logp_old: Tensor, adv: Tensor) -> Tensor:
-    """Computes the surrogate objective, negated (eq. 14 of arXiv:1502.05477).
+    """Computes the negated surrogate objective (eq. 14 of arXiv:1502.05477).
 
     Args:
         logp: log-probabilities of the actions under the new policy, ``(batch,)``.
@@ -76,7 +76,7 @@ def value_loss(val: Tensor, ret: Tensor) -> Tensor:
 
 
 def statistics(pi: Distribution) -> list[Tensor]:
-    """Returns the parameters of a distribution in which its Fisher information matrix is diagonal.
+    """Returns the parameters in which a distribution's Fisher information matrix is diagonal.
 
     Args:
         pi: a diagonal Gaussian, for which these are its means and standard deviations, each
@@ -99,7 +99,7 @@ def statistics(pi: Distribution) -> list[Tensor]:
 
 @torch.no_grad()
 def fisher_information(pi: Distribution) -> list[Tensor]:
-    """Returns the diagonal of the Fisher information matrix of `statistics`, in their shapes."""
+    """Returns the diagonal of the Fisher information matrix, in the shapes of `statistics`."""
     stats = statistics(pi)
     if len(stats) == 2:
         precision = stats[1] ** -2
@@ -118,7 +118,8 @@ def conjugate_gradient(
         product: function that returns ``A v``.
         b: right-hand side, ``(n,)``.
         num_iters: maximum number of iterations, each of which takes one product.
-        tolerance: squared norm of the residual, relative to that of `b`, at which to stop.
+        tolerance: the iterations stop when the squared norm of the residual, divided by that of
+            `b`, is at most this.
 
     Returns:
         The solution ``(n,)``; zeros if `b` is zero.
@@ -198,10 +199,11 @@ def trpo(
         device: device on which the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
-        normalize_obs: normalise observations by their running mean and standard deviation, and clip
-            them to [-10, 10]. The statistics are part of the actor-critic.
+        normalize_obs: whether to normalise observations by their running mean and standard
+            deviation, and clip them to [-10, 10]. The statistics are part of the actor-critic.
         on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
-            the log (a dict) and the actor-critic. The run ends if it returns True.
+            the log (a dict) and the actor-critic. The run ends if it returns True on any rank. The
+            function may be given by name, ``module:function``.
 
     Returns:
         The trained actor-critic.
@@ -241,7 +243,7 @@ def trpo(
     pi_params, v_params = flatten_each(ac.pi, ac.v)
     sync_params(ac)
     policy = acting_policy(ac, rng)
-    # Raises now, not after an epoch, if the policy has no `statistics` or no derivatives of them
+    # Raises now, not after an epoch, if the policy has no `statistics` or they have no derivatives
     zeros = torch.zeros(1, space_dim(env.observation_space), device=torch_device)
     jvp(lambda pi: statistics(pi(zeros)[0]), ac.pi, torch.zeros_like(pi_params))
     logger.setup_pytorch_saver(ac)
@@ -260,12 +262,12 @@ def trpo(
             pi, logp = ac.pi(data["obs"], data["act"])
             loss_pi = policy_loss(logp, logp_old, data["adv"])
             loss_v = value_loss(ac.v(data["obs"]), data["ret"])
-            kl = kl_divergence(pi_old, pi).sum() / local_steps  # a Normal has one per dimension
+            kl = kl_divergence(pi_old, pi).sum() / local_steps  # a Normal has one KL per dimension
             values = [loss_pi, loss_v, kl, pi.entropy().mean()]
         return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
 
     def natural_gradient(data, pi_old, logp_old):
-        """Returns the step of which the KL divergence is `delta`, to second order."""
+        """Returns the step whose KL divergence is `delta`, to second order."""
         _, logp = ac.pi(data["obs"], data["act"])
         pi_params.grad.zero_()
         policy_loss(logp, logp_old, data["adv"]).backward()
@@ -300,12 +302,12 @@ def trpo(
     def update():
         data = buf.get(ac.v, torch_device)
         with torch.no_grad():
-            old = deepcopy(ac.pi(data["obs"], data["act"]))  # may hold parameters themselves
+            # A copy, because the distribution may hold the parameters, which the step changes
+            old = deepcopy(ac.pi(data["obs"], data["act"]))
             params_old = pi_params.clone()
         loss_pi_old, loss_v_old, _, entropy = compute_losses(data, *old)
 
-        # One step on the policy: the longest of those tried that stays in the trust region and
-        # improves the objective
+        # One step on the policy: the longest that the line search accepts (npg: the full step)
         step = natural_gradient(data, *old)
         for backtracks in range(backtrack_iters):
             with torch.no_grad():

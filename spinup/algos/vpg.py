@@ -14,9 +14,9 @@ Names: adv is A, ret is R, lam is GAE's lambda.
 
 Differs from the paper: as in all common implementations, the gradient isn't weighted by gamma^t;
 advantages are normalised; the step is Adam's. Differs from Spinning Up: KL and DeltaLossPi are
-measured after the policy's step, where Spinning Up logged 0; an episode that is unfinished at the
-end of an epoch continues in the next epoch, so that long episodes end and are logged on any number
-of ranks.
+measured after the policy's step (Spinning Up measured them before it and logged 0); an episode that
+is unfinished at the end of an epoch continues in the next epoch, so that long episodes end and are
+logged on any number of ranks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from spinup.utils.trajectories import TrajectoryBuffer
 
 
 def policy_loss(logp: Tensor, adv: Tensor) -> Tensor:
-    """Computes a loss whose gradient is the policy gradient, negated.
+    """Computes a loss whose gradient is the negated policy gradient.
 
     Args:
         logp: log-probabilities of the actions, ``(batch,)``.
@@ -107,10 +107,11 @@ def vpg(
         device: device on which the networks are trained: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         checkpoint_every: minimum time in seconds between checkpoints, from which a stopped run can
             be resumed. They are saved at the end of an epoch; 0 saves one every epoch.
-        normalize_obs: normalise observations by their running mean and standard deviation, and clip
-            them to [-10, 10]. The statistics are part of the actor-critic.
+        normalize_obs: whether to normalise observations by their running mean and standard
+            deviation, and clip them to [-10, 10]. The statistics are part of the actor-critic.
         on_epoch: function called at the end of each epoch, on every rank, with the epoch's row of
-            the log (a dict) and the actor-critic. The run ends if it returns True.
+            the log (a dict) and the actor-critic. The run ends if it returns True on any rank. The
+            function may be given by name, ``module:function``.
 
     Returns:
         The trained actor-critic.
@@ -184,7 +185,7 @@ def vpg(
             logp_old = ac.pi(data["obs"], data["act"])[1]
         loss_pi_old, loss_v_old, _, entropy = compute_losses(data, logp_old)
 
-        # One gradient step on the policy
+        # One step on the policy
         _, logp = ac.pi(data["obs"], data["act"])
         pi_params.grad.zero_()
         policy_loss(logp, data["adv"]).backward()

@@ -23,11 +23,11 @@ _RATES = {
     "pi_lr q_lr": "is two flags: --pi_lr for the policy, --q_lr for the critics",
     "delta vf_lr": "is --vf_lr, for the value function; --delta sets the size of the policy's step",
 }
-_STEPS = {"train_v_iters": "is --steps_per_epoch, but of all ranks together: n_steps times n_envs"}
+_STEPS = {"train_v_iters": "is --steps_per_epoch, summed over ranks: n_steps times n_envs"}
 _VALUE_ITERS = "--train_v_iters, gradient steps on the whole epoch's batch"
 _PASSES = {
     "train_pi_iters": "is two flags: --train_pi_iters and --train_v_iters, gradient steps on the "
-    "whole epoch's batch",
+    "whole epoch's batch, or with --minibatch_size passes over it",
     "train_v_iters": f"is {_VALUE_ITERS}, for the value function; the policy takes one step",
 }
 _MINIBATCHES = f"{NONE}: each gradient step takes the whole epoch's batch (--steps_per_epoch)"
@@ -52,7 +52,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "n_epochs": _PASSES,
     "update_epochs": _PASSES,
     "batch_size": {
-        "minibatch_size": "is --minibatch_size; the value may stay, or None for the whole epoch",
+        "minibatch_size": f"is --minibatch_size; {SAME}",
         "train_v_iters": _MINIBATCHES,
     },
     "num_minibatches": {
@@ -73,14 +73,14 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "tau": {"polyak": "is --polyak, which is 1 - tau: --tau 0.005 is --polyak 0.995"},
     "buffer_size": {"replay_size": f"is --replay_size; {SAME}"},
     "learning_starts": {
-        "update_after": "is two flags: --start_steps, how many steps are random, and "
-        "--update_after, how many come before the first update"
+        "update_after": "is two flags: --start_steps, the number of random steps, and "
+        "--update_after, the number of steps before the first update"
     },
     "train_freq": {
         "update_every": f"is --update_every, in environment steps; {SAME}, and as many gradient "
         "steps follow"
     },
-    "gradient_steps": {"update_every": f"{NONE}: there are as many as environment steps"},
+    "gradient_steps": {"update_every": f"{NONE}: there is one per environment step"},
     "exploration_noise": _NOISE,
     "policy_noise": _TARGET_NOISE,
     "target_policy_noise": _TARGET_NOISE,

@@ -11,15 +11,15 @@ from spinup.utils.mpi_tools import proc_id
 
 
 class Preset(NamedTuple):
-    """A command for an environment, and what it reached.
+    """A command for an environment, and the return that it reached.
 
     Attributes:
         env: id of the environment.
         command: the words after ``python -m spinup.run``, without ``--env``.
         steps: environment steps of the run.
-        ep_return: average return of the last five epochs with seed 0: of test episodes (DDPG, TD3,
-            SAC) or training episodes (VPG, TRPO, PPO). It is in data/benchmarks/presets.csv.
-        extra: the extra that installs the environment; empty if none is needed.
+        ep_return: average return of the test episodes (DDPG, TD3, SAC) or training episodes (VPG,
+            TRPO, PPO) of the last five epochs with seed 0, from data/benchmarks/presets.csv.
+        extra: the extra of spinup that installs the environment; empty if none is needed.
     """
 
     env: str
@@ -51,7 +51,7 @@ PRESETS = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the commands, or those of some environments.
+    """Prints all commands, or those for some environments.
 
     Args:
         argv: ids of environments, or parts of them; all if empty.
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         The exit status.
 
     Raises:
-        UsageError: there is no command for an environment.
+        UsageError: there is no command for an environment, or a flag is unknown.
     """
     flags = [word for word in argv if word.startswith("-")]
     if flags and flags[0] not in ("-h", "--help"):

@@ -1,4 +1,4 @@
-"""The forward and backward passes of MLPs, and Adam, which take most of the time of training.
+"""The forward and backward passes of MLPs, and Adam, which take most of the training time.
 
 On one thread of an x86-64 CPU, ``_kernels.c`` computes them; the installation builds it if it finds
 a C compiler. Otherwise PyTorch computes them. The results are the same up to rounding.
@@ -98,7 +98,7 @@ class TorchMLP:
 
     @staticmethod
     def outputs(saved: Sequence[Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Returns the input and each layer's output from what `forward` returned."""
+        """Returns the network's input and each layer's output, given the tensors from `forward`."""
         return saved
 
 
@@ -167,10 +167,13 @@ def forward_derivative(
     """Computes the derivative of a network's output in a direction of its input and parameters.
 
     Args:
-        outputs: the input and each layer's output.
+        outputs: the network's input and each layer's output, from `TorchMLP.outputs`.
         params, activations: the arguments of `TorchMLP.forward`.
-        input_tangent, tangents: the direction: a tensor like the input, and one like each of
-            `params`. None stands for zeros.
+        input_tangent: the direction of the input, in its shape; None for zeros.
+        tangents: the direction of each of `params`, in its shape; None for zeros.
+
+    Returns:
+        The derivative, in the shape of the output.
     """
     d = input_tangent
     for i, activation in enumerate(activations):

@@ -19,7 +19,9 @@ from spinup.utils.normalization import ObsNormalizer
 
 
 class ReplayBuffer:
-    """A ring buffer of this rank's most recent transitions. All ranks must create theirs together.
+    """A ring buffer of this rank's most recent transitions.
+
+    All ranks must create their buffers together.
 
     Args:
         observation_space, action_space: the environment's spaces; `action_space` is a Box.
@@ -49,7 +51,7 @@ class ReplayBuffer:
         self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1]).tolist()
         self.size, self.max_size, self.ptr = 0, size, 0
         self.rng, self.normalizer = rng, normalizer
-        self._new: list[np.ndarray] = []  # observations that the normaliser hasn't been given yet
+        self._new: list[np.ndarray] = []  # observations since the last `update_normalizer`
         self._minibatch = torch.empty(0)
 
     def store(
@@ -66,7 +68,7 @@ class ReplayBuffer:
             self._new.append(np.array(obs))
 
     def update_normalizer(self) -> None:
-        """Gives the new observations to the normaliser, if any. All ranks must call it together."""
+        """Adds the new observations to the normaliser, if any. All ranks must call it together."""
         if self.normalizer is not None:
             self.normalizer.update(np.array(self._new))
             self._new = []

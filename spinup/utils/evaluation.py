@@ -47,7 +47,7 @@ def evaluate_policy(
     max_ep_len: int | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs episodes with an actor-critic, with deterministic actions if its policy has them.
+    """Runs episodes with an actor-critic, using deterministic actions if its policy has them.
 
     The global random generators are restored afterwards.
 
@@ -55,8 +55,8 @@ def evaluate_policy(
         ac: the actor-critic, from an algorithm or from ``load_actor_critic``.
         env_fn: Gymnasium id, or a function that returns a new environment.
         episodes: number of episodes.
-        max_ep_len: environment steps after which an episode is truncated; None for no limit but the
-            environment's own.
+        max_ep_len: environment steps after which an episode is truncated; if None, only the
+            environment's own limit applies.
         seed: seed of the environment, and of sampled actions.
 
     Returns:

@@ -90,19 +90,20 @@ def flatten_each(*modules: nn.Module) -> list[nn.Parameter]:
 def jvp(
     function: Callable[[Callable[..., Any]], Sequence[Tensor]], module: nn.Module, vector: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Differentiates a function of a module in a direction of the parameters.
+    """Differentiates a function of a module in a direction of the module's parameters.
 
-    It takes one forward pass in forward mode. The function's results can also be differentiated by
-    ``backward()``.
+    This takes one forward pass, in forward-mode differentiation. The returned tensors can also be
+    differentiated by ``backward()``.
 
     Args:
         function: a function ``function(call)`` that returns tensors, where ``call(...)`` evaluates
             the module.
-        module: the module.
+        module: the module to evaluate.
         vector: the direction, in the order of the module's parameters, ``(number of parameters,)``.
 
     Returns:
-        The tensors, and the derivatives of each: the products of its Jacobian with `vector`.
+        The tensors that `function` returned, and the derivative of each: the product of its
+        Jacobian and `vector`.
     """
     with fwAD.dual_level():
         named = list(module.named_parameters())

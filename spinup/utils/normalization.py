@@ -1,7 +1,7 @@
 """Observations normalised by their running mean and standard deviation.
 
 The statistics belong to the actor-critic, so that a saved or resumed policy has them. They stay
-fixed while an epoch's or a cycle's data are collected, and tests don't change them.
+fixed while data are collected between two updates of the policy. Test episodes don't change them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CLIP = 10  # standard deviations
 class ObsNormalizer(nn.Module):
     """Maps observations to ``(obs - mean) / std``, clipped to [-10, 10].
 
-    Mean and standard deviation are those of all observations that `update` has been given on all
-    ranks. Before the first update, observations are only clipped.
+    The mean and standard deviation cover all observations that were passed to `update`, on all
+    ranks. Before the first call of `update`, observations are only clipped.
 
     Args:
         obs_dim: number of features.
@@ -52,7 +52,7 @@ class ObsNormalizer(nn.Module):
     def update(self, obs: np.ndarray) -> None:
         """Adds observations ``(n, obs_dim)`` to the statistics. All ranks must call it together.
 
-        Each rank may have another number of observations, or none. The sums are merged as in Chan,
+        Ranks may pass different numbers of observations, or none. The sums are merged as in Chan,
         Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
         Variances" (1979).
         """
@@ -79,12 +79,12 @@ class ObsNormalizer(nn.Module):
 class NormalizedActorCritic(nn.Module):
     """An actor-critic that acts on normalised observations.
 
-    Its networks ``pi``, ``v`` and ``q`` take observations that are normalised already:
-    ``ac.pi(ac.normalizer(obs))``. Its methods ``act`` and ``step`` take raw ones.
+    Its networks ``pi``, ``v`` and ``q`` take normalised observations:
+    ``ac.pi(ac.normalizer(obs))``. Its methods ``act`` and ``step`` take raw observations.
 
     Args:
         networks: the actor-critic.
-        observation_space: the environment's.
+        observation_space: the environment's observation space.
     """
 
     networks: Any
@@ -101,12 +101,12 @@ class NormalizedActorCritic(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: Tensor, **kwargs: Any) -> np.ndarray:
-        """Returns the action for raw observations, as the actor-critic does."""
+        """Normalises a raw observation, and calls the actor-critic's ``act``."""
         return self.networks.act(self.normalizer(obs), **kwargs)
 
     @torch.no_grad()
     def step(self, obs: Tensor) -> Any:
-        """Returns what the actor-critic's method ``step`` does for raw observations."""
+        """Normalises a raw observation, and calls the actor-critic's ``step``."""
         return self.networks.step(self.normalizer(obs))
 
 

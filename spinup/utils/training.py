@@ -78,7 +78,7 @@ def asks_to_stop(
         ac: the actor-critic.
 
     Returns:
-        True if the function returned something true on any rank: all ranks stop then.
+        True on all ranks if the function returned a true value on any rank.
     """
     if on_epoch is None:
         return False
@@ -102,7 +102,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 # Hyperparameters that must not equal their minimum or maximum.
 _OPEN = ("delta", "backtrack_coeff")
 
-# Split over ranks, of which each needs at least one.
+# Hyperparameters that are split over ranks, and so must be at least the number of ranks.
 _SPLIT = ("steps_per_epoch", "batch_size", "minibatch_size", "replay_size")
 
 
@@ -198,8 +198,8 @@ def check_ac_kwargs(
         actor_critic: class or function, called with ``(observation_space, action_space,
             **ac_kwargs)``.
         ac_kwargs: its keyword arguments.
-        is_ours: whether `actor_critic` is the library's, so that the values are checked, too. For
-            any other, only the names are.
+        is_ours: whether `actor_critic` is the library's. If so, values are checked as well as
+            names; otherwise only names are checked.
 
     Returns:
         The arguments, with the name of an activation replaced by its class.

@@ -1,4 +1,4 @@
-"""Trajectories for on-policy algorithms, and the advantages of their actions."""
+"""The trajectory buffer of the on-policy algorithms, and the advantages of actions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def gae(
 class TrajectoryBuffer:
     """The environment steps of this rank in an epoch, and the advantages of the actions.
 
-    All ranks must create theirs together.
+    All ranks must create their buffers together.
 
     Args:
         observation_space, action_space: the environment's spaces.
@@ -94,7 +94,7 @@ class TrajectoryBuffer:
         """Ends a trajectory.
 
         Args:
-            last_obs: the observation after its last step, or None if that state is terminal.
+            last_obs: the observation after the last step, or None if that state is terminal.
         """
         self.path_ends.append((self.ptr, last_obs))
 
@@ -103,8 +103,8 @@ class TrajectoryBuffer:
     ) -> dict[str, Tensor]:
         """Returns the epoch's data, in the same tensors at each call, and empties the buffer.
 
-        Observations are normalised as they were when the actions were chosen. Then the normaliser
-        learns from them, for the next epoch.
+        Observations are normalised by the statistics with which the actions were chosen. The
+        observations are then added to the statistics, for the next epoch.
 
         Args:
             value: the value function, which maps observations ``(batch, obs_dim)`` to ``(batch,)``.
@@ -150,12 +150,13 @@ class TrajectoryBuffer:
     ) -> Iterator[tuple[int, int, bool]]:
         """Splits the epoch's data into shuffled minibatches, which `part` returns one by one.
 
-        All ranks take the same number of minibatches, and each has a share of every one.
+        All ranks take the same number of minibatches, and each rank has a share of every minibatch.
 
         Args:
-            size: number of steps in a minibatch, summed over ranks; at least as many as ranks. The
-                data are split evenly, so that a minibatch may be longer. None: all data.
-            rng: generator that shuffles.
+            size: number of steps in a minibatch, summed over ranks; at least the number of ranks.
+                The data are split evenly, so a minibatch may have more steps than `size`. If None,
+                all data are one minibatch.
+            rng: generator that shuffles the steps.
 
         Yields:
             For each minibatch: the number of this rank's steps, the number summed over ranks, and
