@@ -109,7 +109,7 @@ def fisher_information(pi: Distribution) -> list[Tensor]:
 
 def conjugate_gradient(
     product: Callable[[Tensor], Tensor], b: Tensor, num_iters: int, tolerance: float = 1e-10
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Solves ``A x = b`` approximately, for a symmetric positive definite matrix A.
 
     Sums are in double precision, because the iterations amplify rounding errors.
@@ -122,7 +122,7 @@ def conjugate_gradient(
             `b`, is at most this.
 
     Returns:
-        The solution ``(n,)``; zeros if `b` is zero.
+        The solution x ``(n,)``, which is zero if `b` is, and ``A x``.
     """
     residual = b.to(torch.float64, copy=True)
     x, direction = torch.zeros_like(residual), residual.clone()
@@ -137,7 +137,7 @@ def conjugate_gradient(
         residual -= alpha * image
         square, before = residual @ residual, square
         direction = residual + square / before * direction
-    return x.to(b.dtype)
+    return x.to(b.dtype), (b - residual).to(b.dtype)
 
 
 @training_run
@@ -282,8 +282,8 @@ def trpo(
             mpi_avg_grads(pi_params, weight)
             return pi_params.grad + damping_coeff * v
 
-        x = conjugate_gradient(fisher_product, gradient, cg_iters)
-        curvature = x @ fisher_product(x)
+        x, fisher_x = conjugate_gradient(fisher_product, gradient, cg_iters)
+        curvature = x @ fisher_x
         if not curvature.isfinite():
             raise FloatingPointError(
                 f"The natural gradient in {env.name} is NaN or infinite: raise damping_coeff, or "

@@ -11,7 +11,6 @@ a bias ``(n_out,)``. In a stack of networks the weight is ``(stack, n_out, n_in)
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -177,15 +176,13 @@ def forward_derivative(
     """
     d = input_tangent
     for i, activation in enumerate(activations):
-        d_weight, d_bias = tangents[2 * i : 2 * i + 2]
-        terms = [] if d is None else [d @ params[2 * i].transpose(-2, -1)]
-        if d_weight is not None:
-            terms.append(outputs[i] @ d_weight.transpose(-2, -1))
-        if d_bias is not None:
-            terms.append(d_bias)
-        if terms:
-            d = functools.reduce(torch.add, terms).expand_as(outputs[i + 1])
-            d = _activation_backward(d, outputs[i + 1], activation)
+        weight, (d_weight, d_bias) = params[2 * i], tangents[2 * i : 2 * i + 2]
+        change = None if d_bias is None else d_bias.expand_as(outputs[i + 1])
+        for x, w in ((outputs[i], d_weight), (d, weight)):
+            if x is not None and w is not None:
+                change = _layer(x, w, x.new_zeros(1) if change is None else change, IDENTITY)
+        if change is not None:
+            d = _activation_backward(change, outputs[i + 1], activation)
     return torch.zeros_like(outputs[-1]) if d is None else d
 
 

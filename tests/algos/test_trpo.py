@@ -190,20 +190,22 @@ def _positive_definite(n, condition=100.0):
 def test_conjugate_gradient_solves_the_system(n):
     a, b = _positive_definite(n)
     matrix, products = torch.as_tensor(a), []
-    x = conjugate_gradient(lambda v: products.append(1) or matrix @ v, torch.as_tensor(b), 2 * n)
+    b = torch.as_tensor(b)
+    x, image = conjugate_gradient(lambda v: products.append(1) or matrix @ v, b, 2 * n)
+    assert_close(image, matrix @ x)
     np.testing.assert_allclose(x, np.linalg.solve(a, b), rtol=1e-3, atol=1e-5)
     assert len(products) <= n + 3  # in exact arithmetic, n would do
 
-    single = conjugate_gradient(lambda v: matrix.float() @ v, torch.as_tensor(b).float(), 3 * n)
+    single, _ = conjugate_gradient(lambda v: matrix.float() @ v, b.float(), 3 * n)
     np.testing.assert_allclose(single, np.linalg.solve(a, b), rtol=1e-2, atol=1e-3)
 
 
 def test_conjugate_gradient_by_hand():
     matrix, b = torch.tensor([[4.0, 1.0], [1.0, 3.0]]), torch.tensor([1.0, 2.0])
     # From zeros: alpha = 5 / 20. The second iteration is exact.
-    assert conjugate_gradient(matrix.mv, b, 1).tolist() == pytest.approx([0.25, 0.5])
-    assert conjugate_gradient(matrix.mv, b, 2).tolist() == pytest.approx([1 / 11, 7 / 11])
-    assert conjugate_gradient(matrix.mv, b, 50).tolist() == pytest.approx([1 / 11, 7 / 11])
+    assert conjugate_gradient(matrix.mv, b, 1)[0].tolist() == pytest.approx([0.25, 0.5])
+    assert conjugate_gradient(matrix.mv, b, 2)[0].tolist() == pytest.approx([1 / 11, 7 / 11])
+    assert conjugate_gradient(matrix.mv, b, 50)[0].tolist() == pytest.approx([1 / 11, 7 / 11])
     assert b.tolist() == [1, 2]
 
 
@@ -211,20 +213,21 @@ def test_conjugate_gradient_stops_at_its_tolerance():
     a, b = (torch.as_tensor(x) for x in _positive_definite(30))
     squares = []  # of the residual's norm after each number of iterations, relative to that of b
     for num_iters in range(31):
-        x = conjugate_gradient(lambda v: a @ v, b, num_iters, tolerance=0.0)
+        x, _ = conjugate_gradient(lambda v: a @ v, b, num_iters, tolerance=0.0)
         squares.append((((a @ x - b).norm() / b.norm()) ** 2).item())
     for tolerance in (1e-2, 1e-6):
-        x = conjugate_gradient(lambda v: a @ v, b, 30, tolerance)
+        x, _ = conjugate_gradient(lambda v: a @ v, b, 30, tolerance)
         enough = next(i for i, square in enumerate(squares) if square <= tolerance)
         assert 0 < enough < 30
-        assert torch.equal(x, conjugate_gradient(lambda v: a @ v, b, enough, tolerance=0.0))
+        assert torch.equal(x, conjugate_gradient(lambda v: a @ v, b, enough, tolerance=0.0)[0])
 
 
 def test_conjugate_gradient_of_zeros_is_zeros():
     def product(v):
         raise AssertionError("a product isn't needed")
 
-    assert conjugate_gradient(product, torch.zeros(3), 10).tolist() == [0, 0, 0]
+    x, image = conjugate_gradient(product, torch.zeros(3), 10)
+    assert x.tolist() == image.tolist() == [0, 0, 0]
 
 
 # --- The update -----------------------------------------------------------------------------------
@@ -547,7 +550,7 @@ def test_a_step_that_is_not_finite_is_an_error_and_changes_nothing(tmp_path, mon
         made.append(MLPActorCritic(*spaces, hidden_sizes=(8,)))
         return made[-1]
 
-    monkeypatch.setattr("spinup.algos.trpo.conjugate_gradient", lambda _, b, __: b * math.inf)
+    monkeypatch.setattr("spinup.algos.trpo.conjugate_gradient", lambda _, b, __: (b * math.inf, b))
     with pytest.raises(FloatingPointError, match="natural gradient in Clock is NaN or infinite"):
         train_on_fixed_data("trpo", 61, tmp_path, actor_critic=build)
     assert all(p.isfinite().all() for p in made[0].parameters())
