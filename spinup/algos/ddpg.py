@@ -7,9 +7,9 @@ explores by adding Gaussian noise to the policy's actions.
 
 Paper: arXiv:1509.02971. Key equations, with d = 1 where s2 is terminal:
 
-    backup = r + gamma (1 - d) Q_targ(s2, pi_targ(s2))                    (below eq. 4)
+    backup = r + gamma (1 - d) Q_targ(s2, pi_targ(s2))                    (eq. 5)
     L(Q)   = E[ (Q(s, a) - backup)^2 ]                                    (eq. 4)
-    L(pi)  = -E[ Q(s, pi(s)) ]                                            (eq. 6)
+    L(pi)  = -E[ Q(s, pi(s)) ]                                            (gradient: eq. 6)
 
 Names: backup is y in the paper, pi is mu, polyak is 1 - tau.
 
@@ -57,7 +57,7 @@ from spinup.utils.training import asks_to_stop, training_run
 
 
 def q_backup(rew: Tensor, terminated: Tensor, q_targ: Tensor, gamma: float) -> Tensor:
-    """Computes the target of the critic (arXiv:1509.02971, below eq. 4).
+    """Computes the target of the critic (eq. 5 of arXiv:1509.02971).
 
     Args:
         rew: rewards, ``(batch,)``.

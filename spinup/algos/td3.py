@@ -141,7 +141,7 @@ def td3(
         target_noise: standard deviation of the noise on the target policy's actions, in the same
             units.
         noise_clip: limit of the target noise, in the same units. Denoted c.
-        policy_delay: critic updates per update of the policy and the targets. Denoted d.
+        policy_delay: critic updates per update of the policy and the targets.
         num_test_episodes: test episodes per epoch with deterministic actions, summed over ranks.
         max_ep_len: environment steps after which an episode is truncated.
         logger_kwargs: keyword arguments for the logger: ``output_dir``, ``exp_name``,

@@ -41,6 +41,7 @@ PRESETS = (
         252.3,
         "box2d",
     ),
+    Preset("LunarLanderContinuous-v3", "td3 --epochs 50", 200_000, 247.4, "box2d"),
     Preset("BipedalWalker-v3", "td3 --epochs 75", 300_000, 295.4, "box2d"),
     Preset(
         "Pendulum-v1", "sac --steps_per_epoch 1000 --start_steps 1000 --epochs 10", 10_000, -132.8

@@ -36,7 +36,7 @@ def test_all_are_listed_with_their_extras(capsys):
         name, _, flags = preset.command.partition(" ")
         assert f"python -m spinup.run {name} --env {preset.env} {flags}" in out
         assert f"{preset.ep_return:,.0f}" in out
-    assert 'pip install ".[box2d]" installs LunarLander-v3, BipedalWalker-v3.' in out
+    assert 'pip install ".[box2d]" installs LunarLander-v3, LunarLanderContinuous-v3, ' in out
 
 
 def test_environments_are_chosen_by_parts_of_their_ids(capsys):
