@@ -192,8 +192,8 @@ def ppo(
     buf = TrajectoryBuffer(*spaces, local_steps, gamma, lam, normalizer_of(ac))
 
     # Optimizers
-    pi_optimizer = Adam(pi_params, pi_lr, f"LossPi in {env.name}")
-    vf_optimizer = Adam(v_params, vf_lr, f"LossV in {env.name}")
+    pi_optimizer = Adam(pi_params, pi_lr, loss=f"LossPi in {env.name}")
+    vf_optimizer = Adam(v_params, vf_lr, loss=f"LossV in {env.name}")
 
     def compute_losses(data):
         """Computes both losses and the statistics to log, averaged over ranks."""
@@ -225,6 +225,7 @@ def ppo(
         loss_v.backward()
         mpi_avg_grads(v_params, num_steps / num_total)
 
+    # Replays what the function does, without Python's overhead
     policy_gradient = capture(policy_gradient, torch_device)
     value_gradient = capture(value_gradient, torch_device)
 
@@ -266,7 +267,7 @@ def ppo(
     total_steps = epochs * steps_per_epoch
     parts = dict(ac=ac, pi_optimizer=pi_optimizer, vf_optimizer=vf_optimizer, rng=rng, env=env)
     checkpoint = Checkpoint(
-        logger, checkpoint_every, steps_per_epoch, total_steps, steps_per_epoch, **parts
+        logger, checkpoint_every, steps_per_epoch, total_steps, meet_every=steps_per_epoch, **parts
     )
     start = checkpoint.restore()
     policy.refresh()

@@ -210,15 +210,15 @@ def sac(
     buf = ReplayBuffer(*spaces, rank_share(replay_size), rng, normalizer_of(ac))
 
     # Optimizers
-    pi_optimizer = Adam(pi_params, lr, f"LossPi in {env.name}")
-    q_optimizer = Adam(q_params, lr, f"LossQ in {env.name}")
+    pi_optimizer = Adam(pi_params, lr, loss=f"LossPi in {env.name}")
+    q_optimizer = Adam(q_params, lr, loss=f"LossQ in {env.name}")
 
     # Temperature: fixed, or learned through its logarithm
     learns_alpha = alpha == "auto"
     if learns_alpha:
         log_alpha = torch.nn.Parameter(torch.zeros(1, device=torch_device))
         log_alpha.grad = torch.zeros_like(log_alpha)
-        alpha_optimizer = Adam(log_alpha, lr, f"the temperature's loss in {env.name}")
+        alpha_optimizer = Adam(log_alpha, lr, loss=f"the temperature's loss in {env.name}")
         target_entropy = -math.prod(env.action_space.shape or ())
 
     def update():
@@ -262,6 +262,7 @@ def sac(
 
         logger.store(Q1Vals=q_vals[0], Q2Vals=q_vals[1], LogPi=logp, LossPi=loss_pi, LossQ=loss_q)
 
+    # Replays what the function does, without Python's overhead
     update = capture(update, torch_device)
 
     # Checkpoints: a resumed run starts from the newest one, a new run from step 0
@@ -270,7 +271,7 @@ def sac(
     parts |= dict(log_alpha=log_alpha, alpha_optimizer=alpha_optimizer) if learns_alpha else {}
     parts |= dict(buf=buf, rng=rng, env=env, test_env=test_env)
     checkpoint = Checkpoint(
-        logger, checkpoint_every, steps_per_epoch, total_steps, update_every, **parts
+        logger, checkpoint_every, steps_per_epoch, total_steps, meet_every=update_every, **parts
     )
     start = checkpoint.restore()
     policy.refresh()

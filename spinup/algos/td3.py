@@ -210,8 +210,8 @@ def td3(
     buf = ReplayBuffer(*spaces, rank_share(replay_size), rng, normalizer_of(ac))
 
     # Optimizers
-    pi_optimizer = Adam(pi_params, pi_lr, f"LossPi in {env.name}")
-    q_optimizer = Adam(q_params, q_lr, f"LossQ in {env.name}")
+    pi_optimizer = Adam(pi_params, pi_lr, loss=f"LossPi in {env.name}")
+    q_optimizer = Adam(q_params, q_lr, loss=f"LossQ in {env.name}")
 
     # Action bounds, and the unit of the noise
     low, high = box_bounds(env.action_space)
@@ -257,6 +257,7 @@ def td3(
             pi_targ_params.lerp_(pi_params, 1 - polyak)
             q_targ_params.lerp_(q_params, 1 - polyak)
 
+    # Replays what the function does, without Python's overhead
     update = capture(update, torch_device)
 
     # Checkpoints: a resumed run starts from the newest one, a new run from step 0
@@ -265,7 +266,7 @@ def td3(
     parts |= dict(pi_optimizer=pi_optimizer, q_optimizer=q_optimizer)
     parts |= dict(buf=buf, rng=rng, env=env, test_env=test_env)
     checkpoint = Checkpoint(
-        logger, checkpoint_every, steps_per_epoch, total_steps, update_every, **parts
+        logger, checkpoint_every, steps_per_epoch, total_steps, meet_every=update_every, **parts
     )
     start = checkpoint.restore(num_updates=0)
     policy.refresh()

@@ -254,7 +254,7 @@ def trpo(
     buf = TrajectoryBuffer(*spaces, local_steps, gamma, lam, normalizer_of(ac))
 
     # Optimizer
-    vf_optimizer = Adam(v_params, vf_lr, f"LossV in {env.name}")
+    vf_optimizer = Adam(v_params, vf_lr, loss=f"LossV in {env.name}")
 
     def compute_losses(data, pi_old, logp_old):
         """Computes both losses, KL(old || new) and the entropy, averaged over ranks."""
@@ -297,6 +297,7 @@ def trpo(
         loss_v.backward()
         mpi_avg_grads(v_params, weight)
 
+    # Replays what the function does, without Python's overhead
     value_gradient = capture(value_gradient, torch_device)
 
     def update():
@@ -337,7 +338,7 @@ def trpo(
     total_steps = epochs * steps_per_epoch
     parts = dict(ac=ac, vf_optimizer=vf_optimizer, rng=rng, env=env)
     checkpoint = Checkpoint(
-        logger, checkpoint_every, steps_per_epoch, total_steps, steps_per_epoch, **parts
+        logger, checkpoint_every, steps_per_epoch, total_steps, meet_every=steps_per_epoch, **parts
     )
     start = checkpoint.restore()
     policy.refresh()

@@ -159,8 +159,8 @@ def vpg(
     buf = TrajectoryBuffer(*spaces, local_steps, gamma, lam, normalizer_of(ac))
 
     # Optimizers
-    pi_optimizer = Adam(pi_params, pi_lr, f"LossPi in {env.name}")
-    vf_optimizer = Adam(v_params, vf_lr, f"LossV in {env.name}")
+    pi_optimizer = Adam(pi_params, pi_lr, loss=f"LossPi in {env.name}")
+    vf_optimizer = Adam(v_params, vf_lr, loss=f"LossV in {env.name}")
 
     def compute_losses(data, logp_old):
         """Computes both losses, KL(old || new) and the entropy, averaged over ranks."""
@@ -177,6 +177,7 @@ def vpg(
         loss_v.backward()
         mpi_avg_grads(v_params, weight)
 
+    # Replays what the function does, without Python's overhead
     value_gradient = capture(value_gradient, torch_device)
 
     def update():
@@ -208,7 +209,7 @@ def vpg(
     total_steps = epochs * steps_per_epoch
     parts = dict(ac=ac, pi_optimizer=pi_optimizer, vf_optimizer=vf_optimizer, rng=rng, env=env)
     checkpoint = Checkpoint(
-        logger, checkpoint_every, steps_per_epoch, total_steps, steps_per_epoch, **parts
+        logger, checkpoint_every, steps_per_epoch, total_steps, meet_every=steps_per_epoch, **parts
     )
     start = checkpoint.restore()
     policy.refresh()
