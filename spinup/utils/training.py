@@ -181,7 +181,7 @@ def _check(name, value, hint, num_ranks):
     kind = "a whole number" if is_whole else "a number"
     bounds = f"of at least {least}" if greatest == math.inf else f"in [{least}, {greatest}]"
     bounds = f"in ({least}, {greatest})" if is_open else bounds
-    ranks = f" (one per rank, with {num_ranks} ranks)" if name in _SPLIT else ""
+    ranks = f" (one per rank, with {num_ranks} ranks)" if name in _SPLIT and num_ranks > 1 else ""
     other = "".join(f', or "{word}"' for word in words)
     raise ValueError(f"{name} must be {kind} {bounds}{ranks}{other}, not {value!r}")
 

@@ -171,7 +171,7 @@ SEED = r"a whole number in \[0, 4294967295\]"
 COUNT, COUNT_OR_NONE = "a whole number of at least 1", "a whole number of at least 0"
 FRACTION, POSITIVE = r"a number in \[0, 1\]", "a number of at least 0"
 OPEN = r"a number in \(0, inf\)"
-SHARE = r"a whole number of at least 1 \(one per rank, with 1 ranks\)"
+SHARE = r"a whole number of at least 1"
 
 
 @pytest.mark.parametrize(
