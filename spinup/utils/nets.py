@@ -1,9 +1,9 @@
-"""Networks: MLPs, policies and critics, and the actor-critics made of them.
+"""Policies and critics for off-policy algorithms, and all networks under one name.
 
-On-policy algorithms need ``ac.pi`` and ``ac.v`` (`MLPActorCritic`). DDPG needs ``ac.pi`` and a
-critic ``ac.q`` (`SingleCriticActorCritic`). SAC and TD3 need twin critics, either as one stacked
-module ``ac.q`` or as ``ac.q1`` and ``ac.q2`` (`SquashedGaussianActorCritic` for SAC,
-`DeterministicActorCritic` for TD3).
+DDPG needs ``ac.pi`` and a critic ``ac.q`` (`SingleCriticActorCritic`). SAC and TD3 need twin
+critics, either as one stacked module ``ac.q`` or as ``ac.q1`` and ``ac.q2``
+(`SquashedGaussianActorCritic` for SAC, `DeterministicActorCritic` for TD3). The on-policy networks
+are in `on_policy_nets`.
 """
 
 from __future__ import annotations
@@ -14,199 +14,40 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium.spaces import Discrete, Space
+from gymnasium.spaces import Space
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from spinup.fast import nodes
 from spinup.utils.envs import space_dim
+from spinup.utils.mlp import MLP, StackedLinear, beside, mlp
+from spinup.utils.on_policy_nets import (
+    Actor,
+    MLPActorCritic,
+    MLPCategoricalActor,
+    MLPCritic,
+    MLPGaussianActor,
+)
+
+__all__ = [
+    "MLP",
+    "Actor",
+    "DeterministicActor",
+    "DeterministicActorCritic",
+    "MLPActorCritic",
+    "MLPCategoricalActor",
+    "MLPCritic",
+    "MLPGaussianActor",
+    "MLPQFunction",
+    "SingleCriticActorCritic",
+    "SquashedGaussianActor",
+    "SquashedGaussianActorCritic",
+    "StackedLinear",
+    "TwinMLPCritic",
+    "mlp",
+    "squashed_gaussian",
+]
 
 LOG_STD_MIN, LOG_STD_MAX = -20, 2
-
-
-# --- Multi-layer perceptrons ----------------------------------------------------------------------
-
-
-class StackedLinear(nn.Module):
-    """Several linear layers of one shape, evaluated as one batched matrix product.
-
-    The input has shape ``(batch, in_features)``, shared by all layers, or
-    ``(num_stacked, batch, in_features)``. The output has shape
-    ``(num_stacked, batch, out_features)``. Each layer is initialised as an ``nn.Linear``.
-
-    Args:
-        num_stacked: number of layers.
-        in_features, out_features: features of the input and the output of each layer.
-    """
-
-    def __init__(self, num_stacked: int, in_features: int, out_features: int):
-        super().__init__()
-        layers = [nn.Linear(in_features, out_features) for _ in range(num_stacked)]
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach()[None] for layer in layers]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.expand(len(self.weight), -1, -1) if x.dim() == 2 else x
-        return torch.baddbmm(self.bias, x, self.weight.transpose(1, 2))
-
-
-class MLP(nn.Sequential):
-    """Linear layers with activations between them.
-
-    If all activations are ReLU, Tanh or Identity and no layer is modified (by a hook, for example),
-    the network is one node of the autograd graph: the same results with less overhead.
-    """
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Evaluates the network.
-
-        Args:
-            *inputs: one or several tensors ``(batch, features)``, which are concatenated;
-                ``(features,)`` for a single observation.
-        """
-        if inputs[0].dim() == 1:
-            return MLP.forward(self, *[x[None] for x in inputs]).squeeze(-2)
-        if nodes.ENABLED and self.is_plain:
-            return nodes.mlp(inputs, list(self))
-        return super().forward(torch.cat(inputs, dim=-1))
-
-    def first(self, *inputs: Tensor) -> Tensor:
-        """Evaluates only the first network of a stack, with outputs ``(batch, features)``."""
-        if nodes.ENABLED and self.is_plain and not nodes.is_changed(self):
-            return nodes.mlp(inputs, list(self), first=True)
-        return self(*inputs)[0]
-
-    @property
-    def is_plain(self) -> bool:
-        """True if linear layers and known activations alternate, and none is modified."""
-        return nodes.are_plain(list(self), (nn.Linear, StackedLinear))
-
-
-def mlp(
-    sizes: Sequence[int],
-    activation: type[nn.Module],
-    output_activation: type[nn.Module] = nn.Identity,
-    num_stacked: int | None = None,
-) -> MLP:
-    """Builds a multi-layer perceptron.
-
-    Args:
-        sizes: number of features of the input, each hidden layer, and the output.
-        activation: class of the activation after each hidden layer, such as ``nn.Tanh``.
-        output_activation: class of the activation after the last layer.
-        num_stacked: number of networks to build as one stack (`StackedLinear`). If None, build a
-            single network.
-    """
-    layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        if num_stacked is None:
-            layers.append(nn.Linear(n_in, n_out))
-        else:
-            layers.append(StackedLinear(num_stacked, n_in, n_out))
-        layers.append(activation() if i < len(sizes) - 2 else output_activation())
-    return MLP(*layers)
-
-
-# --- On-policy ------------------------------------------------------------------------------------
-
-
-class Actor(nn.Module):
-    """Base class of stochastic policies with a tractable density, given by `distribution`."""
-
-    def distribution(self, obs: Tensor) -> Distribution:
-        """Returns the distribution of actions for observations of shape ``(batch, obs_dim)``."""
-        raise NotImplementedError
-
-    def log_prob(self, pi: Distribution, act: Tensor) -> Tensor:
-        """Returns the log-probabilities ``(batch,)`` of actions under the distribution `pi`."""
-        return pi.log_prob(act)
-
-    def forward(self, obs: Tensor, act: Tensor | None = None) -> tuple[Distribution, Tensor | None]:
-        """Returns the distribution, and the log-probabilities ``(batch,)`` of `act` if given."""
-        pi = self.distribution(obs)
-        return pi, None if act is None else self.log_prob(pi, act)
-
-
-class MLPCategoricalActor(Actor):
-    """A policy over discrete actions: a softmax over the network's outputs."""
-
-    def __init__(self, obs_dim, act_dim, hidden_sizes, activation):
-        super().__init__()
-        self.logits_net = mlp([obs_dim, *hidden_sizes, act_dim], activation)
-
-    def distribution(self, obs: Tensor) -> Distribution:
-        return Categorical(logits=self.logits_net(obs), validate_args=False)
-
-
-class MLPGaussianActor(Actor):
-    """A diagonal Gaussian policy with state-independent standard deviation."""
-
-    def __init__(self, obs_dim, act_dim, hidden_sizes, activation):
-        super().__init__()
-        self.log_std = nn.Parameter(torch.full((act_dim,), -0.5))
-        self.mu_net = mlp([obs_dim, *hidden_sizes, act_dim], activation)
-
-    def distribution(self, obs: Tensor) -> Distribution:
-        mu = self.mu_net(obs)
-        normal = Normal(mu, self.log_std.exp().expand_as(mu), validate_args=False)
-        return Independent(normal, 1, validate_args=False)
-
-    def log_prob(self, pi: Distribution, act: Tensor) -> Tensor:
-        # Equal to pi.log_prob(act), but uses log_std, of which pi only has the exponential.
-        exponent = ((act - pi.mean) * (-self.log_std).exp()).square().sum(-1)
-        return -0.5 * exponent - self.log_std.sum() - 0.5 * act.shape[-1] * math.log(2 * math.pi)
-
-
-class MLPCritic(nn.Module):
-    """A state-value function: maps observations ``(batch, obs_dim)`` to values ``(batch,)``."""
-
-    def __init__(self, obs_dim, hidden_sizes, activation):
-        super().__init__()
-        self.v_net = mlp([obs_dim, *hidden_sizes, 1], activation)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.v_net(obs).squeeze(-1)
-
-
-class MLPActorCritic(nn.Module):
-    """Policy and state-value function for on-policy algorithms.
-
-    Args:
-        observation_space: a one-dimensional Box.
-        action_space: a Box or Discrete.
-        hidden_sizes: number of units in each hidden layer of both networks.
-        activation: class of the activation.
-    """
-
-    def __init__(
-        self,
-        observation_space: Space,
-        action_space: Space,
-        hidden_sizes: Sequence[int] = (64, 64),
-        activation: type[nn.Module] = nn.Tanh,
-    ):
-        super().__init__()
-        obs_dim = space_dim(observation_space)
-        actor = MLPCategoricalActor if isinstance(action_space, Discrete) else MLPGaussianActor
-        self.pi = actor(obs_dim, space_dim(action_space), hidden_sizes, activation)
-        self.v = MLPCritic(obs_dim, hidden_sizes, activation)
-
-    @torch.no_grad()
-    def step(self, obs: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Samples actions; returns the actions, the values of `obs`, and the log-probabilities."""
-        obs = _beside(self, obs)
-        pi = self.pi.distribution(obs)
-        act = pi.sample()
-        return act.cpu().numpy(), self.v(obs).cpu().numpy(), pi.log_prob(act).cpu().numpy()
-
-    @torch.no_grad()
-    def act(self, obs: Tensor, deterministic: bool = False) -> np.ndarray:
-        """Samples actions, or returns the most likely ones."""
-        pi = self.pi.distribution(_beside(self, obs))
-        return (pi.mode if deterministic else pi.sample()).cpu().numpy()
-
-
-# --- Off-policy -----------------------------------------------------------------------------------
 
 
 class _BoxActor(nn.Module):
@@ -364,7 +205,7 @@ class SingleCriticActorCritic(_OffPolicyActorCritic):
     @torch.no_grad()
     def act(self, obs: Tensor) -> np.ndarray:
         """Returns the actions for observations."""
-        return self.pi(_beside(self, obs)).cpu().numpy()
+        return self.pi(beside(self, obs)).cpu().numpy()
 
 
 class _TwinCriticActorCritic(_OffPolicyActorCritic):
@@ -395,10 +236,5 @@ class SquashedGaussianActorCritic(_TwinCriticActorCritic):
     @torch.no_grad()
     def act(self, obs: Tensor, deterministic: bool = False) -> np.ndarray:
         """Returns actions for observations: samples, or the squashed means."""
-        obs = _beside(self, obs)
+        obs = beside(self, obs)
         return self.pi(obs, deterministic, with_logprob=False)[0].cpu().numpy()
-
-
-def _beside(module, x):
-    """Returns `x` on the device of a module's parameters."""
-    return x.to(next(module.parameters()).device)
