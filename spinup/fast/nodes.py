@@ -1,8 +1,8 @@
 """Networks as single nodes of the autograd graph, with their backward passes in closed form.
 
-A node computes the same as a module of `spinup.utils.mlp` or `spinup.utils.nets`, which document the
-formulas, with a fraction of autograd's overhead. The environment variable ``SPINUP_FAST=0`` switches
-the nodes off.
+A node computes the same as a module of `spinup.utils.mlp` or `spinup.utils.nets`, which document
+the formulas, with a fraction of autograd's overhead. The environment variable ``SPINUP_FAST=0``
+switches the nodes off.
 """
 
 from __future__ import annotations

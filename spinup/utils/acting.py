@@ -97,7 +97,7 @@ class _NumpyPolicy(ActingPolicy):
 
 
 def _mlp(pi, arrays):
-    """Returns a policy's MLP as a function of one observation: `nets.MLP.forward` in NumPy."""
+    """Returns a policy's MLP as a function of one observation: `MLP.forward` in NumPy."""
     name, net = next((k, m) for k, m in pi.named_children() if type(m) is nets.MLP)
     layers = [
         (arrays[f"{name}.{i}.weight"], arrays[f"{name}.{i}.bias"], _ACTIVATIONS[type(net[i + 1])])
