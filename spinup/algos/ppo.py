@@ -232,7 +232,7 @@ def ppo(
     def update():
         data = buf.get(ac.v, torch_device)
         with torch.no_grad():
-            data = buf.add(logp_old=ac.pi(data["obs"], data["act"])[1])
+            buf.add(logp_old=ac.pi(data["obs"], data["act"])[1])
         loss_pi_old, loss_v_old, _, _, entropy = compute_losses(data)
 
         # Gradient steps on the policy, until it is too far from the old one
@@ -245,7 +245,7 @@ def ppo(
                 is_far = is_last and mpi_avg(kl.item(), weight) > 1.5 * target_kl
                 if not is_far:
                     pi_optimizer.step()
-            stop_iter += not is_far
+            stop_iter += 0 if is_far else 1
         if is_far:
             early = f"Early stopping at step {stop_iter}: the KL exceeded 1.5 x target_kl."
             logger.log(early, detail=True)

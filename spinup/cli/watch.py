@@ -29,6 +29,7 @@ from spinup.cli.policies import (
     load_policy,
     load_policy_and_env,
 )
+from spinup.runs.folder import BEST
 from spinup.runs.wording import one_line
 from spinup.utils.envs import AdaptedEnv, make_env
 
@@ -237,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--norender", "-nr", action="store_true", help="open no window")
     add("--itr", "-i", type=_iteration, default="last", metavar="ITR",
         help="number of the save to load, or best (the last one)")
-    add("--best", dest="itr", action="store_const", const="best",
+    add("--best", dest="itr", action="store_const", const=BEST,
         help="load the policy with the highest return, in tests or, if there are none, in training")
     add("--deterministic", "-d", action="store_true", help="use the mode of the policy")
     add("--video", metavar="DIR", help="record each episode as an MP4 in this folder")
@@ -256,8 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _iteration(word):
     if word in ("last", "-1"):
         return "last"
-    if word == "best":
-        return word
+    if word == BEST:
+        return BEST
     if not word.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number, 'last' or 'best', not {word!r}")
     return int(word)

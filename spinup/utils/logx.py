@@ -81,7 +81,7 @@ class Logger:
             self.verbose = run is None or self._is_launched
         self._model: torch.nn.Module | None = None
         self._is_restored = False
-        self.row: dict[str, Any] = {}  # the last one
+        self.row: dict[str, Any] = {}  # the last complete row, by column
         self._unsaved: dict[int | str | None, dict] = {}  # weights that a full disk refused, by itr
         self._failing: set[str] = set()
         self._writers: dict[str, Writer] = {}
@@ -179,11 +179,8 @@ class Logger:
             self._unsaved[itr] = {k: v.contiguous() for k, v in weights.items()}
             with self._trying("the policy"):
                 self._save_weights()
-            for other in self._unsaved.keys() - {
-                None,
-                BEST,
-                itr,
-            }:  # not all, which would fill the memory
+            # Numbered saves would fill the memory
+            for other in self._unsaved.keys() - {None, BEST, itr}:
                 del self._unsaved[other]
                 name = _weights_name(other)
                 self.log(f"Warning: {name} is not saved, as the disk is full", "yellow")

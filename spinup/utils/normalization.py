@@ -100,9 +100,9 @@ class NormalizedActorCritic(nn.Module):
                 object.__setattr__(self, name, getattr(networks, name))
 
     @torch.no_grad()
-    def act(self, obs: Tensor, **kwargs: Any) -> np.ndarray:
+    def act(self, obs: Tensor, *args: Any, **kwargs: Any) -> np.ndarray:
         """Normalises a raw observation, and calls the actor-critic's ``act``."""
-        return self.networks.act(self.normalizer(obs), **kwargs)
+        return self.networks.act(self.normalizer(obs), *args, **kwargs)
 
     @torch.no_grad()
     def step(self, obs: Tensor) -> Any:

@@ -135,12 +135,13 @@ def check_hyperparameters(
             value = _check(name, value, hints[name], num_ranks)
         if name in values:
             checked[name] = value
-    if isinstance(checked.get("on_epoch"), str):
-        checked["on_epoch"] = import_callable(checked["on_epoch"])
-    if not callable(checked.get("on_epoch", len)) and checked["on_epoch"] is not None:
+    on_epoch = checked.get("on_epoch")
+    if isinstance(on_epoch, str):
+        checked["on_epoch"] = import_callable(on_epoch)
+    elif on_epoch is not None and not callable(on_epoch):
         raise ValueError(
             "on_epoch must be a function of the log's row and the actor-critic, or its name "
-            f"'module:function', not {checked['on_epoch']!r}"
+            f"'module:function', not {on_epoch!r}"
         )
     if "ac_kwargs" in hints:
         default = inspect.signature(algorithm).parameters["actor_critic"].default

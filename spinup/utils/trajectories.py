@@ -172,7 +172,9 @@ class TrajectoryBuffer:
         for i, rows in enumerate(parts):
             part = self._parts.setdefault(len(rows), {})
             for key, x in self.data.items():
-                part.setdefault(key, x[rows]).copy_(x[rows])
+                if key not in part:
+                    part[key] = x.new_empty(len(rows), *x.shape[1:])
+                torch.index_select(x, 0, rows, out=part[key])
             yield len(rows), int(totals[i]), i == num_parts - 1
 
     def part(self, num_steps: int) -> dict[str, Tensor]:

@@ -336,3 +336,25 @@ def test_acting_in_the_tails_is_the_modules(u, activation):
         expected = ac.pi(torch.zeros(1, 2))[0].numpy()
     act = acting_policy(ac, np.random.default_rng(0))(np.zeros(2))
     np.testing.assert_allclose(act, expected, rtol=1e-6, atol=1e-6)
+
+
+# --- Derivatives in forward mode ---
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-45, 1e-30, 9.0, 9.02, 50.0, 1e30, 3e38, INF, NAN])
+def test_forward_derivatives_are_autograds_in_the_tails(x, mlp_class):
+    """A unit that is saturated in float32 has no derivative; NaN stays NaN."""
+    torch.manual_seed(0)
+    params = [torch.eye(3), torch.zeros(3), torch.ones(2, 3), torch.zeros(2)]
+    tangents = [torch.randn_like(p) for p in params]
+    inputs = torch.tensor([[x, -x, 0.5]])
+    _, saved = mlp_class.forward([inputs], params, (TANH, IDENTITY))
+    outputs = mlp_class.outputs(saved, params)
+    got = kernels.forward_derivative(outputs, params, (TANH, IDENTITY), None, tangents)
+
+    def evaluate(*params):
+        hidden = torch.tanh(inputs @ params[0].T + params[1])
+        return hidden @ params[2].T + params[3]
+
+    _, expected = torch.func.jvp(evaluate, tuple(params), tuple(tangents))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6, equal_nan=True)

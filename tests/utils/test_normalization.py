@@ -204,6 +204,7 @@ def test_the_acting_policy_normalises(action_space, is_own):
         expected = ac.networks.act(x, deterministic=True)
         assert_allclose(policy(obs[n - 1], True), expected, atol=1e-5)
         assert_allclose(ac.act(torch.as_tensor(obs[n - 1]), deterministic=True), expected)
+        assert_allclose(ac.act(torch.as_tensor(obs[n - 1]), True), expected)
 
 
 def test_without_the_flag_nothing_is_normalised(tmp_path):
