@@ -5,13 +5,13 @@
 
 PYTHON ?= python3
 ARGS ?=
-COMPARE ?= ppo trpo sac td3 ranks
+COMPARE ?= ppo trpo sac td3 ranks slow
 
 VENV := .venv
 VENV_BENCH := .venv-bench
 INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV_BENCH)/.installed
-KERNELS := spinup/fast/_kernels.c spinup/fast/_kernels.h
+KERNELS := spinup/fast/_kernels.c spinup/fast/_kernels.h spinup/fast/_ranks.c
 PIP_INSTALL = -m pip --disable-pip-version-check install $$(test -t 1 || echo --quiet)
 
 .DEFAULT_GOAL := help

@@ -1,5 +1,6 @@
 """Builds the package. `make install` installs the exact versions in requirements-dev.txt."""
 
+import os
 import platform
 import re
 import sys
@@ -39,6 +40,10 @@ KERNELS = Extension(
     extra_compile_args=["-O3", "-fno-math-errno", "-Wno-psabi"],
     optional=True,
 )
+# The meeting points of ranks, for any POSIX system; optional as well. See spinup/fast/shared.py.
+RANKS = Extension(
+    "spinup.fast._ranks", ["spinup/fast/_ranks.c"], extra_compile_args=["-O3"], optional=True
+)
 CAN_HAVE_KERNELS = sys.platform == "linux" and platform.machine() == "x86_64"
 
 setup(
@@ -51,7 +56,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=find_packages(include=["spinup", "spinup.*"]),
-    ext_modules=[KERNELS] if CAN_HAVE_KERNELS else [],
+    ext_modules=[RANKS] * (os.name == "posix") + [KERNELS] * CAN_HAVE_KERNELS,
     python_requires=">=3.10",
     install_requires=[
         "cloudpickle>=2.2",

@@ -47,12 +47,13 @@ from spinup.utils.envs import (
     seed_everything,
 )
 from spinup.utils.evaluation import run_test_episodes
-from spinup.utils.flat import Adam, flatten_each, frozen
+from spinup.utils.flat import flatten_each, frozen
 from spinup.utils.logx import EpochLogger
-from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
+from spinup.utils.mpi_pytorch import sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import SingleCriticActorCritic
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
+from spinup.utils.optim import Adam
 from spinup.utils.training import asks_to_stop, training_run
 
 
@@ -224,8 +225,7 @@ def ddpg(
         loss_q = critic_loss(q_vals, backup)
         q_params.grad.zero_()
         loss_q.backward()
-        mpi_avg_grads(q_params, weight)
-        q_optimizer.step()
+        q_optimizer.step(weight)  # averages the gradient over ranks first
         logger.store(QVals=q_vals, LossQ=loss_q)
 
         # One step on the policy
@@ -233,8 +233,7 @@ def ddpg(
             loss_pi = policy_loss(ac.q(obs, ac.pi(obs)))
             pi_params.grad.zero_()
             loss_pi.backward()
-        mpi_avg_grads(pi_params, weight)
-        pi_optimizer.step()
+        pi_optimizer.step(weight)
         logger.store(LossPi=loss_pi)
 
         # One step on the targets

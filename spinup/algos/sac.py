@@ -41,12 +41,13 @@ from spinup.utils.contract import check_actor_critic, twin_critic
 from spinup.utils.devices import choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_envs, seed_everything
 from spinup.utils.evaluation import run_test_episodes
-from spinup.utils.flat import Adam, flatten, flatten_each, frozen
+from spinup.utils.flat import flatten, flatten_each, frozen
 from spinup.utils.logx import EpochLogger
-from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
+from spinup.utils.mpi_pytorch import sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import SquashedGaussianActorCritic
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
+from spinup.utils.optim import Adam
 from spinup.utils.training import asks_to_stop, training_run
 
 
@@ -236,8 +237,7 @@ def sac(
         loss_q = critic_loss(q_vals, backup)
         q_params.grad.zero_()
         loss_q.backward()
-        mpi_avg_grads(q_params, weight)
-        q_optimizer.step()
+        q_optimizer.step(weight)  # averages the gradient over ranks first
 
         # One step on the policy
         with q_frozen:
@@ -245,15 +245,13 @@ def sac(
             loss_pi = policy_loss(logp, q(obs, pi), temperature)
             pi_params.grad.zero_()
             loss_pi.backward()
-        mpi_avg_grads(pi_params, weight)
-        pi_optimizer.step()
+        pi_optimizer.step(weight)
 
         # One step on the temperature
         if learns_alpha:
             log_alpha.grad.zero_()
             temperature_loss(log_alpha, logp, target_entropy).backward()
-            mpi_avg_grads(log_alpha, weight)
-            alpha_optimizer.step()
+            alpha_optimizer.step(weight)
             logger.store(Alpha=temperature)
 
         # One step on the targets

@@ -46,12 +46,13 @@ from spinup.utils.envs import (
     seed_everything,
 )
 from spinup.utils.evaluation import run_test_episodes
-from spinup.utils.flat import Adam, flatten_each, frozen
+from spinup.utils.flat import flatten_each, frozen
 from spinup.utils.logx import EpochLogger
-from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
+from spinup.utils.mpi_pytorch import sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
 from spinup.utils.nets import DeterministicActorCritic
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
+from spinup.utils.optim import Adam
 from spinup.utils.training import asks_to_stop, training_run
 
 
@@ -236,8 +237,7 @@ def td3(
         loss_q = critic_loss(q_vals, backup)
         q_params.grad.zero_()
         loss_q.backward()
-        mpi_avg_grads(q_params, weight)
-        q_optimizer.step()
+        q_optimizer.step(weight)  # averages the gradient over ranks first
         logger.store(Q1Vals=q_vals[0], Q2Vals=q_vals[1], LossQ=loss_q)
 
         if not updates_policy:
@@ -248,8 +248,7 @@ def td3(
             loss_pi = policy_loss(q.first(obs, ac.pi(obs)))
             pi_params.grad.zero_()
             loss_pi.backward()
-        mpi_avg_grads(pi_params, weight)
-        pi_optimizer.step()
+        pi_optimizer.step(weight)
         logger.store(LossPi=loss_pi)
 
         # One step on the targets

@@ -49,13 +49,14 @@ from spinup.utils.envs import (
     seed_everything,
     space_dim,
 )
-from spinup.utils.flat import Adam, flatten_each
+from spinup.utils.flat import flatten_each
 from spinup.utils.forward_mode import jvp
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
 from spinup.utils.on_policy_nets import MLPActorCritic
+from spinup.utils.optim import Adam
 from spinup.utils.training import asks_to_stop, training_run
 from spinup.utils.trajectories import TrajectoryBuffer
 

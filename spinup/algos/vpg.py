@@ -35,12 +35,13 @@ from spinup.utils.checkpoint import Checkpoint
 from spinup.utils.contract import check_actor_critic
 from spinup.utils.devices import choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
-from spinup.utils.flat import Adam, flatten_each
+from spinup.utils.flat import flatten_each
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
 from spinup.utils.on_policy_nets import MLPActorCritic
+from spinup.utils.optim import Adam
 from spinup.utils.training import asks_to_stop, training_run
 from spinup.utils.trajectories import TrajectoryBuffer
 

@@ -89,6 +89,7 @@ static int has_avx512;
 #define transpose(...) (has_avx512 ? transpose_avx512 : transpose_avx2)(__VA_ARGS__)
 #define dots(...) (has_avx512 ? dots_avx512 : dots_avx2)(__VA_ARGS__)
 #define add_rows(...) (has_avx512 ? add_rows_avx512 : add_rows_avx2)(__VA_ARGS__)
+#define all_finite(...) (has_avx512 ? all_finite_avx512 : all_finite_avx2)(__VA_ARGS__)
 #define activation_grad(...) (has_avx512 ? activation_grad_avx512 : activation_grad_avx2)(__VA_ARGS__)
 
 static const long MAX_DOT_COLUMNS = 4; /* so few columns aren't worth a panel */
@@ -406,14 +407,21 @@ static PyObject *squashed_gaussian_grad(PyObject *self, PyObject *const *args, P
     Py_RETURN_NONE;
 }
 
+static PyObject *is_finite(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    long v[2];
+    if (!read_args(args, given, 2, v, 0, NULL)) return NULL;
+    return PyBool_FromLong(all_finite(v[0], (float *)v[1]));
+}
+
 static PyObject *adam(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    long v[6];
+    long v[7];
     double f[4];
-    if (!read_args(args, given, 6, v, 4, f)) return NULL;
-    if (!(has_avx512 ? all_finite_avx512 : all_finite_avx2)(v[0], (float *)v[2])) Py_RETURN_FALSE;
-    (has_avx512 ? adam_avx512 : adam_avx2)(v[0], (float *)v[1], (float *)v[2], (float *)v[3],
-                                           (float *)v[4], f[0], f[1], f[2], f[3], v[5]);
-    Py_RETURN_TRUE;
+    if (!read_args(args, given, 7, v, 4, f)) return NULL;
+    long start = v[0], n = v[1] - start;
+    (has_avx512 ? adam_avx512 : adam_avx2)(n, (float *)v[2] + start, (float *)v[3] + start,
+                                           (float *)v[4] + start, (float *)v[5] + start, f[0], f[1],
+                                           f[2], f[3], v[6]);
+    Py_RETURN_NONE;
 }
 
 static PyObject *use_avx512(PyObject *self, PyObject *flag) {
@@ -432,7 +440,8 @@ static PyMethodDef methods[] = {
                               "squashed, noise, least, most)"),
     METHOD(squashed_gaussian_grad, "squashed_gaussian_grad(rows, dim, out, half_range, squashed, noise, "
                                    "act_grad, logp_grad, grad, least, most)"),
-    METHOD(adam, "adam(size, params, grads, m, v, step, lr, beta1, beta2, eps)"),
+    METHOD(is_finite, "is_finite(size, x)"),
+    METHOD(adam, "adam(start, stop, params, grads, m, v, step, lr, beta1, beta2, eps)"),
     {"has_avx512", has_avx512_now, METH_NOARGS, "Returns whether the longer vectors are in use."},
     {"use_avx512", use_avx512, METH_O, "Chooses the longer vectors if the CPU has them, and returns True if they are in use."},
     {NULL, NULL, 0, NULL}};

@@ -292,6 +292,13 @@ def squashed_gaussian_grad(
     return grad
 
 
+def is_finite(x: Tensor) -> bool:
+    """Returns True if no number of a tensor is NaN or infinite."""
+    if _kernels is not None and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous():
+        return _kernels.is_finite(x.numel(), x.data_ptr())
+    return bool(x.isfinite().all())
+
+
 def adam_step(
     params: Tensor,
     grad: Tensor,
@@ -301,14 +308,16 @@ def adam_step(
     lr: float,
     betas: tuple[float, float],
     eps: float,
-) -> bool:
+    part: slice = slice(None),
+) -> None:
     """Takes step number `step` of Adam, counted from 1. Requires `can_run_on`.
 
-    Returns:
-        True, or False if the gradient isn't finite, in which case nothing has changed.
+    Args:
+        part: the part of the vectors to which the step is limited.
     """
+    start, stop, _ = part.indices(params.numel())
     addresses = _addresses((params, grad, exp_avg, exp_avg_sq))
-    return _kernels.adam(params.numel(), *addresses, step, lr, *betas, eps)
+    _kernels.adam(start, stop, *addresses, step, lr, *betas, eps)
 
 
 def _shape(params, rows):

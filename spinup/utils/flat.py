@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from spinup.fast import capture
-from spinup.fast.kernels import adam_step, can_run_on
 
 
 def flatten(module: nn.Module) -> nn.Parameter:
@@ -34,33 +31,47 @@ def flatten(module: nn.Module) -> nn.Parameter:
     if len({(p.dtype, p.device) for p in params}) > 1:
         raise ValueError(f"The parameters of {type(module).__name__} differ in dtype or device")
     vector = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]))
-    vector.grad = torch.zeros_like(vector)
-    offset = 0
-    for p in params:
-        part = slice(offset, offset + p.numel())
-        p.data = vector.data[part].view(p.shape)
-        p.grad = vector.grad[part].view(p.shape)
+    for p, data in zip(params, _views(vector.data, params), strict=True):
+        p.data = data
         p.vector = vector.detach()  # type: ignore[attr-defined] # shares vector's version counter
-        offset += p.numel()
     # For check_views: the owner, name and memory of each parameter
     vector.views = [  # type: ignore[attr-defined]
-        (m._parameters, name, p, p.data_ptr(), p.grad)
+        (m._parameters, name, p, p.data_ptr())
         for m in module.modules()
         for name, p in m._parameters.items()
         if p is not None
     ]
+    vector.params = params  # type: ignore[attr-defined]
+    bind_grad(vector, torch.zeros_like(vector))
     return vector
+
+
+def bind_grad(vector: nn.Parameter, grad: torch.Tensor) -> None:
+    """Makes `grad` the gradient of a vector, and its parts the gradients of the parameters."""
+    vector.grad = grad
+    params = getattr(vector, "params", [])
+    grads = _views(grad, params)
+    for p, part in zip(params, grads, strict=True):
+        p.grad = part
+    vector.grads = grads  # type: ignore[attr-defined] # for check_views
+
+
+def _views(vector, params):
+    """Returns the parts of a vector in the shapes of parameters."""
+    parts = vector.split([p.numel() for p in params]) if params else []
+    return [part.view(p.shape) for part, p in zip(parts, params, strict=True)]
 
 
 @capture.capturable
 def check_views(vector: nn.Parameter) -> None:
     """Raises RuntimeError if a vector from `flatten` no longer holds its module's parameters."""
-    for owner, name, p, place, grad in getattr(vector, "views", ()):
+    for p, grad in zip(getattr(vector, "params", ()), getattr(vector, "grads", ()), strict=True):
         if p.grad is not grad:
             raise RuntimeError(
                 "a gradient is no longer part of its vector's gradient, as after zero_grad(): "
                 "clear gradients with vector.grad.zero_() or zero_grad(set_to_none=False)"
             )
+    for owner, name, p, place in getattr(vector, "views", ()):
         if owner.get(name) is not p or p.data_ptr() != place:
             raise RuntimeError(
                 "a parameter is no longer part of its vector, as after .to(), .double() or "
@@ -97,80 +108,3 @@ class frozen:
     def __exit__(self, *error: object) -> None:
         for p in self._trainable:
             p.requires_grad_(True)
-
-
-class Adam:
-    """Adam on a vector of parameters, in one pass over the memory.
-
-    Args:
-        params: a vector from `flatten`, with its gradient allocated.
-        lr: learning rate. It may be set between steps (``optimizer.lr = 1e-4``).
-        loss: name of the minimised loss in error messages.
-
-    Source: arXiv:1412.6980. Where the compiled function can't run, for example on a GPU,
-    ``torch.optim.Adam(fused=True)`` takes the same steps.
-    """
-
-    betas, eps = (0.9, 0.999), 1e-8  # torch's defaults
-
-    def __init__(self, params: nn.Parameter, lr: float, loss: str = "the loss"):
-        self.params, self.lr, self.loss = params, lr, loss
-        self.exp_avg, self.exp_avg_sq = torch.zeros_like(params), torch.zeros_like(params)
-        self.steps = 0
-        self._torch = None
-        if params.grad is None or not can_run_on(params, params.grad):
-            self._torch = torch.optim.Adam([params], lr=lr, fused=True)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Takes a step.
-
-        Raises:
-            FloatingPointError: the gradient is NaN or infinite (checked on a CPU only); nothing has
-                changed. All ranks raise, because the gradient is the average over ranks.
-            RuntimeError: the vector no longer holds the module's parameters or gradients.
-        """
-        check_views(self.params)  # guards do so at a replay
-        capture.run(self._step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns both moments, the number of steps taken, and the learning rate."""
-        moments = dict(exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq)
-        if self._torch is not None and self._torch.state:
-            moments = {k: self._torch.state[self.params][k] for k in moments}
-        return dict(steps=self.steps, **moments, lr=self.lr)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.steps, self.lr = state["steps"], state["lr"]
-        self.exp_avg.copy_(torch.as_tensor(state["exp_avg"]))
-        self.exp_avg_sq.copy_(torch.as_tensor(state["exp_avg_sq"]))
-        if self._torch is not None:
-            self._torch.state.clear()
-        if self._torch is not None and self.steps:
-            moments = dict(exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq)
-            step = torch.tensor(float(self.steps), device=self.params.device)
-            self._torch.state[self.params] = {"step": step, **moments}
-
-    def _step(self):
-        step = self.steps + 1
-        if self._torch is not None:
-            # Checking a gradient on a GPU would wait for it; losses are checked once an epoch
-            if not self.params.is_cuda and not self.params.grad.isfinite().all():
-                self._refuse(step)
-            self._torch.param_groups[0]["lr"] = self.lr
-            self._torch.step()
-        elif not adam_step(
-            *(self.params, self.params.grad, self.exp_avg, self.exp_avg_sq),
-            *(step, self.lr, self.betas, self.eps),
-        ):
-            self._refuse(step)
-        self.steps = step
-        # Neither function increments the counter by which backward passes detect changes
-        torch.autograd.graph.increment_version(self.params)
-
-    def _refuse(self, step):
-        raise FloatingPointError(
-            f"the gradient of {self.loss} is NaN or infinite in update {step}; the parameters are "
-            "unchanged. Lower the learning rate, or check the scale of the rewards"
-        )

@@ -94,11 +94,15 @@ def mpi_avg_grads(
     still_alive()  # also on one rank, where a step may take long
     if num_procs() == 1:
         return
+    weight = 1 / num_procs() if weight is None else weight
     for p in _parameters(module):
+        if hasattr(p, "shared"):  # see the class Adam
+            capture.run(p.shared.average, weight)
+            continue
         if p.grad is None:
             p.grad = torch.zeros_like(p)
         grad = p.grad.cpu().contiguous()  # no copy if it is on the CPU
-        grad.mul_(1 / num_procs() if weight is None else weight)
+        grad.mul_(weight)
         capture.run(sum_in_place, capture.array(grad))
         p.grad.copy_(grad)
 

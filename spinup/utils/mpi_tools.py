@@ -6,12 +6,14 @@ doesn't need mpi4py. This is the only file that imports ``mpi4py.MPI``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 import numpy as np
 
@@ -105,17 +107,13 @@ def num_procs() -> int:
 @functools.cache
 def num_local_procs() -> int:
     """Returns the number of ranks on this host. All ranks must call it together."""
-    world = _world()
-    if world is None:
+    if _world() is None:
         return 1
-    from mpi4py import MPI
-
-    still_alive()
-    host = world.Split_type(MPI.COMM_TYPE_SHARED)
+    host = Host()
     try:
-        return host.Get_size()
+        return host.size
     finally:
-        host.Free()
+        host.free()
 
 
 def barrier() -> None:
@@ -134,6 +132,100 @@ def msg(m: object, string: str = "") -> None:
 def rank_share(total: int) -> int:
     """Returns this rank's share of `total` items. The shares of two ranks differ by at most one."""
     return total // num_procs() + (proc_id() < total % num_procs())
+
+
+# --- Hosts ----------------------------------------------------------------------------------------
+
+
+class Host:
+    """The ranks of this host, which can share memory. There must be several ranks in all.
+
+    All ranks must create it together.
+
+    Attributes:
+        rank: this rank's number on this host.
+        size: number of ranks on this host.
+        has_others: whether there are ranks on other hosts.
+    """
+
+    def __init__(self):
+        from mpi4py import MPI
+
+        still_alive()
+        world = _world()
+        self._ranks = world.Split_type(MPI.COMM_TYPE_SHARED)
+        self.rank, self.size = self._ranks.Get_rank(), self._ranks.Get_size()
+        self._firsts = world.Split(0 if self.rank == 0 else MPI.UNDEFINED)
+        self.has_others = self.size < num_procs()
+        self._windows = []
+        if self.rank == 0:  # all ranks of this host have opened it before they took part in Split
+            _unlink_mpichs_memory()
+
+    def share(self, size: int, dtype: type) -> np.ndarray | None:
+        """Allocates memory that all ranks of this host see. All ranks must call it together.
+
+        Returns:
+            An array of `size` zeros, or None on all ranks if the memory can't be had on any host.
+        """
+        from mpi4py import MPI
+
+        still_alive()
+        num_bytes = size * np.dtype(dtype).itemsize
+        window: Any = None
+        if mpi_op(self.rank > 0 or _has_shared_memory(num_bytes), "MIN"):
+            with contextlib.suppress(MPI.Exception):
+                own = num_bytes if self.rank == 0 else 0
+                window = MPI.Win.Allocate_shared(own, 1, comm=self._ranks)
+                window.Lock_all()  # for Sync
+                self._windows.append(window)
+        if not mpi_op(window is not None, "MIN"):
+            return None
+        array: np.ndarray = np.frombuffer(window.Shared_query(0)[0], dtype)
+        if self.rank == 0:
+            array[:] = 0  # also claims the memory now, not when it may have run out
+        barrier()
+        return array
+
+    def sync(self) -> None:
+        """Completes this rank's reads and writes of shared memory before those that follow."""
+        for window in self._windows:
+            window.Sync()
+
+    def sum_over_hosts(self, x: np.ndarray) -> None:
+        """Overwrites the array `x` of each host's first rank with the sum. Only these call it."""
+        from mpi4py import MPI
+
+        self._firsts.Allreduce(MPI.IN_PLACE, x)
+
+    def free(self) -> None:
+        """Frees the shared memory. All ranks must call it together, and not use it afterwards."""
+        for window in self._windows:
+            window.Unlock_all()
+            window.Free()
+        self._ranks.Free()
+        if self.rank == 0:
+            self._firsts.Free()
+
+
+def _has_shared_memory(num_bytes):
+    """Returns True if the file system of shared memory has room, or doesn't exist."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return True
+    return found.f_bavail * found.f_frsize > 2 * num_bytes
+
+
+def _unlink_mpichs_memory():
+    """Removes the names of shared memory that MPICH keeps, but doesn't need any more.
+
+    Ranks that are killed would leave it behind, 2 MB each time.
+    """
+    with contextlib.suppress(OSError):
+        with open("/proc/self/maps") as maps:
+            paths = {line.split(maxsplit=5)[-1].strip() for line in maps if "/mpich_shm_" in line}
+        for path in paths:
+            os.unlink(path)
 
 
 # --- Reductions -----------------------------------------------------------------------------------

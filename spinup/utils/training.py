@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from spinup.fast.nodes import gradients_in_place
+from spinup.fast.shared import ranks_share_memory
 from spinup.runs.interrupts import Interrupted, is_interactive
 from spinup.runs.json_values import activation_names, find_activation, import_callable
 from spinup.runs.underway import run_under_way
@@ -47,6 +48,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
                     under_way.stop.listening(),
                     one_thread_per_rank(),
                     same_kernels(),
+                    ranks_share_memory(),
                     gradients_in_place(),
                 ):
                     result = algorithm(*call.args, **call.kwargs)

@@ -1,10 +1,10 @@
-"""Compares the training speed of spinup with its peers, or of two MPI ranks with one.
+"""Compares the training speed of spinup with its peers, or of several MPI ranks with one.
 
-    python compare.py ppo|trpo|sac|td3|ranks [--rounds N] [--out FILE] [options of worker.py]
+    python compare.py ppo|trpo|sac|td3|ranks|slow [--rounds N] [--out FILE] [options of worker.py]
 
 Runs one process at a time, in turn (A B C A B C ...), so that changes of the machine's speed affect
 all libraries. Ratios are computed within a round; the result is their median over the rounds.
-Speeds are environment steps per second, and for TRPO updates per second, without the steps.
+Speeds are environment steps per second, and for `trpo` updates per second, without the steps.
 """
 
 import argparse
@@ -39,7 +39,15 @@ COMPARISONS = {
     "trpo": {"spinup": ["spinup"], "sb3-contrib": ["sb3-contrib"]},
     "sac": OFF_POLICY,
     "td3": OFF_POLICY,
-    "ranks": {"2 ranks": ["spinup"], "1 rank": ["spinup"]},
+}
+# Numbers of ranks, and what they train. The environment of "slow" takes 5 milliseconds per step.
+RANKS = {
+    "ranks": (("ppo", "sac", "td3"), (2,), []),
+    "slow": (
+        ("vpg", "trpo", "ppo", "ddpg", "td3", "sac"),
+        (2, 4),
+        ["--step_ms", "5", "--epoch", "1000", "--epochs", "2", "--updates", "200"],
+    ),
 }
 
 
@@ -54,7 +62,7 @@ def time_run(algo, args, ranks):
     timings = [json.loads(found) for found in re.findall(r"TIMING (\{.*?\})", run.stdout)]
     if run.returncode or len(timings) != ranks:  # two ranks may write into one line
         sys.exit(f"\n{' '.join(command)}: exit status {run.returncode}\n{run.stdout[-3000:]}")
-    if algo == "trpo":
+    if algo == "trpo" and "--step_ms" not in args:
         return len(timings[0]["pauses"]) / sum(timings[0]["pauses"])
     seconds = max(t["t1"] for t in timings) - min(t["t0"] for t in timings)
     return sum(t["steps"] for t in timings) / seconds
@@ -72,17 +80,15 @@ def describe_machine():
     return {"date": date, "cpu": cpu, "cores": os.cpu_count(), "load": load, "versions": versions}
 
 
-def report(speeds):
-    """Prints the medians, and the median per-round ratio of the first to each reference."""
+def report(speeds, pairs):
+    """Prints the medians, and the median per-round ratio of each pair. Returns both."""
     median = {name: statistics.median(rounds) for name, rounds in speeds.items()}
     print("\nspeed, median over rounds")
     for name in speeds:
         print(f"  {name:10} {median[name]:10.1f}")
     print("ratio, median over rounds")
-    ours, *others = speeds
     ratios = {}
-    for peer in dict.fromkeys(name.removesuffix(" by 50") for name in others):
-        ways = [name for name in others if name.removesuffix(" by 50") == peer]
+    for ours, ways in pairs:
         reference = max(ways, key=median.get)
         rounds = [a / b for a, b in zip(speeds[ours], speeds[reference])]
         ratios[f"{ours} / {reference}"] = ratio = statistics.median(rounds)
@@ -90,9 +96,41 @@ def report(speeds):
     return {"median": median, "ratios": ratios}
 
 
+def compare(algo, variants, pairs, rounds):
+    """Times variants, given as arguments of worker.py and a number of ranks, in turn."""
+    speeds = {name: [] for name in variants}
+    for i in range(rounds):
+        print(f"round {i + 1}:", end="", flush=True)
+        for name, (args, ranks) in variants.items():
+            speeds[name].append(time_run(algo, args, ranks))
+            print(f"  {name} {speeds[name][-1]:.1f}", end="", flush=True)
+        print()
+    return {"steps_per_second": speeds, **report(speeds, pairs)}
+
+
+def compare_with_peers(name, options, rounds):
+    variants = {k: ([*args, *options], 1) for k, args in COMPARISONS[name].items()}
+    ours, *others = variants
+    peers = dict.fromkeys(other.removesuffix(" by 50") for other in others)
+    pairs = [(ours, [k for k in others if k.removesuffix(" by 50") == peer]) for peer in peers]
+    return compare(name, variants, pairs, rounds)
+
+
+def compare_ranks(name, options, rounds):
+    algos, numbers, settings = RANKS[name]
+    variants = {"1 rank": 1, **{f"{n} ranks": n for n in numbers}}
+    variants = {k: (["spinup", *settings, *options], n) for k, n in variants.items()}
+    results = {}
+    for algo in algos:
+        print(f"\n{algo}")
+        pairs = [(k, ["1 rank"]) for k in variants if k != "1 rank"]
+        results[algo] = compare(algo, variants, pairs, rounds)
+    return results
+
+
 def main():
     parser = argparse.ArgumentParser(usage=__doc__.splitlines()[2].strip())
-    parser.add_argument("comparison", choices=COMPARISONS)
+    parser.add_argument("comparison", choices=[*COMPARISONS, *RANKS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", metavar="FILE", help="write machine and results to FILE as JSON")
     opt, worker_options = parser.parse_known_args()
@@ -101,16 +139,8 @@ def main():
     print("HalfCheetah-v5,", opt.comparison, *worker_options)
     print("{date}, {cpu}, {cores} cores, load {load}".format(**machine))
     print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
-    speeds = {name: [] for name in COMPARISONS[opt.comparison]}
-    algo = "ppo" if opt.comparison == "ranks" else opt.comparison
-    for i in range(opt.rounds):
-        print(f"round {i + 1}:", end="", flush=True)
-        for name, args in COMPARISONS[opt.comparison].items():
-            speed = time_run(algo, [*args, *worker_options], ranks=2 if name == "2 ranks" else 1)
-            speeds[name].append(speed)
-            print(f"  {name} {speed:.1f}", end="", flush=True)
-        print()
-    results = {"steps_per_second": speeds, **report(speeds)}
+    run = compare_ranks if opt.comparison in RANKS else compare_with_peers
+    results = run(opt.comparison, worker_options, opt.rounds)
     if opt.out:
         results |= {"comparison": opt.comparison, "options": worker_options, "machine": machine}
         pathlib.Path(opt.out).write_text(json.dumps(results, indent=1) + "\n")

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -29,13 +30,11 @@ import gymnasium as gym  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-EPOCH = 4000  # environment steps, over all ranks
 WARM_UP = 1000  # random steps before the first update of SAC and TD3
 CYCLE = 50  # environment steps, followed by as many updates: spinup's default
 FOREVER = 10**9  # steps: the stopwatch ends the run
 
-
-ON_POLICY = ("ppo", "trpo")
+ON_POLICY = ("vpg", "ppo", "trpo")
 PEERS = {"sb3": "stable_baselines3", "sb3-contrib": "sb3_contrib", "sbx": "sbx"}
 
 
@@ -50,8 +49,9 @@ class Stopwatch(gym.Wrapper):
     algorithm updates its networks.
     """
 
-    def __init__(self, env, start, every, min_steps, min_seconds):
+    def __init__(self, env, start, every, min_steps, min_seconds, step_seconds=0.0):
         super().__init__(env)
+        self.step_seconds = step_seconds
         self.start, self.every = start, every
         self.min_steps, self.min_seconds = min_steps, min_seconds
         self.count, self.steps, self.t0, self.t1 = 0, 0, None, None
@@ -61,6 +61,8 @@ class Stopwatch(gym.Wrapper):
         if self.t1 is None and self.count >= self.start and self.count % self.every == 0:
             self.look(time.perf_counter())
         self.count += 1
+        if self.step_seconds:
+            time.sleep(self.step_seconds)
         result = self.env.step(action)
         if self.count % self.every == 0:
             self.end = time.perf_counter()
@@ -73,15 +75,22 @@ class Stopwatch(gym.Wrapper):
         self.pauses.append(now - self.end)
         if self.count - self.start >= self.min_steps and now - self.t0 >= self.min_seconds:
             self.steps, self.t1 = self.count - self.start, now
-            if RANKS == 1:  # with several ranks, training ends one epoch later
+            if RANKS == 1:  # with several ranks, `on_epoch` ends training
                 raise TimeIsUp
 
 
-def train_spinup(algo, env_fn, opt):
+def train_spinup(algo, env_fn, opt, watches):
     import spinup
 
-    epochs = FOREVER // EPOCH if RANKS == 1 else opt.epochs + 2
-    kwargs = {"steps_per_epoch": EPOCH, "epochs": epochs, "save_freq": FOREVER}
+    had_time = [False]
+
+    def on_epoch(row, ac):
+        """Ends a run on several ranks one epoch after its time is up, when it is up on all."""
+        stops, had_time[0] = had_time[0], any(watch.t1 for watch in watches)
+        return stops
+
+    kwargs = {"steps_per_epoch": opt.epoch, "epochs": FOREVER // opt.epoch, "save_freq": FOREVER}
+    kwargs |= {"on_epoch": on_epoch} if RANKS > 1 else {}
     if algo in ON_POLICY:
         kwargs |= {"ac_kwargs": {"hidden_sizes": (64, 32)}}
         kwargs |= {"target_kl": float("inf")} if algo == "ppo" else {}
@@ -92,11 +101,11 @@ def train_spinup(algo, env_fn, opt):
         getattr(spinup, algo)(env_fn, seed=0, logger_kwargs=logger_kwargs, **kwargs)
 
 
-def train_peer(algo, env_fn, opt):
+def train_peer(algo, env_fn, opt, watches):
     """Trains with a peer. stable-baselines3 and sbx have the same arguments and defaults."""
     library = importlib.import_module(PEERS[opt.package])
     if algo in ON_POLICY:
-        kwargs = {"n_steps": EPOCH, "batch_size": EPOCH, "gae_lambda": 0.97}
+        kwargs = {"n_steps": opt.epoch, "batch_size": opt.epoch, "gae_lambda": 0.97}
         if algo == "ppo":
             kwargs["n_epochs"] = 80
         else:
@@ -120,10 +129,14 @@ def train_peer(algo, env_fn, opt):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("algo", choices=["ppo", "trpo", "sac", "td3"])
+    parser.add_argument("algo", choices=["vpg", "trpo", "ppo", "ddpg", "td3", "sac"])
     parser.add_argument("package", choices=["spinup", *PEERS])
     parser.add_argument("--train_freq", type=int, default=1, help="SB3, SBX: steps between updates")
+    parser.add_argument("--epoch", type=int, default=4000, help="steps per epoch, over all ranks")
     parser.add_argument("--epochs", type=int, default=8, help="PPO: timed epochs, after the first")
+    parser.add_argument(
+        "--step_ms", type=float, default=0, help="milliseconds to wait in each step"
+    )
     parser.add_argument("--updates", type=int, default=1000, help="SAC, TD3: updates before timing")
     parser.add_argument("--seconds", type=float, default=8, help="SAC, TD3: timed seconds")
     parser.add_argument("--flush_denormal", action="store_true", help="SB3: set it, as in spinup")
@@ -132,17 +145,20 @@ def main():
     torch.set_num_threads(1)
     torch.set_flush_denormal(opt.flush_denormal)
     if opt.algo in ON_POLICY:
-        timing = (EPOCH // RANKS, EPOCH // RANKS, opt.epochs * EPOCH // RANKS, 0)
+        share = opt.epoch // RANKS
+        timing = (share, share, opt.epochs * share, 0)
     else:
-        timing = (WARM_UP + opt.updates, CYCLE, CYCLE, opt.seconds)
+        cycle = math.lcm(CYCLE, RANKS) // RANKS
+        timing = ((WARM_UP + opt.updates) // RANKS, cycle, cycle, opt.seconds)
     watches = []
 
     def env_fn():
-        watches.append(Stopwatch(gym.make("HalfCheetah-v5"), *timing))
+        watches.append(Stopwatch(gym.make("HalfCheetah-v5"), *timing, opt.step_ms / 1000))
         return watches[-1]
 
     with contextlib.suppress(TimeIsUp):
-        (train_spinup if opt.package == "spinup" else train_peer)(opt.algo, env_fn, opt)
+        train = train_spinup if opt.package == "spinup" else train_peer
+        train(opt.algo, env_fn, opt, watches)
     watch = next(watch for watch in watches if watch.t1)
     timed = {"steps": watch.steps, "t0": watch.t0, "t1": watch.t1, "pauses": watch.pauses}
     print("\nTIMING " + json.dumps(timed), flush=True)

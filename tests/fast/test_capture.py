@@ -16,8 +16,9 @@ from spinup.fast import capture, kernels
 from spinup.fast.capture import Captured
 from spinup.fast.nodes import gradients_in_place
 from spinup.utils.buffers import ReplayBuffer
-from spinup.utils.flat import Adam, flatten
+from spinup.utils.flat import flatten
 from spinup.utils.nets import mlp
+from spinup.utils.optim import Adam
 from tests.algos.envs import Clock
 from tests.fast.operations import DRAWS, all_operations
 from tests.fast.test_guards import compare

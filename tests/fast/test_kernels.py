@@ -14,8 +14,9 @@ from spinup.fast.kernels import (
     forward_derivative,
     mlp_engine,
 )
-from spinup.utils.flat import Adam, flatten
+from spinup.utils.flat import flatten
 from spinup.utils.nets import SquashedGaussianActor, mlp
+from spinup.utils.optim import Adam
 
 IDENTITY, RELU, TANH = 0, 1, 2
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from spinup.fast import nodes
 from spinup.fast.nodes import gradients_in_place
-from spinup.utils.flat import Adam, flatten
+from spinup.utils.flat import flatten
 from spinup.utils.nets import (
     MLP,
     DeterministicActorCritic,
@@ -22,6 +22,7 @@ from spinup.utils.nets import (
     StackedLinear,
     mlp,
 )
+from spinup.utils.optim import Adam
 
 OBS = Box(-np.inf, np.inf, (3,), np.float32)
 ACT = Box(np.float32([-1, 0]), np.float32([3, 0.5]))

@@ -17,7 +17,7 @@ from spinup.fast import kernels, nodes
 from spinup.fast.kernels import CompiledMLP, TorchMLP
 from spinup.utils import nets
 from spinup.utils.acting import acting_policy
-from spinup.utils.flat import Adam
+from spinup.utils.optim import Adam
 
 IDENTITY, RELU, TANH = kernels.ACTIVATIONS.values()
 NAN, INF = math.nan, math.inf

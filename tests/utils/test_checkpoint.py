@@ -25,8 +25,9 @@ from spinup.runs.folder import read_status
 from spinup.utils import checkpoint
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.envs import make_env, seed_everything
-from spinup.utils.flat import Adam, flatten
+from spinup.utils.flat import flatten
 from spinup.utils.logx import EpochLogger, Logger
+from spinup.utils.optim import Adam
 from tests.resumable import differences, final_state, train
 
 STATE = {

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from spinup.utils.flat import Adam, flatten
+from spinup.utils.flat import flatten
 from spinup.utils.forward_mode import jvp
 from spinup.utils.nets import mlp
+from spinup.utils.optim import Adam
 
 
 def network(seed=0):

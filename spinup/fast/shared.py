@@ -1,0 +1,224 @@
+"""Optimizer steps that the ranks of one host share, in memory that all of them see.
+
+Otherwise MPI's Allreduce averages the gradient, and every rank takes the same step. Here, the
+gradients of all ranks lie in shared memory. Each rank averages and steps its part of the vector
+only, and copies the other parts from the ranks that stepped them.
+
+Each rank keeps its own copy of the parameters, so that code which changes them in place, on every
+rank, means the same on one rank and on several. ``SPINUP_FAST=0`` switches shared memory off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spinup import fast
+from spinup.fast.kernels import is_finite
+from spinup.utils.mpi_tools import Host, mpi_op, num_procs
+
+_ranks: Any = None
+if os.environ.get("SPINUP_COMPILED") != "0":
+    with contextlib.suppress(ImportError):
+        from spinup.fast import _ranks  # type: ignore[attr-defined, no-redef]
+
+_LINE = 8  # integers of 8 bytes in a cache line
+_ALIGNED = 16  # parts begin at a multiple of this, so that no two ranks write to one cache line
+_EXTRA = 4  # vectors beside the gradients
+_SPINS = 100
+
+_team: Team | None = None  # in a training run on several ranks
+
+
+class Team:
+    """The ranks of one host, which share memory.
+
+    Args:
+        host: the host.
+        flags: shared memory for a cache line per rank, filled with zeros.
+    """
+
+    def __init__(self, host: Host, flags: np.ndarray):
+        self.host, self.rank, self.size = host, host.rank, host.size
+        self.vectors: list[SharedVector] = []
+        self._flags, self._count = flags.reshape(self.size, _LINE), 0
+
+    def meet(self) -> None:
+        """Waits until all ranks of this host have called it."""
+        self._count += 1
+        if _ranks is not None:
+            place = self._flags.ctypes.data, self.rank, self.size, self._count
+            while not _ranks.meet(*place):
+                pass  # here Python handles signals
+            return
+        self.host.sync()
+        self._flags[self.rank, 0] = self._count
+        spins = 0
+        while self._flags[:, 0].min() < self._count:
+            spins += 1
+            time.sleep(0 if spins < _SPINS else 50e-6)
+        self.host.sync()
+
+
+class SharedVector:
+    """A vector's gradients on all ranks of this host, and its optimizer's moments.
+
+    Args:
+        team: the ranks of this host.
+        params: this rank's vector of parameters, with its gradient.
+        memory: array of `room` numbers of 4 bytes that these ranks share, filled with zeros.
+        bind: function ``bind(params, grad)`` that moves the gradient into given memory.
+
+    Attributes:
+        part: the part of the vector for which this rank does the work.
+        moments: two vectors for the optimizer, shared. Each rank changes its part only.
+        grad: this rank's gradient.
+    """
+
+    def __init__(self, team: Team, params: torch.nn.Parameter, memory: np.ndarray, bind: Callable):
+        self.team, self.params, self._bind = team, params, bind
+        size = len(params)
+        vectors, weights = np.split(memory, [len(memory) - team.size * _ALIGNED])
+        self._weights = weights.view(np.float64).reshape(team.size, _LINE)  # and a flag beside each
+        rows = torch.from_numpy(vectors.reshape(_EXTRA + team.size, -1))
+        lines = rows.shape[1] // _ALIGNED
+        ends = [min(r * lines // team.size * _ALIGNED, size) for r in range(team.size)] + [size]
+        self.part = slice(ends[team.rank], ends[team.rank + 1])
+        self.moments = rows[0, :size], rows[1, :size]
+        own, rest = self.part, (slice(self.part.start), slice(self.part.stop, None))
+        data = params.detach()
+        self._exchanges = [  # in turn, because a rank may be one step ahead of another
+            ((fresh[own], data[own]), [(data[x], fresh[x]) for x in rest if data[x].numel()])
+            for fresh in rows[2:_EXTRA, :size]
+        ]
+        self._grads = rows[_EXTRA:]
+        self.grad = self._grads[team.rank, :size]
+        bind(params, self.grad)
+        self._bound = params.grad
+
+    @staticmethod
+    def room(params: Tensor, ranks: int) -> int:
+        """Returns how many numbers a vector needs."""
+        row = -(-len(params) // _ALIGNED) * _ALIGNED
+        return (_EXTRA + ranks) * row + ranks * _ALIGNED
+
+    def average(self, weight: float) -> None:
+        """Overwrites the gradient with its weighted average over all ranks."""
+        self._publish(weight)
+        self._average(-1)
+        self.team.meet()
+        if self.team.host.has_others:
+            if self.team.rank == 0:
+                self.team.host.sum_over_hosts(self.grad.numpy())
+            self.team.meet()
+            if self.team.rank > 0:
+                self.grad.copy_(self._grads[0, : len(self.grad)])
+            self.team.meet()
+
+    def average_part(self, weight: float) -> bool:
+        """Overwrites this rank's part of the gradient with its weighted average over all ranks.
+
+        Call `exchange` before the gradient is changed again: other ranks read it until then.
+
+        Returns:
+            False on all ranks if a gradient isn't finite on any of them.
+        """
+        if self.team.host.has_others:
+            self.average(weight)
+            return is_finite(self.grad)
+        self._weights[self.team.rank, 1] = is_finite(self.grad)
+        self._publish(weight)
+        self._average(self.team.rank)
+        return bool(self._weights[:, 1].all())
+
+    def _publish(self, weight):
+        """Waits until all ranks have their gradients, and their weights, in the shared memory."""
+        if self.params.grad is not self._bound:
+            raise RuntimeError(
+                "a gradient is no longer in the memory that ranks share, as after zero_grad(): "
+                "clear it with grad.zero_() or zero_grad(set_to_none=False)"
+            )
+        self._weights[self.team.rank, 0] = weight
+        self.team.meet()
+
+    def _average(self, only):
+        """Overwrites this rank's part of all gradients, or of one rank's, with their average.
+
+        The sum is in the order of ranks, so that it is the same each time.
+        """
+        start, stop = self.part.start, self.part.stop
+        if _ranks is not None:
+            row, weights = self._grads.stride(0), self._weights.ctypes.data
+            matrix = self._grads.data_ptr(), row, len(self._grads)
+            _ranks.average(*matrix, start, stop, weights, only)
+            return
+        parts = self._grads[:, start:stop]
+        total = sum(float(w) * x for w, x in zip(self._weights[:, 0], parts, strict=True))
+        (parts if only < 0 else parts[only]).copy_(total)
+
+    def exchange(self) -> None:
+        """Overwrites the parameters outside of `part` with those that other ranks stepped."""
+        mine, others = self._exchanges[0]
+        self._exchanges.reverse()
+        with torch.no_grad():
+            mine[0].copy_(mine[1])
+            self.team.meet()
+            for to, source in others:
+                to.copy_(source)
+
+    def release(self) -> None:
+        """Moves the gradient back into memory of its own."""
+        self._bind(self.params, self.grad.clone())
+        del self.params.shared  # type: ignore[attr-defined]
+
+
+def share(params: torch.nn.Parameter, bind: Callable[[Any, Tensor], None]) -> SharedVector | None:
+    """Shares the updates of a vector, in a training run on several ranks.
+
+    All ranks must call it together.
+
+    Args:
+        params: the vector, with its gradient, on the CPU.
+        bind: function ``bind(params, grad)`` that moves the gradient into given memory.
+
+    Returns:
+        The shared vector, or None if the ranks share no memory.
+    """
+    if _team is None or params.grad is None or not params.is_cpu:
+        return None
+    if params.dtype is not torch.float32 or params.dim() != 1:
+        return None
+    memory = _team.host.share(SharedVector.room(params, _team.size), np.float32)
+    if memory is None:
+        return None
+    vector = SharedVector(_team, params, memory, bind)
+    params.shared = vector  # type: ignore[attr-defined]
+    _team.vectors.append(vector)
+    return vector
+
+
+@contextlib.contextmanager
+def ranks_share_memory() -> Iterator[None]:
+    """Lets the ranks of a host share memory in a block. All ranks must enter it together."""
+    global _team
+    if num_procs() == 1 or not mpi_op(fast.is_on(), "MIN"):
+        yield
+        return
+    host, before = Host(), _team
+    flags = host.share(_LINE * host.size, np.int64) if mpi_op(host.size, "MAX") > 1 else None
+    team = _team = None if flags is None else Team(host, flags)
+    try:
+        yield
+        # After an error, the others may not come here: the memory is freed when the process ends
+        for vector in team.vectors if team is not None else ():
+            vector.release()
+        host.free()
+    finally:
+        _team = before
