@@ -245,7 +245,7 @@ def _check_values(algorithm, variants, num_cpu):
 
 def _check_here(variants, options, algorithm, may_oversubscribe):
     """Checks that this machine has what the variants need, and returns notes about it."""
-    from spinup.utils.devices import choose_device
+    from spinup.utils.devices import find_device
 
     is_for_slurm = "slurm" in options
     if not (is_for_slurm or may_oversubscribe):
@@ -255,7 +255,7 @@ def _check_here(variants, options, algorithm, may_oversubscribe):
             raise UsageError(f'--{name} needs {title}: in the checkout, pip install ".[{name}]"')
     for device in dict.fromkeys(str(variant.get("device", "cpu")) for variant in variants):
         if not (is_for_slurm and device.startswith("cuda")):  # the cluster's nodes may have one
-            choose_device(device)
+            find_device(device)
     keys = ("env_name", "env_kwargs", "wrappers")
     environments = {repr(called): called for v in variants if (called := [v.get(k) for k in keys])}
     notes = [n for called in environments.values() for n in _check_environment(algorithm, *called)]

@@ -248,7 +248,7 @@ class _GlobalGenerators:
         version, numbers, gauss = random.getstate()
         state = {"python": [version, list(numbers), gauss], "torch": torch.get_rng_state()}
         state["numpy"] = np.random.get_state(legacy=False)
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():  # else the run is on the CPU; saving would open a context
             state["cuda"] = torch.cuda.get_rng_state()
         return state
 
@@ -257,7 +257,7 @@ class _GlobalGenerators:
         random.setstate((version, tuple(numbers), gauss))
         torch.set_rng_state(torch.from_numpy(state["torch"]))
         np.random.set_state(state["numpy"])
-        if "cuda" in state and torch.cuda.is_available():
+        if "cuda" in state and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(torch.from_numpy(state["cuda"]))
 
 

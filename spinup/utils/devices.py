@@ -15,6 +15,21 @@ _LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 def choose_device(device: str | torch.device) -> torch.device:
     """Returns the device that holds networks and minibatches; environments stay on the CPU.
 
+    A GPU also becomes this process's current one, whose generator `Checkpoint` saves. Otherwise
+    every rank would also open a context on GPU 0.
+
+    Args:
+        device: as for `find_device`, which raises ValueError if there is no such device.
+    """
+    chosen = find_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """Returns the device of a name, without using it.
+
     Args:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"auto"``, which is CUDA if it is available
             and the CPU otherwise. ``"cuda"`` spreads the ranks of a host over its GPUs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from gymnasium.spaces import Box
 from spinup import sac
 from spinup.algos import ALGORITHMS
 from spinup.runs.folder import read_status
-from spinup.utils import checkpoint
+from spinup.utils import acting, checkpoint
 from spinup.utils.buffers import ReplayBuffer
 from spinup.utils.envs import make_env, seed_everything
 from spinup.utils.flat import flatten
@@ -194,6 +195,33 @@ def test_global_generators_come_back():
     assert draws == [random.random(), np.random.rand(), torch.rand(1).item(), np.random.normal()]
 
 
+def test_the_generator_of_a_gpu_comes_back_if_the_run_uses_one(monkeypatch):
+    states = [torch.tensor([1, 2], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: states[-1])  # of the current device
+    monkeypatch.setattr(torch.cuda, "set_rng_state", states.append)
+    arrays: dict = {}
+    generators = checkpoint._GlobalGenerators()
+    state = json.loads(json.dumps(checkpoint._without_arrays(generators.state_dict(), "", arrays)))
+    generators.load_state_dict(checkpoint._with_arrays(state, arrays))
+    assert [x.tolist() for x in states] == [[1, 2], [1, 2]]
+
+
+def test_a_checkpoint_of_a_run_on_the_cpu_leaves_the_gpus_alone(monkeypatch):
+    """Reading a GPU's generator would open a context on it, which takes memory or fails."""
+
+    def opens_a_context(*args):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", opens_a_context)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", opens_a_context)
+    generators = checkpoint._GlobalGenerators()
+    state = {k: np.asarray(v) if k == "torch" else v for k, v in generators.state_dict().items()}
+    generators.load_state_dict(state | {"cuda": np.zeros(2, np.uint8)})  # saved on a GPU
+
+
 # --- Environments ---
 
 
@@ -284,9 +312,25 @@ def stop_after(monkeypatch, saves):
     monkeypatch.setattr(checkpoint.Checkpoint, "save", counted)
 
 
+def act_by_copies(monkeypatch):
+    """Makes acting policies hold copies of the weights, as they do of a module on a GPU."""
+    refresh = acting._NumpyPolicy.refresh
+
+    def copying(self):
+        shared = self._pi, self._normalizer
+        self._pi, self._normalizer, self._places = *copy.deepcopy(shared), None
+        refresh(self)
+        self._pi, self._normalizer = shared
+
+    monkeypatch.setattr(acting._NumpyPolicy, "refresh", copying)
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["", "acting by copies"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_resumed_run_is_the_run_without_a_break(algorithm, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_run_without_a_break(algorithm, copies, tmp_path, monkeypatch):
     ac = train(algorithm, tmp_path / "whole")
+    if copies:
+        act_by_copies(monkeypatch)
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Enough):

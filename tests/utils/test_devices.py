@@ -2,20 +2,26 @@ import pytest
 import torch
 
 from spinup.utils import devices
-from spinup.utils.devices import choose_device
+from spinup.utils.devices import choose_device, find_device
 
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """A function that pretends that PyTorch has `count` GPUs, and that this is rank `rank`."""
+    """A function that pretends that PyTorch has `count` GPUs, and that this is rank `rank`.
+
+    Its attribute `current` lists the devices that were made the current one.
+    """
+    current = []
 
     def pretend(count, rank=0):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", current.append)
         monkeypatch.setattr(devices, "proc_id", lambda: rank)
         for name in devices._LOCAL_RANK:
             monkeypatch.delenv(name, raising=False)
 
+    pretend.current = current
     return pretend
 
 
@@ -68,6 +74,15 @@ def test_ranks_of_a_host_are_spread_over_its_gpus(gpus, monkeypatch):
     monkeypatch.setenv("MPI_LOCALRANKID", "0")
     assert choose_device("cuda").index == 0
     assert choose_device("cuda:1").index == 1
+
+
+def test_the_chosen_gpu_is_the_current_one_and_a_search_changes_nothing(gpus):
+    gpus(2)
+    assert find_device("cuda:1") == torch.device("cuda:1")
+    assert find_device("cpu") == choose_device("cpu") == torch.device("cpu")
+    assert gpus.current == []
+    choose_device("cuda:1")
+    assert gpus.current == [torch.device("cuda:1")]
 
 
 @pytest.mark.cuda
