@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-COMPARE ?= ppo trpo sac td3 ranks slow
+COMPARE ?= ppo trpo sac td3 ranks slow startup
 
 VENV := .venv
 VENV_BENCH := .venv-bench

@@ -105,6 +105,8 @@ def _show(default):
         return ""
     if inspect.isclass(default):
         return default.__name__.lower()
+    if isinstance(default, str) and default.startswith("nn."):  # as a source writes a class
+        return default.removeprefix("nn.").lower()
     if isinstance(default, (tuple, list)):
         return "[" + ",".join(map(str, default)) + "]"
     return str(default).lower() if isinstance(default, bool) else str(default)

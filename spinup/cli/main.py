@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from spinup.algos import ALGORITHMS
+from spinup.cli.declared import declared
 from spinup.cli.flags import (
     RUN_FLAGS,
     SUBSTITUTIONS,
@@ -100,10 +101,17 @@ def _dispatch(words):
         meant = nearest(command, [*ALGORITHMS, *UTILITIES, "help"])
         question = f": did you mean {meant}?" if meant else "."
         raise UsageError(f"unknown command {command!r}{question} See: python -m spinup.run help")
-    algorithm = getattr(importlib.import_module(f"spinup.algos.{name}"), name)
     if rest[:1] == ["help"] or "--help" in rest or "-h" in rest:
-        return _show_algorithm(name, algorithm)
-    return run_grid_from(command, algorithm, rest)
+        return _show_algorithm(name, find_algorithm(name))
+    return run_grid_from(command, find_algorithm(name), rest)
+
+
+def find_algorithm(name: str) -> Callable:
+    """Returns the function of an algorithm, or a stand-in that doesn't need PyTorch."""
+    module = f"spinup.algos.{name}"
+    with contextlib.suppress(ValueError):
+        return declared(module, name)
+    return getattr(importlib.import_module(module), name)
 
 
 def _show_usage():
@@ -234,7 +242,7 @@ def _one_value(flag):
 
 def _check_values(algorithm, variants, num_cpu):
     from spinup.launch.experiment import count_ranks
-    from spinup.utils.training import check_hyperparameters
+    from spinup.utils.hyperparameters import check_hyperparameters
 
     ranks = count_ranks(num_cpu)
     if "env_name" not in variants[0]:
@@ -245,8 +253,6 @@ def _check_values(algorithm, variants, num_cpu):
 
 def _check_here(variants, options, algorithm, may_oversubscribe):
     """Checks that this machine has what the variants need, and returns notes about it."""
-    from spinup.utils.devices import find_device
-
     is_for_slurm = "slurm" in options
     if not (is_for_slurm or may_oversubscribe):
         _check_cores(options.get("num_cpu", 1))
@@ -254,7 +260,10 @@ def _check_here(variants, options, algorithm, may_oversubscribe):
         if options.get(name) and importlib.util.find_spec(name) is None:
             raise UsageError(f'--{name} needs {title}: in the checkout, pip install ".[{name}]"')
     for device in dict.fromkeys(str(variant.get("device", "cpu")) for variant in variants):
-        if not (is_for_slurm and device.startswith("cuda")):  # the cluster's nodes may have one
+        if device != "cpu" and not (is_for_slurm and device.startswith("cuda")):
+            # Not for Slurm, because the cluster's nodes may have one. It imports PyTorch
+            from spinup.utils.devices import find_device
+
             find_device(device)
     keys = ("env_name", "env_kwargs", "wrappers")
     environments = {repr(called): called for v in variants if (called := [v.get(k) for k in keys])}

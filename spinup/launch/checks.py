@@ -23,6 +23,7 @@ from spinup.runs.folder import (
 )
 from spinup.runs.json_values import convert_json, qualified_name
 from spinup.runs.wording import plural, short_path
+from spinup.utils.hyperparameters import check_hyperparameters
 from spinup.utils.mpi_tools import barrier, num_procs
 
 
@@ -89,8 +90,6 @@ def _check_resumes(experiment):
 
 def _config_of(experiment):
     """Returns the hyperparameters as ``config.json`` has them, with those that are left out."""
-    from spinup.utils.training import check_hyperparameters  # imports torch, as the algorithm has
-
     thunk = experiment.thunk
     defaults = {
         key: parameter.default

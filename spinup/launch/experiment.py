@@ -24,8 +24,7 @@ from spinup.launch.processes import Experiment, run_one
 from spinup.runs.folder import State, check_exp_name
 from spinup.runs.json_values import convert_json
 from spinup.runs.stage import note_start
-from spinup.runs.wording import short_path
-from spinup.utils.logx import colorize
+from spinup.runs.wording import colorize, short_path
 from spinup.utils.mpi_tools import barrier, broadcast, num_procs, proc_id
 
 

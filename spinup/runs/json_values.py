@@ -123,6 +123,8 @@ def importable_name(obj: Any) -> str | None:
     name = qualified_name(obj)
     if name is None or ":" not in name or name.startswith("__main__:"):
         return None
+    if getattr(obj, "__is_stand_in__", False):  # see spinup.cli.declared
+        return name
     module, qualname = name.split(":")
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):

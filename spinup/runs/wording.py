@@ -69,3 +69,15 @@ def short_path(path: str | Path) -> str:
     full = os.path.abspath(path)
     relative = os.path.relpath(full)
     return full if relative.startswith(os.pardir) else relative
+
+
+# Codes of terminal colours, as in Spinning Up
+_COLORS = dict(
+    gray=30, red=31, green=32, yellow=33, blue=34, magenta=35, cyan=36, white=37, crimson=38
+)
+
+
+def colorize(string: str, color: str, bold: bool = False, highlight: bool = False) -> str:
+    """Wraps a string in the terminal codes of a colour."""
+    code = str(_COLORS[color] + 10 * highlight) + (";1" if bold else "")
+    return f"\x1b[{code}m{string}\x1b[0m"

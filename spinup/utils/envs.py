@@ -17,7 +17,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.spaces import Box, Dict, Discrete, Space, Tuple
 
 from spinup.runs.watchdog import still_alive, watchdog
@@ -290,6 +289,8 @@ def _weights_for_check(obs):
 @contextlib.contextmanager
 def generators_kept() -> Iterator[None]:
     """Restores the global random generators of Python, NumPy and torch after the block."""
+    import torch  # not above: the command line checks environments without it
+
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -730,6 +731,8 @@ def _kinds(space):
 
 def seed_everything(seed: int) -> np.random.Generator:
     """Seeds torch, NumPy and Python; returns a generator for the policy and the buffer."""
+    import torch
+
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

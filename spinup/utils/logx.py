@@ -19,19 +19,9 @@ from spinup.runs.files import as_os_error, may_pass
 from spinup.runs.folder import BEST, POLICY, PROGRESS, RunFolder, State, remedy
 from spinup.runs.underway import current_run
 from spinup.runs.versions import versions
-from spinup.runs.wording import describe_error
+from spinup.runs.wording import colorize, describe_error
 from spinup.utils.mpi_tools import barrier, mpi_statistics_scalar, mpi_sum, num_procs, proc_id
 from spinup.utils.writers import WRITERS, Progress, Terminal, Writer, say
-
-_COLORS = dict(
-    gray=30, red=31, green=32, yellow=33, blue=34, magenta=35, cyan=36, white=37, crimson=38
-)
-
-
-def colorize(string: str, color: str, bold: bool = False, highlight: bool = False) -> str:
-    """Wraps a string in the terminal codes of a colour."""
-    code = str(_COLORS[color] + 10 * highlight) + (";1" if bold else "")
-    return f"\x1b[{code}m{string}\x1b[0m"
 
 
 class Logger:

@@ -1,10 +1,11 @@
 """Compares the training speed of spinup with its peers, or of several MPI ranks with one.
 
-    python compare.py ppo|trpo|sac|td3|ranks|slow [--rounds N] [--out FILE] [options of worker.py]
+    python compare.py ppo|trpo|sac|td3|ranks|slow|startup [--rounds N] [--out FILE] [options]
 
 Runs one process at a time, in turn (A B C A B C ...), so that changes of the machine's speed affect
 all libraries. Ratios are computed within a round; the result is their median over the rounds.
-Speeds are environment steps per second, and for `trpo` updates per second, without the steps.
+Speeds are environment steps per second, and for `trpo` updates per second, without the steps. For
+`startup` they are times in seconds. Other options are those of worker.py.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 
 from spinup.version import __version__
@@ -68,6 +70,18 @@ def time_run(algo, args, ranks):
     return sum(t["steps"] for t in timings) / seconds
 
 
+def time_start(command, awaited):
+    """Returns the seconds from the start of a command to a line with a text, or to its end."""
+    began, seconds = time.perf_counter(), None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if seconds is None and awaited and awaited in line:
+                seconds = time.perf_counter() - began
+        if process.wait() or (awaited and seconds is None):
+            sys.exit(f"\n{' '.join(command)}: exit status {process.returncode}")
+    return seconds or time.perf_counter() - began
+
+
 def describe_machine():
     cpu = platform.machine()
     if os.path.exists("/proc/cpuinfo"):
@@ -83,9 +97,9 @@ def describe_machine():
 def report(speeds, pairs):
     """Prints the medians, and the median per-round ratio of each pair. Returns both."""
     median = {name: statistics.median(rounds) for name, rounds in speeds.items()}
-    print("\nspeed, median over rounds")
+    print("\nmedian over rounds")
     for name in speeds:
-        print(f"  {name:10} {median[name]:10.1f}")
+        print(f"  {name:10} {median[name]:10.4g}")
     print("ratio, median over rounds")
     ratios = {}
     for ours, ways in pairs:
@@ -96,50 +110,64 @@ def report(speeds, pairs):
     return {"median": median, "ratios": ratios}
 
 
-def compare(algo, variants, pairs, rounds):
-    """Times variants, given as arguments of worker.py and a number of ranks, in turn."""
+def compare(measure, variants, pairs, rounds):
+    """Measures variants in turn; `measure` is called with the arguments of each."""
     speeds = {name: [] for name in variants}
     for i in range(rounds):
         print(f"round {i + 1}:", end="", flush=True)
-        for name, (args, ranks) in variants.items():
-            speeds[name].append(time_run(algo, args, ranks))
-            print(f"  {name} {speeds[name][-1]:.1f}", end="", flush=True)
+        for name, args in variants.items():
+            speeds[name].append(measure(*args))
+            print(f"  {name} {speeds[name][-1]:.4g}", end="", flush=True)
         print()
-    return {"steps_per_second": speeds, **report(speeds, pairs)}
+    return {"measured": speeds, **report(speeds, pairs)}
 
 
 def compare_with_peers(name, options, rounds):
-    variants = {k: ([*args, *options], 1) for k, args in COMPARISONS[name].items()}
+    variants = {k: (name, [*args, *options], 1) for k, args in COMPARISONS[name].items()}
     ours, *others = variants
     peers = dict.fromkeys(other.removesuffix(" by 50") for other in others)
     pairs = [(ours, [k for k in others if k.removesuffix(" by 50") == peer]) for peer in peers]
-    return compare(name, variants, pairs, rounds)
+    return compare(time_run, variants, pairs, rounds)
 
 
 def compare_ranks(name, options, rounds):
     algos, numbers, settings = RANKS[name]
     variants = {"1 rank": 1, **{f"{n} ranks": n for n in numbers}}
-    variants = {k: (["spinup", *settings, *options], n) for k, n in variants.items()}
+    args = ["spinup", *settings, *options]
     results = {}
     for algo in algos:
         print(f"\n{algo}")
         pairs = [(k, ["1 rank"]) for k in variants if k != "1 rank"]
-        results[algo] = compare(algo, variants, pairs, rounds)
+        runs = {k: (algo, args, n) for k, n in variants.items()}
+        results[algo] = compare(time_run, runs, pairs, rounds)
     return results
+
+
+def compare_startup(name, options, rounds):
+    """Times a run of one small epoch, from the command to the epoch's row, beside its imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = ["-m", "spinup.run", "ppo", "--env", "CartPole-v1", "--epochs", "1", "--overwrite"]
+        run += ["--steps_per_epoch", "100", "--data_dir", folder]
+        variants = {
+            "first epoch": ([sys.executable, *run], "epoch 1/1"),
+            "imports": ([sys.executable, "-c", "import torch, gymnasium"], None),
+        }
+        return compare(time_start, variants, [("first epoch", ["imports"])], rounds)
 
 
 def main():
     parser = argparse.ArgumentParser(usage=__doc__.splitlines()[2].strip())
-    parser.add_argument("comparison", choices=[*COMPARISONS, *RANKS])
+    parser.add_argument("comparison", choices=[*COMPARISONS, *RANKS, "startup"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", metavar="FILE", help="write machine and results to FILE as JSON")
     opt, worker_options = parser.parse_known_args()
 
     machine = describe_machine()
-    print("HalfCheetah-v5,", opt.comparison, *worker_options)
+    print(opt.comparison, *worker_options)
     print("{date}, {cpu}, {cores} cores, load {load}".format(**machine))
     print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
     run = compare_ranks if opt.comparison in RANKS else compare_with_peers
+    run = compare_startup if opt.comparison == "startup" else run
     results = run(opt.comparison, worker_options, opt.rounds)
     if opt.out:
         results |= {"comparison": opt.comparison, "options": worker_options, "machine": machine}

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -139,6 +140,23 @@ def test_what_does_not_import_torch(line, run_python, here):
     code += "assert 'torch' not in sys.modules"
     result = run_python(["-c", code, *line.split()])
     assert result.returncode == 0, result.stderr
+
+
+def test_a_run_is_checked_and_planned_without_torch(run_python, here):
+    code = """
+        import sys, spinup.run
+        from spinup.launch import processes
+
+        def popen(*args, **kwargs):
+            assert "torch" not in sys.modules
+            raise SystemExit(77)
+
+        processes.subprocess.Popen = popen
+        spinup.run.main(sys.argv[1:])
+        """
+    words = "ppo --env CartPole-v1 --hid [8,8] --seed 0 10 --gamma 0.9 --data_dir data"
+    result = run_python(["-c", textwrap.dedent(code), *words.split()])
+    assert result.returncode == 77, result.stderr
 
 
 def test_utilities_get_their_words(monkeypatch, capsys):
