@@ -18,6 +18,12 @@ from spinup.launch.mpiexec import launch_command
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure():
+    """Lets SIGINT reach the tests' processes, also if a shell runs the tests in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:

@@ -8,12 +8,13 @@ repeated recordings ensure that a replay computes the same as the update.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -48,7 +49,8 @@ def capture(update: Callable[..., Any], device: torch.device | str = "cpu") -> C
     `ReplayBuffer`). Its arguments are flags; each combination of their values has its own capture.
     If a Python value that the update reads has changed, the update is recorded again. An update
     that can't be captured with certainty runs as written, with one warning that gives the reason.
-    On a GPU, and with ``SPINUP_FAST=0``, all updates run as written, without a warning.
+    With ``SPINUP_FAST=0`` all updates run as written, without a warning; so do those on a GPU,
+    unless ``SPINUP_CUDA_GRAPHS=1`` captures them as CUDA graphs (see `spinup.fast.graphs`).
 
     Args:
         update: a function that returns nothing.
@@ -57,7 +59,12 @@ def capture(update: Callable[..., Any], device: torch.device | str = "cpu") -> C
     Returns:
         A function to call instead.
     """
-    return Captured(update, fast.is_on() and torch.device(device).type == "cpu")
+    device = torch.device(device)
+    if device.type == "cpu":
+        return Captured(update, fast.is_on())
+    from spinup.fast.graphs import GraphCapture, are_on
+
+    return Captured(update, are_on(), functools.partial(GraphCapture, device=device))
 
 
 class Captured:
@@ -66,16 +73,23 @@ class Captured:
     Args:
         update: the update.
         is_captured: whether to capture the update, or to run it as written.
+        make: makes the capture for given flags.
 
     Attributes:
         is_captured: False once the update runs as written.
         num_replays: number of calls that were replays.
     """
 
-    def __init__(self, update: Callable[..., Any], is_captured: bool = True):
+    def __init__(
+        self,
+        update: Callable[..., Any],
+        is_captured: bool = True,
+        make: Callable[..., Capture] | None = None,
+    ):
         self.__wrapped__ = update
         self.is_captured, self.num_replays = is_captured, 0
-        self._captures: dict[tuple, _Capture] = {}
+        self._make = make or Capture
+        self._captures: dict[tuple, Capture] = {}
 
     def __call__(self, *flags: Any, **named: Any) -> Any:
         """Runs the update or its replay."""
@@ -92,7 +106,7 @@ class Captured:
             if obstacle is not None:
                 self.run_as_written(obstacle, stacklevel=3)
                 return self.__wrapped__(*flags, **named)
-            known = self._captures[key] = _Capture(self.__wrapped__, flags, named)
+            known = self._captures[key] = self._make(self.__wrapped__, flags, named)
         return known(self)
 
     def check_next(self) -> None:
@@ -159,28 +173,46 @@ def capturable(function: Callable) -> Callable:
     return function
 
 
-def _tape() -> _Tape | None:
+def _tape() -> Any:
     return getattr(_local, "tape", None)
 
 
-class _Capture:
-    """An update with given flags: first run as written, then recorded, compared and replayed."""
+@contextlib.contextmanager
+def recorded_by(tape: Any) -> Iterator[None]:
+    """Passes the calls of `run` and `array` to a tape in a block, in this thread."""
+    _local.tape = tape
+    try:
+        yield
+    finally:
+        _local.tape = None
 
-    def __init__(self, update, flags, named):
-        self.update = functools.partial(update, *flags, **named)
+
+class Capture:
+    """An update with given flags: first run as written, then recorded, compared and replayed.
+
+    Args:
+        update: the update.
+        flags, named: its arguments.
+    """
+
+    device_type = "cpu"  # of the update's tensors
+    is_built = True  # whether a replay repeats the tape's calls
+
+    def __init__(self, update: Callable[..., Any], flags: tuple, named: dict[str, Any]):
+        self.update: Callable[[], Any] = functools.partial(update, *flags, **named)
         self.calls = 0
         self.changes: deque[int] = deque(maxlen=_MOST_CHANGES)  # calls that found a change
         self.forget()
 
     def forget(self):
         """Drops the recordings."""
-        self.tape: _Tape | None = None
+        self.tape: Tape | None = None
         self.guards: Guards | None = None
         self.is_checked = False  # compared since the last `check_next`
         self.was_checked = False  # compared at least once
         # A second recording, without the lookout: comparisons with it cost half as much. It counts
         # after a later call has been compared with `tape`, because its own call wasn't compared.
-        self.light: _Tape | None = None
+        self.light: Tape | None = None
         self.light_counts = False
 
     def __call__(self, owner):  # `owner` isn't stored: a cycle would keep buffers alive
@@ -195,6 +227,10 @@ class _Capture:
         if self.tape is None or is_due or not self.is_checked:
             return self.record(owner)
         owner.num_replays += 1
+        return self.replay(owner)
+
+    def replay(self, owner):
+        """Repeats the recording."""
         with torch.no_grad():
             for function, args in self.tape.calls:
                 function(*args)
@@ -217,14 +253,15 @@ class _Capture:
         self.is_checked = False  # stays False if this call fails
         is_light = self.was_checked and self.calls >= _FIRST_CHECKS - 1
         is_light &= self.light is None or self.light_counts
-        tape = _Tape(builds=self.tape is None, looks=not is_light)
+        builds = self.tape is None and self.is_built
+        tape = Tape(builds, looks=not is_light, device_type=self.device_type)
         with tape:
             result = self.update()
         obstacle = tape.obstacle
         if result is not None:
             obstacle = "it returns a value. Store it in a tensor that stays in place"
         if obstacle is None and self.tape is None:
-            guards = Guards(owner.__wrapped__, tape.functions)
+            guards = Guards(owner.__wrapped__, tape.functions, self.device_type)
             obstacle = guards.obstacle
             if obstacle is None:
                 self.tape, self.guards = tape, guards
@@ -245,17 +282,18 @@ class _Capture:
         return result
 
 
-class _Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):
     """A recording of an update, as functions and their arguments.
 
     Args:
         builds: whether the tape will be replayed; otherwise it is only compared with another one.
         looks: whether to detect values that leave PyTorch past the dispatcher.
+        device_type: the type of the device of the update's tensors.
     """
 
-    def __init__(self, builds: bool = True, looks: bool = True):
+    def __init__(self, builds: bool = True, looks: bool = True, device_type: str = "cpu"):
         super().__init__()
-        self.builds, self.looks = builds, looks
+        self.builds, self.looks, self.device_type = builds, looks, device_type
         self.calls: list[tuple[Callable, tuple]] = []
         self.kept: list[Any] = []  # keeps the memory of all results allocated
         self.held: list[Any] = []  # keeps the addresses in the trace in use
@@ -306,7 +344,15 @@ class _Tape(TorchDispatchMode):
             self.trace.append(self._guarded(self._describe_all, func, args, kwargs))
             out = func(*args, **kwargs)
             self._guarded(self._note if self.looks else self._number, func, args, kwargs, out)
+            if self.device_type != "cpu":
+                self._refuse_other_devices(func, args, tuple(kwargs.values()), out)
         return out
+
+    def _refuse_other_devices(self, func, *values):
+        """Notes an operation elsewhere, which a graph of the device's operations would miss."""
+        for x in _flat(values):
+            if isinstance(x, Tensor) and x.device.type != self.device_type:
+                self.obstacle = self.obstacle or f"{func} uses a tensor on the {x.device.type}"
 
     def _guarded(self, note, func, *args):
         """Takes a note of an operation. If this fails, the update continues, with an obstacle."""

@@ -85,14 +85,17 @@ class Guards:
     Args:
         update: the update.
         skip: code of functions that every replay calls, and that therefore need no guards.
+        device_type: the type of the device of its tensors; besides that, they may be on the CPU.
 
     Attributes:
         obstacle: why the values can't be compared with certainty, or None.
     """
 
-    def __init__(self, update: Callable[..., Any], skip: set[types.CodeType]):
+    def __init__(
+        self, update: Callable[..., Any], skip: set[types.CodeType], device_type: str = "cpu"
+    ):
         self.obstacle: str | None = None
-        walk = _Walk(skip)
+        walk = _Walk(skip, device_type)
         try:
             walk.run(update)
             self._tensors = [x for x, _ in walk.tensors.values()]
@@ -217,8 +220,8 @@ class _Uncertain(Exception):
 class _Walk:
     """Finds all values that code can read. Each kind is a dict from id to (object, name)."""
 
-    def __init__(self, skip):
-        self.skip = skip
+    def __init__(self, skip, device_type):
+        self.skip, self.devices = skip, {"cpu", device_type}
         self.names: set[str] = set()  # of attributes whose objects aren't known
         self.reflects = False
         self.reset()
@@ -262,8 +265,9 @@ class _Walk:
         if hasattr(x, "_torchdynamo_orig_callable") and not isinstance(x, type):
             raise _Uncertain(f"{label} is compiled by torch.compile")
         if isinstance(x, Tensor):
-            if x.layout is not torch.strided or x.device.type != "cpu":
-                raise _Uncertain(f"{label} is a tensor that is not dense or not on the CPU")
+            if x.layout is not torch.strided or x.device.type not in self.devices:
+                where = " or ".join(sorted(self.devices))
+                raise _Uncertain(f"{label} is a tensor that is not dense or not on the {where}")
             self.tensors[id(x)] = x, label
             self.see_attributes(x, self.names_of(x) & vars(x).keys(), label)
         elif kind in (list, deque) or isinstance(x, tuple):

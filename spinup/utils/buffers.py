@@ -52,7 +52,7 @@ class ReplayBuffer:
         self.size, self.max_size, self.ptr = 0, size, 0
         self.rng, self.normalizer = rng, normalizer
         self._new: list[np.ndarray] = []  # observations since the last `update_normalizer`
-        self._minibatch = torch.empty(0)
+        self._is_for: tuple = ()  # the size of the minibatch, and the device of its copy
 
     def store(
         self, obs: np.ndarray, act: np.ndarray, rew: float, next_obs: np.ndarray, terminated: bool
@@ -80,15 +80,18 @@ class ReplayBuffer:
 
         Returns:
             ``obs`` and ``next_obs`` ``(batch, obs_dim)``, normalised if there is a normaliser;
-            ``act`` ``(batch, act_dim)``; ``rew`` and ``terminated`` (1 or 0) ``(batch,)``. On a
-            CPU, the next minibatch of the same size overwrites them: clone tensors to keep them.
+            ``act`` ``(batch, act_dim)``; ``rew`` and ``terminated`` (1 or 0) ``(batch,)``. The next
+            minibatch of the same size overwrites them: clone tensors to keep them.
         """
-        if len(self._minibatch) != batch_size:
+        if (batch_size, device) != self._is_for:
+            self._is_for = batch_size, device
             self._minibatch = torch.empty(batch_size, self.rows.shape[1])
-            self._parts = self._split(self._minibatch)
+            self._copy = self._minibatch.to(device)  # itself on a CPU
+            self._parts = self._split(self._copy)
         capture.run(self._draw, capture.array(self._minibatch))
-        is_on_cpu = torch.device(device).type == "cpu"
-        batch = dict(self._parts) if is_on_cpu else self._split(self._minibatch.to(device))
+        if self._copy is not self._minibatch:
+            capture.run(self._copy.copy_, self._minibatch)  # waits for the last minibatch's use
+        batch = dict(self._parts)
         if self.normalizer is not None:
             batch["obs"] = self.normalizer(batch["obs"])
             batch["next_obs"] = self.normalizer(batch["next_obs"])

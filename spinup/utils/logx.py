@@ -433,7 +433,7 @@ class _Samples:
 
     Values on the CPU are copied into one growing array. Thousands of small tensors would fragment
     the memory between the allocations of updates, and the process would grow. Tensors on a GPU are
-    kept, and copied together when their values are needed.
+    kept as copies there, and moved together when their values are needed.
     """
 
     def __init__(self):
@@ -445,10 +445,14 @@ class _Samples:
         if isinstance(val, torch.Tensor):
             val = val.detach().reshape(-1).contiguous()
             if val.device.type != "cpu":
-                self._on_gpu.append(val)
+                capture.run(self._keep, val)
                 return
             val = capture.array(val.float() if val.dtype is torch.bfloat16 else val)
         capture.run(self._extend, np.ravel(val))
+
+    def _keep(self, tensor):
+        # A copy, because a replay of the update overwrites the tensor
+        self._on_gpu.append(tensor.clone())
 
     def _extend(self, array):
         end = self._size + array.size

@@ -101,10 +101,18 @@ def mpi_avg_grads(
             continue
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-        grad = p.grad.cpu().contiguous()  # no copy if it is on the CPU
-        grad.mul_(weight)
-        capture.run(sum_in_place, capture.array(grad))
-        p.grad.copy_(grad)
+        if p.grad.is_cpu and p.grad.is_contiguous():
+            p.grad.mul_(weight)
+            capture.run(sum_in_place, capture.array(p.grad))
+        else:
+            capture.run(_average_through_a_copy, p.grad, weight)
+
+
+def _average_through_a_copy(grad, weight):
+    host = grad.cpu().contiguous()
+    host.mul_(weight)
+    sum_in_place(host.numpy())
+    grad.copy_(host)
 
 
 def _parameters(module):

@@ -10,6 +10,7 @@ from torch import nn
 from spinup.fast import capture
 from spinup.fast.kernels import adam_step, can_run_on, is_finite
 from spinup.fast.shared import share
+from spinup.runs.watchdog import still_alive
 from spinup.utils.flat import bind_grad, check_views
 from spinup.utils.mpi_pytorch import mpi_avg_grads
 
@@ -75,6 +76,7 @@ class Adam:
             self._torch.state.clear()
 
     def _step(self, weight):
+        still_alive()
         step, grad, shared = self.steps + 1, self.params.grad, self._shared
         is_good = True
         if shared is not None and weight is not None:

@@ -89,13 +89,19 @@ def train_spinup(algo, env_fn, opt, watches):
         stops, had_time[0] = had_time[0], any(watch.t1 for watch in watches)
         return stops
 
-    kwargs = {"steps_per_epoch": opt.epoch, "epochs": FOREVER // opt.epoch, "save_freq": FOREVER}
+    kwargs = {
+        "device": opt.device,
+        "steps_per_epoch": opt.epoch,
+        "epochs": FOREVER // opt.epoch,
+        "save_freq": FOREVER,
+    }
     kwargs |= {"on_epoch": on_epoch} if RANKS > 1 else {}
     if algo in ON_POLICY:
         kwargs |= {"ac_kwargs": {"hidden_sizes": (64, 32)}}
         kwargs |= {"target_kl": float("inf")} if algo == "ppo" else {}
     else:
         kwargs |= {"start_steps": WARM_UP, "update_after": WARM_UP, "num_test_episodes": 0}
+        kwargs |= {"batch_size": opt.batch_size}
     with tempfile.TemporaryDirectory() as folder:
         logger_kwargs = {"output_dir": f"{folder}/run", "exp_name": "benchmark"}
         getattr(spinup, algo)(env_fn, seed=0, logger_kwargs=logger_kwargs, **kwargs)
@@ -112,7 +118,12 @@ def train_peer(algo, env_fn, opt, watches):
             kwargs |= {"n_critic_updates": 80, "cg_max_steps": 10, "target_kl": 0.01}
         kwargs |= {"policy_kwargs": {"net_arch": {"pi": [64, 32], "vf": [64, 32]}}}
     else:
-        kwargs = {"learning_rate": 1e-3, "batch_size": 100, "tau": 0.005, "buffer_size": 10**6}
+        kwargs = {
+            "learning_rate": 1e-3,
+            "batch_size": opt.batch_size,
+            "tau": 0.005,
+            "buffer_size": 10**6,
+        }
         kwargs |= {"train_freq": opt.train_freq, "gradient_steps": opt.train_freq}
         kwargs |= {"learning_starts": WARM_UP, "policy_kwargs": {"net_arch": [256, 256]}}
     env = env_fn()
@@ -124,7 +135,7 @@ def train_peer(algo, env_fn, opt, watches):
         zeros = np.zeros(env.action_space.shape)
         kwargs |= {"policy_delay": 2, "action_noise": NormalActionNoise(zeros, zeros + 0.1)}
     model = getattr(library, algo.upper())
-    model("MlpPolicy", env, gamma=0.99, seed=0, device="cpu", **kwargs).learn(FOREVER)
+    model("MlpPolicy", env, gamma=0.99, seed=0, device=opt.device, **kwargs).learn(FOREVER)
 
 
 def main():
@@ -139,6 +150,8 @@ def main():
     )
     parser.add_argument("--updates", type=int, default=1000, help="SAC, TD3: updates before timing")
     parser.add_argument("--seconds", type=float, default=8, help="SAC, TD3: timed seconds")
+    parser.add_argument("--batch_size", type=int, default=100, help="SAC, TD3")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--flush_denormal", action="store_true", help="SB3: set it, as in spinup")
     opt = parser.parse_args()
 
@@ -161,6 +174,8 @@ def main():
         train(opt.algo, env_fn, opt, watches)
     watch = next(watch for watch in watches if watch.t1)
     timed = {"steps": watch.steps, "t0": watch.t0, "t1": watch.t1, "pauses": watch.pauses}
+    if torch.cuda.is_initialized():
+        timed["gpu_bytes"] = torch.cuda.max_memory_allocated()
     print("\nTIMING " + json.dumps(timed), flush=True)
 
 

@@ -460,7 +460,7 @@ def test_functions_called_as_a_whole_may_call_others():
 
 def test_another_threads_updates_are_its_own():
     learner, other = Learner(), Learner()
-    tape = capture._Tape()
+    tape = capture.Tape()
     with tape, gradients_in_place():
         learner.update()
         operations = len(tape.trace)
@@ -535,27 +535,27 @@ def alive(kind):
 def test_a_comparison_leaves_nothing(no_garbage_collection):
     learner = Learner()
     step = Captured(learner.update)
-    before = len(alive(capture._Tape))
+    before = len(alive(capture.Tape))
     for _ in range(300):
         step()
     (captured,) = step._captures.values()
     assert step.num_replays == replays(300)
-    tapes = alive(capture._Tape)[before:]
+    tapes = alive(capture.Tape)[before:]
     assert len(tapes) == 2 and captured.tape in tapes and captured.light in tapes
     assert captured.light.kept == captured.light.calls == []
     del step, captured, tapes
-    assert len(alive(capture._Tape)) == before
+    assert len(alive(capture.Tape)) == before
 
 
 @ONE_THREAD
 def test_a_recording_that_fails_leaves_nothing(no_garbage_collection):
     x = torch.zeros(3)
-    before = len(alive(capture._Tape))
+    before = len(alive(capture.Tape))
     step = Captured(lambda: x.add_(1).sum().item())
     with pytest.warns(UserWarning, match="value"):
         for _ in range(3):
             step()
-    assert len(alive(capture._Tape)) == before
+    assert len(alive(capture.Tape)) == before
 
 
 OFF_POLICY = dict(start_steps=50, update_after=50, update_every=25, num_test_episodes=1)

@@ -1,0 +1,169 @@
+"""Captures of updates as CUDA graphs.
+
+A CUDA graph repeats a sequence of kernels on the GPU without Python's overhead, on the memory that
+they used when they were captured. What isn't a kernel (drawing a minibatch, Adam's step, keeping
+values for the log) is a call of `spinup.fast.capture.run`. Such calls divide an update into several
+graphs, and a replay makes the calls in between.
+
+An update is first run as written and recorded several times, as on a CPU, with the same guards.
+Only if all recordings are equal is it captured. If that fails, it runs as written, with a warning.
+
+No graph has been run on a GPU by the authors yet. Therefore graphs are used only if the environment
+variable ``SPINUP_CUDA_GRAPHS`` is 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spinup import fast
+from spinup.fast.capture import Capture, recorded_by
+
+
+def are_on() -> bool:
+    """Returns True if updates on a GPU are captured."""
+    return fast.is_on() and os.environ.get("SPINUP_CUDA_GRAPHS") == "1"
+
+
+class CudaBackend:
+    """Captures what is done on a stream of its own between `begin` and `end` as a CUDA graph.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        # One pool, because later graphs use the results of earlier ones
+        self.pool = torch.cuda.graph_pool_handle()
+        self._context: Any = None
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Runs a block on the stream, after what was started before it, and before what follows.
+
+        PyTorch's backward passes remember the stream of the first one.
+        """
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
+    def begin(self) -> None:
+        """Begins a graph."""
+        graph = torch.cuda.CUDAGraph()
+        self._context = torch.cuda.graph(graph, pool=self.pool, stream=self.stream)
+        self._context.__enter__()
+        self._replay = graph.replay
+
+    def end(self) -> Callable[[], None]:
+        """Ends the graph, and returns the function that replays it."""
+        context, self._context = self._context, None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The CUDA Graph is empty")
+            context.__exit__(None, None, None)
+        return self._replay
+
+    def abandon(self) -> None:
+        """Ends a graph whose capture failed."""
+        if self._context is not None:
+            with contextlib.suppress(RuntimeError):
+                self.end()
+
+
+class GraphTape:
+    """An update as graphs, and the calls between them.
+
+    Capturing doesn't execute anything: call the parts afterwards.
+
+    Args:
+        backend: captures the graphs.
+    """
+
+    def __init__(self, backend: Any):
+        self.backend = backend
+        self.parts: list[Callable[[], Any]] = []
+        self.kept: list[Any] = []  # keeps the memory of the calls' arguments
+
+    def capture(self, update: Callable[[], Any]) -> None:
+        """Captures an update."""
+        with recorded_by(self):
+            self.backend.begin()
+            try:
+                update()
+                self.parts.append(self.backend.end())
+            except BaseException:
+                self.backend.abandon()
+                raise
+
+    def run(self, function: Callable, args: tuple, tensors: tuple) -> None:
+        """Divides the update at a call; see `spinup.fast.capture.run`."""
+        self.parts.append(self.backend.end())
+        self.parts.append(functools.partial(function, *args))
+        self.kept.append((args, tensors))
+        self.backend.begin()
+
+    def array(self, x: Tensor) -> Any:
+        """Returns the memory of a tensor on the CPU, which only calls of `run` change."""
+        return x.numpy()
+
+
+class GraphCapture(Capture):
+    """A capture whose replays are CUDA graphs.
+
+    Args:
+        update: the update.
+        flags, named: its arguments.
+        device: the GPU.
+        backend: makes the object that captures graphs.
+    """
+
+    is_built = False
+
+    def __init__(
+        self,
+        update: Callable[..., Any],
+        flags: tuple,
+        named: dict[str, Any],
+        device: torch.device,
+        backend: Callable[[torch.device], Any] = CudaBackend,
+    ):
+        self.device_type = device.type
+        self.backend = backend(device)
+        super().__init__(update, flags, named)
+        self.written: Callable[[], Any] = self.update
+        self.update = self.update_aside
+
+    def update_aside(self) -> Any:
+        """Runs the update as written, on the stream on which it will be captured."""
+        with self.backend.aside():
+            return self.written()
+
+    def forget(self):
+        super().forget()
+        self.graphs: GraphTape | None = None
+
+    def replay(self, owner):
+        if self.graphs is None:
+            tape = GraphTape(self.backend)
+            try:
+                tape.capture(self.written)
+            except Exception as error:  # noqa: BLE001 (whatever the GPU or its driver refuses)
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                obstacle = f"it can't be captured as a CUDA graph ({reason})"
+                owner.run_as_written(obstacle, stacklevel=4)
+                return self.update()
+            self.graphs = tape
+        with torch.no_grad():
+            for part in self.graphs.parts:
+                part()
+        return None
