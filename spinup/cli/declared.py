@@ -35,7 +35,7 @@ def declared(module: str, name: str) -> Callable:
     """
     try:
         return _stand_in(*_find(module, name))
-    except (OSError, SyntaxError, ImportError, TypeError, AttributeError) as error:
+    except Exception as error:  # a source may be written in any way
         raise ValueError(f"the source of {module} doesn't declare {name}: {error}") from error
 
 
@@ -44,7 +44,8 @@ def _find(module, name):
     for x in _parse(module).body:
         if getattr(x, "name", None) == name:
             return module, x
-        if isinstance(x, ast.ImportFrom) and name in {alias.name for alias in x.names}:
+        is_import = isinstance(x, ast.ImportFrom) and x.level == 0
+        if is_import and name in {alias.name for alias in x.names}:
             return _find(x.module, name)
     raise ValueError(f"the source of {module} doesn't define {name}")
 
@@ -96,11 +97,10 @@ def _default(module, value):
     """Returns a default: a value, a class of networks, or the name of another class."""
     if isinstance(value, ast.Name):
         return _stand_in(*_find(module, value.id))
-    if isinstance(value, ast.Call) and ast.unparse(value.func) in ("int", "float", "tuple"):
-        return {"int": int, "float": float, "tuple": tuple}[value.func.id](
-            *map(ast.literal_eval, value.args)
-        )
-    if isinstance(value, ast.Attribute):  # such as nn.ReLU
+    makers = {"int": int, "float": float, "tuple": tuple}
+    if isinstance(value, ast.Call) and not value.keywords:  # such as int(1e6)
+        return makers[ast.unparse(value.func)](*map(ast.literal_eval, value.args))
+    if isinstance(value, ast.Attribute) and ast.unparse(value.value) == "nn":  # such as nn.ReLU
         return ast.unparse(value)
     return ast.literal_eval(value)
 

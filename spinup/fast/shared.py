@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spinup import fast
 from spinup.fast.kernels import is_finite
-from spinup.utils.mpi_tools import Host, mpi_op, num_procs
+from spinup.utils.mpi_tools import Host, barrier, mpi_op, num_procs
 
 _ranks: Any = None
 if os.environ.get("SPINUP_COMPILED") != "0":
@@ -47,7 +47,7 @@ class Team:
 
     def __init__(self, host: Host, flags: np.ndarray):
         self.host, self.rank, self.size = host, host.rank, host.size
-        self.vectors: list[SharedVector] = []
+        self.vectors: dict[int, SharedVector] = {}  # by the id of their parameters
         self._flags, self._count = flags.reshape(self.size, _LINE), 0
 
     def meet(self) -> None:
@@ -92,14 +92,12 @@ class SharedVector:
         ends = [min(r * lines // team.size * _ALIGNED, size) for r in range(team.size)] + [size]
         self.part = slice(ends[team.rank], ends[team.rank + 1])
         self.moments = rows[0, :size], rows[1, :size]
-        own, rest = self.part, (slice(self.part.start), slice(self.part.stop, None))
-        data = params.detach()
-        self._exchanges = [  # in turn, because a rank may be one step ahead of another
-            ((fresh[own], data[own]), [(data[x], fresh[x]) for x in rest if data[x].numel()])
-            for fresh in rows[2:_EXTRA, :size]
-        ]
+        self._fresh = rows[2:_EXTRA, :size]  # in turn, because a rank may be one step ahead
+        self._turn, self._place = 0, 0
         self._grads = rows[_EXTRA:]
         self.grad = self._grads[team.rank, :size]
+        assert params.grad is not None
+        self.grad.copy_(params.grad)
         bind(params, self.grad)
         self._bound = params.grad
 
@@ -136,7 +134,10 @@ class SharedVector:
         self._weights[self.team.rank, 1] = is_finite(self.grad)
         self._publish(weight)
         self._average(self.team.rank)
-        return bool(self._weights[:, 1].all())
+        is_good = bool(self._weights[:, 1].all())
+        if not is_good:
+            self.team.meet()  # in place of the one in `exchange`
+        return is_good
 
     def _publish(self, weight):
         """Waits until all ranks have their gradients, and their weights, in the shared memory."""
@@ -165,18 +166,35 @@ class SharedVector:
 
     def exchange(self) -> None:
         """Overwrites the parameters outside of `part` with those that other ranks stepped."""
-        mine, others = self._exchanges[0]
-        self._exchanges.reverse()
+        if self.params.data_ptr() != self._place:  # at first, and after ``params.data = ...``
+            self._place = self.params.data_ptr()
+            data, own = self.params.detach(), self.part
+            others = [slice(own.start), slice(own.stop, None)]
+            self._exchanges = [
+                ((fresh[own], data[own]), [(data[x], fresh[x]) for x in others if len(data[x])])
+                for fresh in self._fresh
+            ]
+        mine, theirs = self._exchanges[self._turn]
+        self._turn = 1 - self._turn
         with torch.no_grad():
             mine[0].copy_(mine[1])
             self.team.meet()
-            for to, source in others:
+            for to, source in theirs:
                 to.copy_(source)
 
     def release(self) -> None:
-        """Moves the gradient back into memory of its own."""
+        """Moves the gradient and the moments into memory of their own.
+
+        The ranks must have met since they changed the moments.
+        """
         self._bind(self.params, self.grad.clone())
-        del self.params.shared  # type: ignore[attr-defined]
+        for moment in self.moments:
+            moment.data = moment.clone()
+
+
+def shared_vector(params: Tensor) -> SharedVector | None:
+    """Returns the shared vector of parameters, or None if ranks don't share their steps."""
+    return None if _team is None else _team.vectors.get(id(params))
 
 
 def share(params: torch.nn.Parameter, bind: Callable[[Any, Tensor], None]) -> SharedVector | None:
@@ -191,16 +209,18 @@ def share(params: torch.nn.Parameter, bind: Callable[[Any, Tensor], None]) -> Sh
     Returns:
         The shared vector, or None if the ranks share no memory.
     """
-    if _team is None or params.grad is None or not params.is_cpu:
+    if _team is None:
         return None
-    if params.dtype is not torch.float32 or params.dim() != 1:
+    fits = params.grad is not None and params.is_cpu and params.dtype is torch.float32
+    if not mpi_op(fits and params.dim() == 1, "MIN"):  # some ranks may have a GPU
         return None
+    barrier()
+    if shared_vector(params) is not None:  # of an earlier optimizer
+        _team.vectors.pop(id(params)).release()
     memory = _team.host.share(SharedVector.room(params, _team.size), np.float32)
     if memory is None:
         return None
-    vector = SharedVector(_team, params, memory, bind)
-    params.shared = vector  # type: ignore[attr-defined]
-    _team.vectors.append(vector)
+    vector = _team.vectors[id(params)] = SharedVector(_team, params, memory, bind)
     return vector
 
 
@@ -208,16 +228,18 @@ def share(params: torch.nn.Parameter, bind: Callable[[Any, Tensor], None]) -> Sh
 def ranks_share_memory() -> Iterator[None]:
     """Lets the ranks of a host share memory in a block. All ranks must enter it together."""
     global _team
-    if num_procs() == 1 or not mpi_op(fast.is_on(), "MIN"):
+    if num_procs() == 1:
         yield
         return
     host, before = Host(), _team
-    flags = host.share(_LINE * host.size, np.int64) if mpi_op(host.size, "MAX") > 1 else None
+    is_on = mpi_op(fast.is_on(), "MIN") and mpi_op(host.size, "MAX") > 1
+    flags = host.share(_LINE * host.size, np.int64) if is_on else None
     team = _team = None if flags is None else Team(host, flags)
     try:
         yield
         # After an error, the others may not come here: the memory is freed when the process ends
-        for vector in team.vectors if team is not None else ():
+        barrier()
+        for vector in team.vectors.values() if team is not None else ():
             vector.release()
         host.free()
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -25,6 +27,17 @@ def choose_device(device: str | torch.device) -> torch.device:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return chosen
+
+
+@contextlib.contextmanager
+def current_device_kept() -> Iterator[None]:
+    """Makes the caller's GPU the current one again after the block."""
+    before = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    try:
+        yield
+    finally:
+        if torch.cuda.is_initialized():
+            torch.cuda.set_device(before)
 
 
 def find_device(device: str | torch.device) -> torch.device:

@@ -11,6 +11,7 @@ import threadpoolctl
 import torch
 
 from spinup.fast import capture, kernels
+from spinup.fast.shared import shared_vector
 from spinup.runs.watchdog import still_alive
 from spinup.utils.mpi_tools import broadcast, mpi_sum, num_procs, proc_id, sum_in_place
 
@@ -96,8 +97,9 @@ def mpi_avg_grads(
         return
     weight = 1 / num_procs() if weight is None else weight
     for p in _parameters(module):
-        if hasattr(p, "shared"):  # see the class Adam
-            capture.run(p.shared.average, weight)
+        shared = shared_vector(p)
+        if shared is not None:  # see the class Adam
+            capture.run(shared.average, weight)
             continue
         if p.grad is None:
             p.grad = torch.zeros_like(p)

@@ -9,7 +9,7 @@ from torch import nn
 
 from spinup.fast import capture
 from spinup.fast.kernels import adam_step, can_run_on, is_finite
-from spinup.fast.shared import share
+from spinup.fast.shared import share, shared_vector
 from spinup.runs.watchdog import still_alive
 from spinup.utils.flat import bind_grad, check_views
 from spinup.utils.mpi_pytorch import mpi_avg_grads
@@ -18,8 +18,9 @@ from spinup.utils.mpi_pytorch import mpi_avg_grads
 class Adam:
     """Adam on a vector of parameters, in one pass over the memory.
 
-    In a training run on several ranks, all ranks must create it together. Ranks of one host then
-    share its moments, and each takes the step of its part of the vector: see `spinup.fast.shared`.
+    In a training run on several ranks, all ranks must create it, and call `step`, together. Ranks
+    of one host then share its moments (change them on one rank only), and each takes the step of
+    its part of the vector: see `spinup.fast.shared`.
 
     Args:
         params: a vector from `flatten`, with its gradient allocated.
@@ -34,14 +35,12 @@ class Adam:
 
     def __init__(self, params: nn.Parameter, lr: float, loss: str = "the loss"):
         self.params, self.lr, self.loss, self.steps = params, lr, loss, 0
-        self._shared = share(params, bind_grad)
-        self._part = slice(None) if self._shared is None else self._shared.part
+        shared = share(params, bind_grad)
         moments = (torch.zeros_like(params), torch.zeros_like(params))
-        self.exp_avg, self.exp_avg_sq = moments if self._shared is None else self._shared.moments
-        self._torch = None
-        if params.grad is None or not can_run_on(params, params.grad):
-            own = params if self._shared is None else nn.Parameter(params.detach()[self._part])
-            self._torch = torch.optim.Adam([own], lr=lr, fused=True)
+        self.exp_avg, self.exp_avg_sq = moments if shared is None else shared.moments
+        self._is_compiled = params.grad is not None and can_run_on(params, params.grad)
+        self._torch: torch.optim.Adam | None = None
+        self._is_for: tuple = ()  # address and part of the parameters that it steps
 
     @torch.no_grad()
     def step(self, weight: float | None = None) -> None:
@@ -57,7 +56,7 @@ class Adam:
                 changed. All ranks raise.
             RuntimeError: the vector no longer holds the module's parameters or gradients.
         """
-        if weight is not None and self._shared is None:
+        if weight is not None and shared_vector(self.params) is None:
             mpi_avg_grads(self.params, weight)
         check_views(self.params)  # guards do so at a replay
         capture.run(self._step, weight)
@@ -70,43 +69,51 @@ class Adam:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.steps, self.lr = state["steps"], state["lr"]
+        part = self._part()
         for name in ("exp_avg", "exp_avg_sq"):
-            getattr(self, name)[self._part].copy_(torch.as_tensor(state[name])[self._part])
-        if self._torch is not None:
-            self._torch.state.clear()
+            getattr(self, name)[part].copy_(torch.as_tensor(state[name])[part])
+        self._torch = None
+
+    def _part(self):
+        """Returns the part of the vector that this rank steps."""
+        shared = shared_vector(self.params)
+        return slice(None) if shared is None else shared.part
 
     def _step(self, weight):
         still_alive()
-        step, grad, shared = self.steps + 1, self.params.grad, self._shared
-        is_good = True
+        step, grad, shared = self.steps + 1, self.params.grad, shared_vector(self.params)
+        part, is_good = slice(None) if shared is None else shared.part, True
         if shared is not None and weight is not None:
             is_good = shared.average_part(weight)
-            grad = grad[self._part]
+            grad = grad[part]
         # Checking a gradient on a GPU would wait for it; losses are checked once an epoch
         if not grad.is_cuda and not (is_good and is_finite(grad)):
             raise FloatingPointError(
                 f"the gradient of {self.loss} is NaN or infinite in update {step}; the parameters "
                 "are unchanged. Lower the learning rate, or check the scale of the rewards"
             )
-        if self._torch is not None:
-            self._step_by_torch()
-        else:
+        if self._is_compiled:
             vectors = self.params, self.params.grad, self.exp_avg, self.exp_avg_sq
-            adam_step(*vectors, step, self.lr, self.betas, self.eps, self._part)
+            adam_step(*vectors, step, self.lr, self.betas, self.eps, part)
+        else:
+            self._step_by_torch(part)
         if shared is not None:
             shared.exchange()
         self.steps = step
         # Neither function increments the counter by which backward passes detect changes
         torch.autograd.graph.increment_version(self.params)
 
-    def _step_by_torch(self):
-        (group,) = self._torch.param_groups
-        (own,) = group["params"]
-        if not self._torch.state:
+    def _step_by_torch(self, part):
+        is_whole = part == slice(None)
+        if self._torch is None or self._is_for != (self.params.data_ptr(), part):
+            self._is_for = self.params.data_ptr(), part
+            own = self.params if is_whole else nn.Parameter(self.params.detach()[part])
+            self._torch = torch.optim.Adam([own], lr=self.lr, fused=True)
             count = torch.tensor(float(self.steps), device=own.device)
-            moments = dict(exp_avg=self.exp_avg[self._part], exp_avg_sq=self.exp_avg_sq[self._part])
+            moments = dict(exp_avg=self.exp_avg[part], exp_avg_sq=self.exp_avg_sq[part])
             self._torch.state[own] = dict(step=count, **moments)
-        if own is not self.params:
-            own.grad = self.params.grad[self._part]
+        (group,) = self._torch.param_groups
+        if not is_whole:
+            group["params"][0].grad = self.params.grad[part]
         group["lr"] = self.lr
         self._torch.step()

@@ -14,6 +14,7 @@ from spinup.fast.shared import ranks_share_memory
 from spinup.runs.interrupts import Interrupted, is_interactive
 from spinup.runs.underway import run_under_way
 from spinup.runs.watchdog import watchdog
+from spinup.utils.devices import current_device_kept
 from spinup.utils.envs import generators_kept
 from spinup.utils.hyperparameters import check_hyperparameters
 from spinup.utils.mpi_pytorch import one_thread_per_rank, same_kernels
@@ -41,6 +42,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
                 with (
                     under_way.stop.listening(),
                     one_thread_per_rank(),
+                    current_device_kept(),
                     same_kernels(),
                     ranks_share_memory(),
                     gradients_in_place(),

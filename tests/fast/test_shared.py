@@ -19,7 +19,7 @@ START = """
     import torch
     from torch import nn
     from spinup.fast import kernels, shared
-    from spinup.fast.shared import ranks_share_memory
+    from spinup.fast.shared import ranks_share_memory, shared_vector
     from spinup.utils.flat import flatten
     from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
     from spinup.utils.mpi_tools import barrier, mpi_op, mpi_sum, num_procs, proc_id
@@ -70,7 +70,7 @@ def test_the_average_is_that_of_float64_in_full_and_the_same_on_all_ranks(on_ran
         for size in ({SIZES}):
             params = vector(size)
             adam = Adam(params, 0.1)
-            assert params.shared.grad.data_ptr() == params.grad.data_ptr()
+            assert shared_vector(params).grad.data_ptr() == params.grad.data_ptr()
             for step in range(3):
                 params.grad.copy_(torch.from_numpy(gradient(size, rank, step)))
                 mpi_avg_grads(params, weights[rank])
@@ -96,7 +96,7 @@ def test_steps_are_those_of_one_rank_to_the_bit(on_ranks, ranks, engine):
             before, shared._team = shared._team, None
             lonely = Adam(alone, 0.1)
             shared._team = before
-            assert adam._shared is not None and lonely._shared is None
+            assert shared_vector(params) is not None and shared_vector(alone) is None
             for step in range(5):
                 params.grad.copy_(torch.from_numpy(gradient(size, rank, step)))
                 mpi_avg_grads(params)
@@ -281,8 +281,15 @@ def test_after_the_run_a_network_is_in_memory_of_its_own(on_ranks):
         net(torch.full((1, 30), float(rank))).sum().backward()
         assert net.weight.grad.data_ptr() == place
         adam.step(0.5)
-    assert not hasattr(params, "shared")
+    assert shared_vector(params) is None
     assert params.grad.data_ptr() != place
+    state = {k: v.clone() for k, v in adam.state_dict().items() if k.startswith("exp")}
+    assert equal_on_ranks(state["exp_avg"]) and (state["exp_avg_sq"] > 0).all()
+    params.grad.fill_(1.0)
+    before = params.detach().clone()
+    adam.step()  # on each rank for itself, as without ranks
+    assert (params < before).all()
+    assert equal_on_ranks(params)
     net.zero_grad(set_to_none=False)
     net(torch.ones(1, 30)).sum().backward()
     assert params.grad.tolist() == [1.0] * 620
@@ -304,7 +311,7 @@ def test_without_room_ranks_share_nothing(on_ranks):
         mpi_tools._has_shared_memory = lambda num_bytes: rank > 0 and room(num_bytes)
         params = vector(100)
         adam = Adam(params, 0.1)
-        assert adam._shared is None
+        assert shared_vector(params) is None
         params.grad.fill_(rank)
         adam.step(0.5)
         assert params.grad.tolist() == [0.5] * 100
@@ -319,7 +326,9 @@ def test_one_switch_turns_it_off(on_ranks, monkeypatch):
     monkeypatch.setenv("SPINUP_FAST", "0")
     script = """
     with ranks_share_memory():
-        assert Adam(vector(100), 0.1)._shared is None
+        params = vector(100)
+        Adam(params, 0.1)
+        assert shared_vector(params) is None
     print("good")
     """
     assert on_ranks(2, script).count("good") == 2
@@ -338,6 +347,111 @@ def test_a_gradient_that_left_the_memory_is_refused(on_ranks):
                 assert "no longer in the memory that ranks share" in str(error)
             else:
                 raise AssertionError("not refused")
+    print("good")
+    """
+    assert on_ranks(2, script).count("good") == 2
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_parameters_that_move_to_other_memory_are_stepped_there(on_ranks, engine):
+    """Such as a temperature's logarithm, which a user clips by ``.data = ...``."""
+    script = """
+    with ranks_share_memory():
+        for size in (1, 100):
+            params, alone = vector(size), vector(size)
+            adam = Adam(params, 0.1)
+            before, shared._team = shared._team, None
+            lonely = Adam(alone, 0.1)
+            for step in range(6):
+                for p, optimizer, team in ((params, adam, before), (alone, lonely, None)):
+                    shared._team = team
+                    p.grad.copy_(torch.from_numpy(gradient(size, 0, step)))
+                    optimizer.step()
+                    p.data = p.data.clamp(-0.5, 0.5)
+                shared._team = before
+                assert torch.equal(params, alone), (size, step)
+    print("good")
+    """
+    assert on_ranks(2, script, engine).count("good") == 2
+
+
+def test_ranks_can_go_on_after_a_refused_step(on_ranks):
+    """All of them refuse it, also if one rank is late."""
+    script = """
+    import time
+    refused = []
+    average, late = shared.SharedVector._average, []
+
+    def slow(self, only):
+        average(self, only)
+        if rank == 1 and len(late) < 3:
+            late.append(True)
+            time.sleep(0.2)
+
+    shared.SharedVector._average = slow
+    with ranks_share_memory():
+        params = vector(100)
+        adam = Adam(params, 0.1)
+        for step in range(6):
+            params.grad.fill_(float("nan") if (rank, step) in ((0, 0), (1, 2)) else 1.0)
+            try:
+                adam.step(0.5)
+            except FloatingPointError:
+                refused.append(step)
+        assert refused == [0, 2]
+        assert equal_on_ranks(params)
+        assert adam.steps == 4
+    print("good")
+    """
+    assert on_ranks(2, script).count("good") == 2
+
+
+def test_another_optimizer_takes_over_a_vector(on_ranks):
+    script = """
+    with ranks_share_memory():
+        params, alone = vector(100), vector(100)
+        before, shared._team = shared._team, None
+        lonely = Adam(alone, 0.1)
+        shared._team = before
+        first = Adam(params, 0.5)
+        params.grad.fill_(1.0)
+        second = Adam(params, 0.1)  # keeps the gradient
+        assert params.grad.tolist() == [1.0] * 100
+        alone.grad.fill_(1.0)
+        for optimizer in (second, lonely):
+            optimizer.step()
+        assert torch.equal(params, alone)
+        assert first.state_dict()["exp_avg"].tolist() == [0.0] * 100
+    print("good")
+    """
+    assert on_ranks(2, script).count("good") == 2
+
+
+def test_a_policy_that_looks_up_its_attributes_is_captured_on_ranks(on_ranks):
+    script = """
+    import spinup
+    from spinup.fast.capture import Captured
+    from spinup.utils.nets import SquashedGaussianActor, SquashedGaussianActorCritic
+
+    class Actor(SquashedGaussianActor):
+        def forward(self, obs, *args, **kwargs):
+            assert getattr(self, "scale", None) is None
+            return super().forward(obs, *args, **kwargs)
+
+    class Networks(SquashedGaussianActorCritic):
+        actor_class = Actor
+
+    made, init = [], Captured.__init__
+
+    def noted(self, *args, **kwargs):
+        made.append(self)
+        init(self, *args, **kwargs)
+
+    Captured.__init__ = noted
+    settings = dict(steps_per_epoch=200, epochs=1, start_steps=100, update_after=100)
+    settings |= dict(ac_kwargs=dict(hidden_sizes=(8,)), num_test_episodes=0)
+    spinup.sac("Pendulum-v1", Networks, logger_kwargs=dict(output_dir="run"), **settings)
+    assert made[0].num_replays > 50, made[0].num_replays
     print("good")
     """
     assert on_ranks(2, script).count("good") == 2

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from spinup.utils import devices
-from spinup.utils.devices import choose_device, find_device
+from spinup.utils.devices import choose_device, current_device_kept, find_device
 
 
 @pytest.fixture
@@ -83,6 +83,23 @@ def test_the_chosen_gpu_is_the_current_one_and_a_search_changes_nothing(gpus):
     assert gpus.current == []
     choose_device("cuda:1")
     assert gpus.current == [torch.device("cuda:1")]
+
+
+def test_after_a_run_the_callers_gpu_is_the_current_one(gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with pytest.raises(KeyError), current_device_kept():
+        choose_device("cuda:1")
+        raise KeyError
+    assert gpus.current == [torch.device("cuda:1"), 0]
+
+
+def test_a_run_on_the_cpu_leaves_the_gpus_alone(gpus):
+    gpus(2)
+    with current_device_kept():
+        choose_device("cpu")
+    assert gpus.current == []
 
 
 @pytest.mark.cuda
