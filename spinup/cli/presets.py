@@ -30,6 +30,11 @@ class Preset(NamedTuple):
 
 
 _MINIBATCHES = "--normalize_obs --minibatch_size 64 --train_pi_iters 10 --train_v_iters 10"
+# CleanRL's hyperparameters, as far as they are keywords; no early stopping
+_LINEAR = (
+    f"{_MINIBATCHES} --lr_schedule linear --steps_per_epoch 2000 --epochs 500 --lam 0.95 "
+    "--vf_lr 3e-4 --target_kl 1000"
+)
 
 PRESETS = (
     Preset("CartPole-v1", "ppo --pi_lr 1e-3 --epochs 30", 120_000, 475.0),
@@ -48,6 +53,15 @@ PRESETS = (
     ),
     Preset("InvertedPendulum-v5", "ppo --epochs 50", 200_000, 1000.0, "mujoco"),
     Preset("HalfCheetah-v5", "sac --epochs 25", 100_000, 6432.1, "mujoco"),
+    Preset("Hopper-v5", f"ppo {_LINEAR}", 1_000_000, 2788.5, "mujoco"),
+    Preset("Walker2d-v5", f"ppo {_LINEAR}", 1_000_000, 3425.6, "mujoco"),
+    Preset(
+        "Swimmer-v5",
+        f"ppo {_MINIBATCHES} --lr_schedule linear --gamma 0.9999 --epochs 250",
+        1_000_000,
+        150.7,
+        "mujoco",
+    ),
 )
 
 

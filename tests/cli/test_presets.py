@@ -40,7 +40,7 @@ def test_all_are_listed_with_their_extras(capsys):
 
 
 def test_environments_are_chosen_by_parts_of_their_ids(capsys):
-    assert main(["presets", "walker", "CartPole-v1"]) == 0
+    assert main(["presets", "bipedal", "CartPole-v1"]) == 0
     out = capsys.readouterr().out
     assert "--env BipedalWalker-v3 " in out and "--env CartPole-v1 " in out
     assert "--env Acrobot-v1 " not in out and "mujoco" not in out
