@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 
 import pytest
 
@@ -52,10 +53,18 @@ def hosts():
             ip("-n", name, "addr", "add", f"10.77.0.{i}/24", "dev", "eth")
             for link in ("lo", "eth"):
                 ip("-n", name, "link", "set", link, "up")
+        deadline = time.monotonic() + 20
+        while not all(is_up(name) for name in names) and time.monotonic() < deadline:
+            time.sleep(0.1)
         yield prefix
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def is_up(name):
+    """Returns True if a host's network device is ready."""
+    return ip("netns", "exec", name, "cat", "/sys/class/net/eth/operstate").strip() == "up"
 
 
 def received(name):
@@ -79,7 +88,8 @@ def test_two_ranks_on_two_hosts_train_as_on_one(hosts, tmp_path):
         subprocess.run(words, check=True, env=env | more, timeout=120, stdout=subprocess.DEVNULL)
 
     inside = ["ip", "netns", "exec", f"{hosts}1"]
-    over_network = {"UCX_TLS": "tcp,self", "FI_PROVIDER": "tcp"}  # no shared memory
+    # No shared memory, and not the loopback device, which doesn't reach the other host
+    over_network = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth", "FI_PROVIDER": "tcp"}
     train("apart", *inside, mpiexec, *options, "-ppn", "1", "-n", "2", **over_network)
     # The gradients went over the network: about 10,000 numbers in each of at most 480 iterations
     assert all(received(f"{hosts}{i}") > 3e6 for i in (1, 2))
