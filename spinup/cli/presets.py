@@ -55,6 +55,7 @@ PRESETS = (
     Preset("HalfCheetah-v5", "sac --epochs 25", 100_000, 6432.1, "mujoco"),
     Preset("Hopper-v5", f"ppo {_LINEAR}", 1_000_000, 2788.5, "mujoco"),
     Preset("Walker2d-v5", f"ppo {_LINEAR}", 1_000_000, 3425.6, "mujoco"),
+    Preset("Ant-v5", "td3 --epochs 75", 300_000, 2337.7, "mujoco"),
     Preset(
         "Swimmer-v5",
         f"ppo {_MINIBATCHES} --lr_schedule linear --gamma 0.9999 --epochs 250",
