@@ -34,7 +34,7 @@ def are_on() -> bool:
 
 
 class CudaBackend:
-    """Captures what is done on a stream of its own between `begin` and `end` as a CUDA graph.
+    """Makes CUDA graphs of the operations between `begin` and `end`, on a separate stream.
 
     Args:
         device: the GPU.

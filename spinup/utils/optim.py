@@ -82,7 +82,7 @@ class Adam:
     def _step(self, weight):
         still_alive()
         step, grad, shared = self.steps + 1, self.params.grad, shared_vector(self.params)
-        part, is_good = slice(None) if shared is None else shared.part, True
+        part, is_good = self._part(), True
         if shared is not None and weight is not None:
             is_good = shared.average_part(weight)
             grad = grad[part]

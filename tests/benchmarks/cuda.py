@@ -9,6 +9,7 @@ stop the others. Results are printed at once, and written to FILE as JSON after 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
@@ -93,7 +94,7 @@ class Bench:
 
 
 def machine(bench):
-    """What is measured on."""
+    """Describes the machine."""
     import torch
 
     result = {"python": sys.version.split()[0], "torch": torch.__version__, "cores": os.cpu_count()}
@@ -240,7 +241,7 @@ STAGES = {
 }
 
 
-# --- Parts, each in a process of its own ----------------------------------------------------------
+# --- Parts that run in separate processes ---------------------------------------------------------
 
 
 def train(algo, device, path):
@@ -265,8 +266,7 @@ def train(algo, device, path):
         before.update({f"start.{k}": v.cpu().numpy().copy() for k, v in ac.state_dict().items()})
         return ac
 
-    module = sys.modules[f"spinup.algos.{algo}"] if getattr(spinup, algo) else None
-    module.check_actor_critic = checked
+    importlib.import_module(f"spinup.algos.{algo}").check_actor_critic = checked
     with tempfile.TemporaryDirectory() as folder:
         ac = getattr(spinup, algo)("Pendulum-v1", logger_kwargs=dict(output_dir=folder), **kwargs)
     np.savez(path, **before, **{k: v.cpu().numpy() for k, v in ac.state_dict().items()})
@@ -377,8 +377,6 @@ PARTS = {f.__name__: f for f in (train, profile, steps)}
 
 def install(wheels):
     """Installs packages that are missing from wheels, and compiles spinup's functions."""
-    import importlib.util
-
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if wheels is not None:
         target = tempfile.mkdtemp(prefix="spinup-wheels-")

@@ -294,7 +294,7 @@ def test_after_the_run_a_network_is_in_memory_of_its_own(on_ranks):
     net(torch.ones(1, 30)).sum().backward()
     assert params.grad.tolist() == [1.0] * 620
     assert equal_on_ranks(params)
-    # Again, and in memory that was allocated anew
+    # A second run, which allocates its own memory
     with ranks_share_memory():
         Adam(params, 0.1).step(0.5)
         assert not np.isnan(params.detach().numpy()).any()
