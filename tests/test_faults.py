@@ -28,8 +28,10 @@ KILL, TERM, INT, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SI
 
 
 def start(algorithm, folder, ranks):
+    """Starts a run; `ranks` is the number of ranks, and of ranks for each learner."""
     args = [str(PROGRAM), algorithm, str(folder), str(EPOCHS[algorithm])]
-    command, env = launch_command(ranks, args)
+    command, env = launch_command(ranks[0], args)
+    env = env | {"SPINUP_RANKS_PER_LEARNER": str(ranks[1])}
     log = open(f"{folder}.log", "ab")  # noqa: SIM115 (used by the process)
     return subprocess.Popen(
         command, env=_clean_environment(env), stdout=log, stderr=log, start_new_session=True
@@ -57,7 +59,7 @@ def strike(process, ranks, rng):
     """Kills a random process of a run, or asks it to stop; returns a description."""
     target, number = process.pid, rng.choice([KILL, KILL, TERM, INT, USR1])
     name = "it"
-    if ranks > 1:
+    if ranks[0] > 1:
         # Only SIGUSR1 reaches the ranks through mpiexec, which kills them on SIGTERM or SIGINT
         number = rng.choice([KILL, KILL, TERM, USR1])
         below = descendants(process.pid)
@@ -150,7 +152,19 @@ def kill_and_resume(algorithm, ranks, kills, rng, folder, undisturbed):
     return done, steps
 
 
-@pytest.mark.parametrize("algorithm, ranks", [("ppo", 2), ("sac", 1), ("td3", 2)])
+ONE, TWO, ACTOR_AND_LEARNER = (1, 1), (2, 1), (2, 2)
+
+
+@pytest.mark.parametrize(
+    "algorithm, ranks",
+    [
+        ("ppo", TWO),
+        ("sac", ONE),
+        ("td3", TWO),
+        ("ppo", ACTOR_AND_LEARNER),
+        ("sac", ACTOR_AND_LEARNER),
+    ],
+)
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(algorithm, ranks, tmp_path, undisturbed):
     rng = random.Random(f"{algorithm}{ranks}")
     kill_and_resume(algorithm, ranks, 2, rng, tmp_path / "run", undisturbed)
@@ -160,13 +174,14 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(algorithm, ranks, tmp_pat
 @pytest.mark.timeout(1800)
 def test_fifty_kills(tmp_path, undisturbed):
     rng, count, number = random.Random(), 0, 0
-    cases = [(algorithm, ranks) for algorithm in EPOCHS for ranks in (1, 2)]
+    cases = [(algorithm, ranks) for algorithm in EPOCHS for ranks in (ONE, TWO, ACTOR_AND_LEARNER)]
     while count < 50:
         algorithm, ranks = cases[number % len(cases)]
         folder = tmp_path / f"run{number}"
         done, steps = kill_and_resume(algorithm, ranks, 3, rng, folder, undisturbed)
         count, number = count + len(done), number + 1
-        print(f"{algorithm} on {ranks}: {', '.join(done)}; continued at {', '.join(steps)}: same")
+        where = f"{ranks[0]} ranks, {ranks[1]} for each learner"
+        print(f"{algorithm} on {where}: {', '.join(done)}; continued at {', '.join(steps)}: same")
     print(f"{count} kills, {number} runs, every one the same to the bit at its end")
 
 
@@ -183,7 +198,7 @@ class Leaves(gym.Wrapper):
 
     def step(self, action):
         self.steps += 1
-        if self.steps == 1500 and proc_id() == 1:
+        if self.steps == 1500 and proc_id() == {rank}:
             {how}
         return self.env.step(action)
 
@@ -207,7 +222,7 @@ print("THE END", flush=True)
     ids=lambda x: x if "(" in x else "",
 )
 def test_a_rank_that_leaves_takes_the_others_with_it(how, told, tmp_path, run_on_ranks):
-    code = LEAVES.format(how=how, folder=str(tmp_path / "run"))
+    code = LEAVES.format(how=how, folder=str(tmp_path / "run"), rank=1)
     env = {"SPINUP_HANG_SECONDS": "10"}
     result = run_on_ranks(2, code, env=env, check=False)
     assert result.returncode != 0
@@ -216,6 +231,29 @@ def test_a_rank_that_leaves_takes_the_others_with_it(how, told, tmp_path, run_on
     if told.startswith("Timeout"):
         assert "most recent call first" in result.stderr
     assert read_status(tmp_path / "run").get("state") != "finished"
+    deadline = time.monotonic() + 60
+    while not no_process_uses(tmp_path / "on_ranks_0.py"):
+        assert time.monotonic() < deadline, "a process is left"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    "how, told",
+    [
+        ("time.sleep(1000)", "Timeout (0:00:10)!"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "(signal 9)"),
+        ("raise ValueError('by test')", "of 2 failed:"),
+    ],
+    ids=["hangs", "is killed", "raises"],
+)
+def test_learner_and_actor_end_together(how, told, rank, tmp_path, run_on_ranks):
+    code = LEAVES.format(how=how, folder=str(tmp_path / "run"), rank=rank)
+    env = {"SPINUP_HANG_SECONDS": "10", "SPINUP_RANKS_PER_LEARNER": "2"}
+    result = run_on_ranks(2, code, env=env, check=False)
+    assert result.returncode != 0
+    assert "THE END" not in result.stdout
+    assert told in result.stdout + result.stderr
     deadline = time.monotonic() + 60
     while not no_process_uses(tmp_path / "on_ranks_0.py"):
         assert time.monotonic() < deadline, "a process is left"

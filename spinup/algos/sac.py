@@ -42,9 +42,10 @@ from spinup.utils.devices import choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_envs, seed_everything
 from spinup.utils.evaluation import run_test_episodes
 from spinup.utils.flat import flatten, flatten_each, frozen
+from spinup.utils.groups import learner_share, on_learners, this_group
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import sync_params
-from spinup.utils.mpi_tools import num_procs, proc_id, rank_share
+from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.utils.nets import SquashedGaussianActorCritic
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
 from spinup.utils.optim import Adam
@@ -170,9 +171,9 @@ def sac(
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
-    # Ranks share each minibatch. A rank's gradient is weighted by its share.
+    # Ranks that learn share each minibatch. A learner's gradient is weighted by its share.
     rank, num_ranks = proc_id(), num_procs()
-    local_batch_size = rank_share(batch_size)
+    local_batch_size = learner_share(batch_size)
     weight = local_batch_size / batch_size
     update_after = max(update_after, num_ranks)  # every rank has stored a transition by then
 
@@ -198,7 +199,7 @@ def sac(
     pi_params, q_params = flatten_each(ac.pi, q)
     q_frozen = frozen(q)
     sync_params(ac)
-    policy = acting_policy(ac, rng)
+    policy = acting_policy(ac, rng, this_group())
     logger.setup_pytorch_saver(ac)
     logger.log(f"Number of parameters: pi {len(pi_params)}, q1 and q2 {len(q_params)}")
 
@@ -208,7 +209,7 @@ def sac(
 
     # Buffer
     spaces = env.observation_space, env.action_space
-    buf = ReplayBuffer(*spaces, rank_share(replay_size), rng, normalizer_of(ac))
+    buf = ReplayBuffer(*spaces, learner_share(replay_size), rng, normalizer_of(ac))
 
     # Optimizers
     pi_optimizer = Adam(pi_params, lr, loss=f"LossPi in {env.name}")
@@ -260,8 +261,9 @@ def sac(
 
         logger.store(Q1Vals=q_vals[0], Q2Vals=q_vals[1], LogPi=logp, LossPi=loss_pi, LossQ=loss_q)
 
-    # Replays what the function does, without Python's overhead
-    update = capture(update, torch_device)
+    # Replays what the function does, without Python's overhead. Ranks that share a GPU have one
+    # learner, which updates for all of them.
+    update = on_learners(capture(update, torch_device))
 
     # Checkpoints: a resumed run starts from the newest one, a new run from step 0
     total_steps = epochs * steps_per_epoch
@@ -293,7 +295,7 @@ def sac(
                 ep_ret, ep_len = 0.0, 0
 
         if t >= update_after and t % update_every == 0:
-            buf.update_normalizer()
+            buf.gather()
             for _ in range(update_every):
                 update()
             policy.refresh()

@@ -51,6 +51,7 @@ from spinup.utils.envs import (
 )
 from spinup.utils.flat import flatten_each
 from spinup.utils.forward_mode import jvp
+from spinup.utils.groups import group_share, on_learners, this_group
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
@@ -220,9 +221,9 @@ def trpo(
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
-    # Ranks share each epoch's steps. A rank's gradient is weighted by its share.
+    # Ranks share each epoch's steps. A learner's gradient is weighted by its group's share.
     local_steps = rank_share(steps_per_epoch)
-    weight = local_steps / steps_per_epoch
+    weight = group_share(steps_per_epoch) / steps_per_epoch
 
     # Logger and configuration
     logger = EpochLogger(**(logger_kwargs or {}))
@@ -244,7 +245,7 @@ def trpo(
         ac = NormalizedActorCritic(ac, env.observation_space)
     pi_params, v_params = flatten_each(ac.pi, ac.v)
     sync_params(ac)
-    policy = acting_policy(ac, rng)
+    policy = acting_policy(ac, rng, this_group())
     # Raises now, not after an epoch, if the policy has no `statistics` or they have no derivatives
     zeros = torch.zeros(1, space_dim(env.observation_space), device=torch_device)
     jvp(lambda pi: statistics(pi(zeros)[0]), ac.pi, torch.zeros_like(pi_params))
@@ -264,7 +265,7 @@ def trpo(
             pi, logp = ac.pi(data["obs"], data["act"])
             loss_pi = policy_loss(logp, logp_old, data["adv"])
             loss_v = value_loss(ac.v(data["obs"]), data["ret"])
-            kl = kl_divergence(pi_old, pi).sum() / local_steps  # a Normal has one KL per dimension
+            kl = kl_divergence(pi_old, pi).sum() / buf.size  # a Normal has one KL per dimension
             values = [loss_pi, loss_v, kl, pi.entropy().mean()]
         return mpi_avg(torch.stack(values).cpu().numpy(), weight).tolist()
 
@@ -278,7 +279,7 @@ def trpo(
 
         def fisher_product(v):
             stats, derivatives = jvp(lambda pi: statistics(pi(data["obs"])[0]), ac.pi, v)  # J v
-            weighted = [m * x / local_steps for m, x in zip(information, derivatives)]  # M J v
+            weighted = [m * x / buf.size for m, x in zip(information, derivatives)]  # M J v
             pi_params.grad.zero_()
             sum((x * w).sum() for x, w in zip(stats, weighted)).backward()  # J^T M J v
             mpi_avg_grads(pi_params, weight)
@@ -334,7 +335,9 @@ def trpo(
         logger.store(VVals=data["val"], LossPi=loss_pi_old, LossV=loss_v_old, Entropy=entropy)
         logger.store(DeltaLossPi=loss_pi - loss_pi_old, DeltaLossV=loss_v - loss_v_old)
         logger.store(KL=kl, BacktrackIters=backtracks)
-        policy.refresh()
+
+    # Ranks that share a GPU have one learner, which updates for all of them
+    update = on_learners(update)
 
     # Checkpoints: a resumed run starts from the newest one, a new run from step 0
     total_steps = epochs * steps_per_epoch
@@ -365,7 +368,9 @@ def trpo(
                 ep_ret, ep_len = 0.0, 0
 
         logger.save_best("EpRet")
+        buf.gather()
         update()
+        policy.refresh()
 
         where = f"{env.name}, epoch {epoch} (step {epoch * steps_per_epoch})"
         logger.check_finite("LossPi", "LossV", "DeltaLossPi", "DeltaLossV", where=where)

@@ -36,6 +36,7 @@ from spinup.utils.contract import check_actor_critic
 from spinup.utils.devices import choose_device
 from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env, seed_everything
 from spinup.utils.flat import flatten_each
+from spinup.utils.groups import group_share, on_learners, this_group
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
@@ -127,9 +128,9 @@ def vpg(
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
-    # Ranks share each epoch's steps. A rank's gradient is weighted by its share.
+    # Ranks share each epoch's steps. A learner's gradient is weighted by its group's share.
     local_steps = rank_share(steps_per_epoch)
-    weight = local_steps / steps_per_epoch
+    weight = group_share(steps_per_epoch) / steps_per_epoch
 
     # Logger and configuration
     logger = EpochLogger(**(logger_kwargs or {}))
@@ -151,7 +152,7 @@ def vpg(
         ac = NormalizedActorCritic(ac, env.observation_space)
     pi_params, v_params = flatten_each(ac.pi, ac.v)
     sync_params(ac)
-    policy = acting_policy(ac, rng)
+    policy = acting_policy(ac, rng, this_group())
     logger.setup_pytorch_saver(ac)
     logger.log(f"Number of parameters: pi {len(pi_params)}, v {len(v_params)}")
 
@@ -204,7 +205,9 @@ def vpg(
         logger.store(VVals=data["val"], LossPi=loss_pi_old, LossV=loss_v_old, Entropy=entropy)
         logger.store(DeltaLossPi=loss_pi - loss_pi_old, DeltaLossV=loss_v - loss_v_old)
         logger.store(KL=kl)
-        policy.refresh()
+
+    # Ranks that share a GPU have one learner, which updates for all of them
+    update = on_learners(update)
 
     # Checkpoints: a resumed run starts from the newest one, a new run from step 0
     total_steps = epochs * steps_per_epoch
@@ -235,7 +238,9 @@ def vpg(
                 ep_ret, ep_len = 0.0, 0
 
         logger.save_best("EpRet")
+        buf.gather()
         update()
+        policy.refresh()
 
         where = f"{env.name}, epoch {epoch} (step {epoch * steps_per_epoch})"
         logger.check_finite("LossPi", "LossV", "DeltaLossPi", "DeltaLossV", where=where)

@@ -225,14 +225,18 @@ def share(params: torch.nn.Parameter, bind: Callable[[Any, Tensor], None]) -> Sh
 
 
 @contextlib.contextmanager
-def ranks_share_memory() -> Iterator[None]:
-    """Lets the ranks of a host share memory in a block. All ranks must enter it together."""
+def ranks_share_memory(allowed: bool = True) -> Iterator[None]:
+    """Lets the ranks of a host share memory in a block. All ranks must enter it together.
+
+    Args:
+        allowed: False if not all ranks take the steps; they then share nothing.
+    """
     global _team
     if num_procs() == 1:
         yield
         return
     host, before = Host(), _team
-    is_on = mpi_op(fast.is_on(), "MIN") and mpi_op(host.size, "MAX") > 1
+    is_on = mpi_op(allowed and fast.is_on(), "MIN") and mpi_op(host.size, "MAX") > 1
     flags = host.share(_LINE * host.size, np.int64) if is_on else None
     team = _team = None if flags is None else Team(host, flags)
     try:

@@ -303,6 +303,9 @@ def _in_use(folder):
 MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_every", "save_freq"}
 MAY_CHANGE |= {"on_epoch"}
 
+# How to resume with the same value, where it isn't an argument.
+_REMEDIES = {"num_learners": "use as many GPUs and ranks as it did, or the CPU if it did"}
+
 
 def read_config(folder: StrPath) -> dict[str, Any]:
     """Returns a run's ``config.json``, or an empty dict if it can't be read."""
@@ -334,9 +337,10 @@ def check_unchanged(before: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         # Through JSON, which has lists for tuples; None and an empty dict both mean no arguments
         now = json.loads(json.dumps(config[key]))
         if before[key] != now and not all(value in (None, {}) for value in (before[key], now)):
+            remedy = _REMEDIES.get(key, "use that value")
             raise ValueError(
-                f"{key} is {config[key]!r}, but the run to resume has {before[key]!r}: use that "
-                "value, or replace the run with --overwrite"
+                f"{key} is {config[key]!r}, but the run to resume has {before[key]!r}: {remedy}, "
+                "or replace the run with --overwrite"
             )
     if _epochs(before, 0) > _epochs(config, math.inf):
         raise ValueError(

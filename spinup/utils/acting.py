@@ -21,6 +21,7 @@ from torch.distributions import Categorical, Independent, Normal
 
 from spinup.fast.nodes import is_changed
 from spinup.utils import nets
+from spinup.utils.groups import Group
 from spinup.utils.normalization import CLIP, networks_of, normalizer_of
 
 
@@ -43,17 +44,22 @@ class ActingPolicy:
         return self._act(obs, deterministic)
 
 
-def acting_policy(ac: Any, rng: np.random.Generator) -> ActingPolicy:
+def acting_policy(ac: Any, rng: np.random.Generator, group: Group | None = None) -> ActingPolicy:
     """Returns the acting policy of an actor-critic.
 
     Args:
         ac: the actor-critic. A user's actor-critic needs a method ``act(obs)``, or
             ``act(obs, deterministic)`` for deterministic actions in tests.
         rng: generator of the action noise. A user's actor-critic draws from torch's instead.
+        group: ranks that call ``refresh`` together, which then fetches their learner's weights.
     """
     if _is_library_policy(networks_of(ac)):
-        return _NumpyPolicy(ac.pi, rng, normalizer_of(ac))
-    return _module_policy(ac)
+        policy = _NumpyPolicy(ac.pi, rng, normalizer_of(ac))
+        tensors = policy.tensors
+    else:
+        policy = _module_policy(ac)
+        tensors = ac.state_dict
+    return policy if group is None or group.size == 1 else _OfLearner(policy, tensors, group)
 
 
 def _is_library_policy(ac):
@@ -64,6 +70,23 @@ def _is_library_policy(ac):
     if type(ac.pi) not in _NUMPY_POLICIES or net is None:
         return False
     return net.is_plain and not is_changed(net) and not is_changed(ac.pi)
+
+
+class _OfLearner(ActingPolicy):
+    """A policy whose weights a group's learner sends to its actors.
+
+    Args:
+        policy: this rank's policy.
+        tensors: function that returns all tensors on which `policy` depends.
+        group: the ranks.
+    """
+
+    def __init__(self, policy, tensors, group):
+        def refresh():
+            group.sync(tensors().values())
+            policy.refresh()
+
+        super().__init__(policy, refresh)
 
 
 class _NumpyPolicy(ActingPolicy):
@@ -78,10 +101,14 @@ class _NumpyPolicy(ActingPolicy):
         self._places, self._copied = None, []
         self.refresh()
 
-    def refresh(self):
+    def tensors(self):
         tensors = {**dict(self._pi.named_parameters()), **dict(self._pi.named_buffers())}
         if self._normalizer is not None:
             tensors |= dict(shift=self._normalizer.shift, scale=self._normalizer.scale)
+        return tensors
+
+    def refresh(self):
+        tensors = self.tensors()
         places = [(v.data_ptr(), v.dtype, v.device) for v in tensors.values()]
         if places != self._places:
             self._places = places

@@ -14,18 +14,20 @@ from torch import Tensor
 
 from spinup.fast import capture
 from spinup.utils.envs import space_dim
-from spinup.utils.mpi_tools import num_local_procs, num_procs
+from spinup.utils.groups import this_group
+from spinup.utils.mpi_tools import num_procs, proc_id
 from spinup.utils.normalization import ObsNormalizer
 
 
 class ReplayBuffer:
     """A ring buffer of this rank's most recent transitions.
 
-    All ranks must create their buffers together.
+    All ranks must create their buffers together. In a group of ranks, only the learner's buffer
+    holds transitions, those of the whole group (see `spinup.utils.groups`).
 
     Args:
         observation_space, action_space: the environment's spaces; `action_space` is a Box.
-        size: maximum number of transitions.
+        size: maximum number of transitions; 0 on an actor.
         rng: generator that draws minibatches.
         normalizer: normaliser of the observations in minibatches, if any.
 
@@ -51,27 +53,61 @@ class ReplayBuffer:
         self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1]).tolist()
         self.size, self.max_size, self.ptr = 0, size, 0
         self.rng, self.normalizer = rng, normalizer
-        self._new: list[np.ndarray] = []  # observations since the last `update_normalizer`
+        self._new: list[np.ndarray] = []  # observations since the last `gather`
+        self.group = this_group()
+        # In a group: this rank's rows since the last `gather`, and the number of rows before
+        self._pending: list[np.ndarray] = []
+        self._num_gathered = 0
         self._is_for: tuple = ()  # the size of the minibatch, and the device of its copy
 
     def store(
         self, obs: np.ndarray, act: np.ndarray, rew: float, next_obs: np.ndarray, terminated: bool
     ) -> None:
         """Appends a transition. A full buffer overwrites its oldest one."""
-        row = self.rows[self.ptr]
+        is_alone = self.group.size == 1
+        row = self.rows[self.ptr] if is_alone else np.empty(self.rows.shape[1], np.float32)
         next_obs_at, act_at, rew_at, terminated_at = self.columns
         row[:next_obs_at], row[next_obs_at:act_at], row[act_at:rew_at] = obs, next_obs, act
         row[rew_at], row[terminated_at] = rew, terminated
+        if not is_alone:
+            self._pending.append(row)
+            return
         self.ptr = (self.ptr + 1) % self.max_size
         self.size = min(self.size + 1, self.max_size)
         if self.normalizer is not None:
-            self._new.append(np.array(obs))
+            self._new.append(row[:next_obs_at].copy())
 
-    def update_normalizer(self) -> None:
-        """Adds the new observations to the normaliser, if any. All ranks must call it together."""
-        if self.normalizer is not None:
-            self.normalizer.update(np.array(self._new))
+    def gather(self) -> None:
+        """Hands new transitions to this group's learner, and new observations to the normaliser.
+
+        All ranks must call it together, before the updates of a cycle.
+        """
+        if self.group.size > 1:
+            self._append(self._gather_rows())
+        if self.normalizer is not None and self.group.learns:
+            with self.group.among_learners():
+                self.normalizer.update(np.array(self._new))
             self._new = []
+
+    def _gather_rows(self):
+        """Returns the new rows of this group on its learner, in the order of their steps."""
+        first, count, width = self._num_gathered, len(self._pending), self.rows.shape[1]
+        # Ranks take turns, and rank 0 is the last of each round
+        steps = np.arange(first, first + count) * num_procs() + (proc_id() or num_procs())
+        rows = self.group.gather(np.reshape(self._pending, (-1, width)).astype(np.float32))
+        order = np.argsort(self.group.gather(steps))
+        self._pending, self._num_gathered = [], first + count
+        return rows[order]
+
+    def _append(self, rows):
+        """Appends rows, of which a full buffer keeps the last ones."""
+        if self.normalizer is not None:
+            self._new.extend(rows[:, : self.columns[0]])
+        self.size = min(self.size + len(rows), self.max_size)
+        places = np.arange(self.ptr, self.ptr + len(rows))[-self.max_size :]
+        if len(places):
+            self.rows[places % self.max_size] = rows[-self.max_size :]
+            self.ptr = int(places[-1] + 1) % self.max_size
 
     def sample_batch(
         self, batch_size: int, device: torch.device | str = "cpu"
@@ -100,6 +136,8 @@ class ReplayBuffer:
     def state_dict(self) -> dict[str, Any]:
         """Returns the transitions and the position of the next one."""
         state = dict(rows=self.rows[: self.size], size=self.size, ptr=self.ptr)
+        if self.group.size > 1:
+            state |= dict(pending=np.array(self._pending), num_gathered=self._num_gathered)
         return state if self.normalizer is None else state | dict(new=np.array(self._new))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -107,6 +145,8 @@ class ReplayBuffer:
         self.size, self.ptr = state["size"], state["ptr"]
         self.rows[: self.size] = state["rows"]
         self._new = list(state.get("new", []))
+        self._pending = list(state.get("pending", []))
+        self._num_gathered = state.get("num_gathered", 0)
 
     def _draw(self, out):
         idx = self.rng.integers(self.size, size=len(out))
@@ -121,7 +161,7 @@ class ReplayBuffer:
 
 def _check_memory(size, needed):
     """Raises ValueError if the buffers of this host's ranks need more memory than is free."""
-    here, free = num_local_procs(), free_memory()
+    here, free = this_group().num_learners_here, free_memory()
     if needed * here > free:
         ranks = f" for the {here} ranks of this host" if here > 1 else ""
         raise ValueError(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from spinup.utils.groups import this_group
 from spinup.utils.mpi_tools import proc_id
 
 # Variables with a rank's number on its host, as set by MPICH, Open MPI and Slurm.
@@ -17,13 +18,16 @@ _LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 def choose_device(device: str | torch.device) -> torch.device:
     """Returns the device that holds networks and minibatches; environments stay on the CPU.
 
-    A GPU also becomes this process's current one, whose generator `Checkpoint` saves. Otherwise
-    every rank would also open a context on GPU 0.
+    It is the CPU for a rank that shares a GPU, but doesn't learn (see `spinup.utils.groups`). A GPU
+    also becomes this process's current one, whose generator `Checkpoint` saves. Otherwise every
+    rank would also open a context on GPU 0.
 
     Args:
         device: as for `find_device`, which raises ValueError if there is no such device.
     """
     chosen = find_device(device)
+    if not this_group().learns:
+        return torch.device("cpu")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return chosen
@@ -70,6 +74,21 @@ def find_device(device: str | torch.device) -> torch.device:
     if index >= count:
         raise ValueError(f"device {str(device)!r}: there are {count} GPUs, numbered from 0")
     return torch.device("cuda", index)
+
+
+def gpu_name(device: str | torch.device) -> str:
+    """Returns a name of a device's GPU that is unique on this host; "" for the CPU.
+
+    It doesn't open a context on the GPU. With Slurm, each rank may see another GPU as number 0, so
+    the name is NVIDIA's identifier, if torch can find it.
+    """
+    chosen = find_device(device)
+    if chosen.type == "cpu":
+        return ""
+    with contextlib.suppress(Exception):  # private functions of torch
+        number = torch.cuda._get_nvml_device_index(chosen)
+        return torch.cuda._raw_device_uuid_nvml()[number]  # type: ignore[index]
+    return f"{os.environ.get('CUDA_VISIBLE_DEVICES', '')} {chosen.index}"
 
 
 def _local_rank():

@@ -20,6 +20,7 @@ from spinup.runs.folder import BEST, POLICY, PROGRESS, RunFolder, State, remedy
 from spinup.runs.underway import current_run
 from spinup.runs.versions import versions
 from spinup.runs.wording import colorize, describe_error
+from spinup.utils.groups import this_group
 from spinup.utils.mpi_tools import barrier, mpi_statistics_scalar, mpi_sum, num_procs, proc_id
 from spinup.utils.writers import WRITERS, Progress, Terminal, Writer, say
 
@@ -119,7 +120,8 @@ class Logger:
             ValueError: the run to be resumed was started with another value.
         """
         name = {} if self.exp_name is None else {"exp_name": self.exp_name}
-        self.folder.add_config({**config, "num_cpu": num_procs(), "versions": versions(), **name})
+        ranks = dict(num_cpu=num_procs(), num_learners=this_group().num_learners)
+        self.folder.add_config({**config, **ranks, "versions": versions(), **name})
 
     def begin(self) -> None:
         """Claims the run folder for this run; see `RunFolder.begin`.

@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 import traceback
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,9 @@ ASKED = "SPINUP_NUM_CPU"
 
 
 # --- Ranks ----------------------------------------------------------------------------------------
+
+_everyone = object()
+_among: Any = _everyone  # the communicator of `among`
 
 
 @functools.cache
@@ -63,6 +68,26 @@ def _world():
     return MPI.COMM_WORLD
 
 
+def _ranks():
+    """Returns the communicator of the ranks that compute together, or None if there is only one."""
+    return _world() if _among is _everyone else _among
+
+
+@contextlib.contextmanager
+def among(ranks: Any) -> Iterator[None]:
+    """Restricts the ranks, and the reductions over them, to some ranks in a block.
+
+    Args:
+        ranks: an ``mpi4py.MPI.Comm`` that contains this rank.
+    """
+    global _among
+    before, _among = _among, ranks if ranks.Get_size() > 1 else None
+    try:
+        yield
+    finally:
+        _among = before
+
+
 def _check_srun():
     """Checks that this isn't one of several srun processes that can't communicate.
 
@@ -94,14 +119,14 @@ def _end_all_ranks_by_thread(args):
 
 def proc_id() -> int:
     """Returns this process's rank."""
-    world = _world()
-    return 0 if world is None else world.Get_rank()
+    ranks = _ranks()
+    return 0 if ranks is None else ranks.Get_rank()
 
 
 def num_procs() -> int:
     """Returns the number of ranks."""
-    world = _world()
-    return 1 if world is None else world.Get_size()
+    ranks = _ranks()
+    return 1 if ranks is None else ranks.Get_size()
 
 
 @functools.cache
@@ -118,10 +143,10 @@ def num_local_procs() -> int:
 
 def barrier() -> None:
     """Waits until all ranks have called it."""
-    world = _world()
-    if world is not None:
+    ranks = _ranks()
+    if ranks is not None:
         still_alive()
-        world.Barrier()
+        ranks.Barrier()
 
 
 def msg(m: object, string: str = "") -> None:
@@ -132,6 +157,18 @@ def msg(m: object, string: str = "") -> None:
 def rank_share(total: int) -> int:
     """Returns this rank's share of `total` items. The shares of two ranks differ by at most one."""
     return total // num_procs() + (proc_id() < total % num_procs())
+
+
+def split(color: int | None) -> Any:
+    """Returns a communicator of the ranks with the same color; None if the color is None.
+
+    All ranks must call it together.
+    """
+    from mpi4py import MPI
+
+    still_alive()
+    ranks = _world().Split(MPI.UNDEFINED if color is None else color)
+    return None if color is None else ranks
 
 
 # --- Hosts ----------------------------------------------------------------------------------------
@@ -186,6 +223,14 @@ class Host:
         barrier()
         return array
 
+    def split(self, key: str) -> Any:
+        """Returns a communicator of this host's ranks with the same key; these call it together."""
+        return self._ranks.Split(zlib.crc32(key.encode()) // 2)  # a color is not negative
+
+    def sum(self, x: int) -> int:
+        """Returns the sum of `x` over this host's ranks, which call it together."""
+        return self._ranks.allreduce(x)
+
     def sync(self) -> None:
         """Completes this rank's reads and writes of shared memory before those that follow."""
         for window in self._windows:
@@ -239,34 +284,34 @@ def allreduce(send, receive, op=None) -> None:
         receive: array for the result on every rank. With ``MPI.IN_PLACE`` it also holds the input.
         op: the reduction; sum if None.
     """
-    world = _world()
-    if world is None:
+    ranks = _ranks()
+    if ranks is None:
         if isinstance(send, (np.ndarray, list, tuple)):  # else MPI.IN_PLACE
             receive[...] = send
         return
     still_alive()
     if op is None:
-        world.Allreduce(send, receive)
+        ranks.Allreduce(send, receive)
     else:
-        world.Allreduce(send, receive, op=op)
+        ranks.Allreduce(send, receive, op=op)
 
 
 def broadcast(x: np.ndarray, root: int = 0) -> None:
     """Overwrites the array `x` on every rank with the one of rank `root`."""
-    world = _world()
-    if world is not None:
+    ranks = _ranks()
+    if ranks is not None:
         still_alive()
-        world.Bcast(x, root=root)
+        ranks.Bcast(x, root=root)
 
 
 def sum_in_place(x: np.ndarray) -> None:
     """Overwrites the contiguous array `x` with its sum over ranks."""
-    world = _world()
-    if world is not None:
+    ranks = _ranks()
+    if ranks is not None:
         from mpi4py import MPI
 
         still_alive()
-        world.Allreduce(MPI.IN_PLACE, x)
+        ranks.Allreduce(MPI.IN_PLACE, x)
 
 
 def mpi_op(x, op=None):

@@ -14,8 +14,9 @@ from spinup.fast.shared import ranks_share_memory
 from spinup.runs.interrupts import Interrupted, is_interactive
 from spinup.runs.underway import run_under_way
 from spinup.runs.watchdog import watchdog
-from spinup.utils.devices import current_device_kept
+from spinup.utils.devices import current_device_kept, gpu_name
 from spinup.utils.envs import generators_kept
+from spinup.utils.groups import ranks_grouped, this_group
 from spinup.utils.hyperparameters import check_hyperparameters
 from spinup.utils.mpi_pytorch import one_thread_per_rank, same_kernels
 from spinup.utils.mpi_tools import mpi_op
@@ -44,7 +45,8 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
                     one_thread_per_rank(),
                     current_device_kept(),
                     same_kernels(),
-                    ranks_share_memory(),
+                    ranks_grouped(gpu_name(call.arguments.get("device", "cpu"))),
+                    ranks_share_memory(not this_group().has_actors),
                     gradients_in_place(),
                 ):
                     result = algorithm(*call.args, **call.kwargs)
@@ -67,8 +69,8 @@ def asks_to_stop(
 ) -> bool:
     """Calls a user's function at the end of an epoch, on every rank.
 
-    The global random generators are restored afterwards, so that the function doesn't change
-    training.
+    Before, actors fetch the networks of their learner. The global random generators are restored
+    afterwards, so that the function doesn't change training.
 
     Args:
         on_epoch: the function, called with `row` and `ac`.
@@ -78,6 +80,7 @@ def asks_to_stop(
     Returns:
         True on all ranks if the function returned a true value on any rank.
     """
+    this_group().sync(ac.state_dict().values())
     if on_epoch is None:
         return False
     with generators_kept():

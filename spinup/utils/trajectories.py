@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spinup.runs.watchdog import still_alive
 from spinup.utils.envs import space_dim
+from spinup.utils.groups import this_group
 from spinup.utils.mpi_tools import mpi_statistics_scalar, mpi_sum
 from spinup.utils.normalization import ObsNormalizer
 
@@ -75,12 +76,16 @@ class TrajectoryBuffer:
         else:
             self.act = np.zeros((size, space_dim(action_space)), dtype=np.float32)
         self.rew = np.zeros(size, dtype=np.float64)
-        self.size, self.gamma, self.lam = size, gamma, lam
+        self.gamma, self.lam = gamma, lam
+        self.group = this_group()
+        # Number of steps that `get` returns: those of this learner's group; 0 on an actor
+        self.size = int(self.group.gather(np.array([size])).sum())
         self.total = int(mpi_sum(size))  # over ranks
         self.normalizer = normalizer
         self.ptr = 0
         # The end of each path, and the observation to bootstrap from, None after a terminal state
         self.path_ends: list[tuple[int, np.ndarray | None]] = []
+        self._gathered: tuple | None = None  # the epoch's steps and paths, for `get`
         self.data: dict[str, Tensor] = {}  # of the last full epoch
         self._parts: dict[int, dict[str, Tensor]] = {}  # minibatches, by their number of steps
 
@@ -98,13 +103,33 @@ class TrajectoryBuffer:
         """
         self.path_ends.append((self.ptr, last_obs))
 
+    def gather(self) -> None:
+        """Empties the buffer, and hands the epoch's steps to this group's learner.
+
+        The ranks of a group must call it together, before the learner calls `get`.
+        """
+        still_alive()
+        assert self.ptr == len(self.rew), "the buffer isn't full"
+        obs, act, rew, path_ends = self.obs, self.act, self.rew, self.path_ends
+        if self.group.size > 1:
+            ends = np.zeros(len(rew), np.int8)  # 1: the end of a path; 2: with a last observation
+            for end, last_obs in path_ends:
+                ends[end - 1] = 1 if last_obs is None else 2
+            tails = [np.float32(last_obs) for _, last_obs in path_ends if last_obs is not None]
+            obs, act, rew, ends = (self.group.gather(x) for x in (obs, act, rew, ends))
+            last = iter(self.group.gather(np.reshape(tails, (-1, obs.shape[1])).astype(np.float32)))
+            at = ends.nonzero()[0].tolist()
+            path_ends = [(i + 1, next(last) if ends[i] == 2 else None) for i in at]
+        self._gathered = obs, act, rew, path_ends
+        self.ptr, self.path_ends = 0, []
+
     def get(
         self, value: Callable[[Tensor], Tensor], device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """Returns the epoch's data, in the same tensors at each call, and empties the buffer.
+        """Returns the epoch's data, in the same tensors at each call.
 
-        Observations are normalised by the statistics with which the actions were chosen. The
-        observations are then added to the statistics, for the next epoch.
+        It calls `gather` if nobody has. Observations are normalised by the statistics with which
+        the actions were chosen. They are then added to the statistics, for the next epoch.
 
         Args:
             value: the value function, which maps observations ``(batch, obs_dim)`` to ``(batch,)``.
@@ -114,28 +139,29 @@ class TrajectoryBuffer:
             ``obs``, ``act``, ``ret``, ``val`` and ``adv`` (normalised over all ranks to mean 0 and
             standard deviation 1), each of length ``size``.
         """
-        still_alive()
-        assert self.ptr == self.size, "the buffer isn't full"
-        obs = self._normalized(_to_tensor(self.obs, device))
-        tails = [np.float32(last_obs) for _, last_obs in self.path_ends if last_obs is not None]
+        if self._gathered is None:
+            self.gather()
+        assert self._gathered is not None
+        (raw_obs, act, rew, path_ends), self._gathered = self._gathered, None
+        obs = self._normalized(_to_tensor(raw_obs, device))
+        tails = [np.float32(last_obs) for _, last_obs in path_ends if last_obs is not None]
         with torch.no_grad():
             val = value(obs).cpu().numpy()
             tail_vals = []
             if tails:
                 tail_vals = value(self._normalized(_to_tensor(tails, device))).cpu().tolist()
         if self.normalizer is not None:
-            self.normalizer.update(self.obs)
+            self.normalizer.update(raw_obs)
         adv, ret = np.zeros(self.size), np.zeros(self.size)
         start = 0
-        for end, last_obs in self.path_ends:
+        for end, last_obs in path_ends:
             last_val = 0.0 if last_obs is None else tail_vals.pop(0)
             path = slice(start, end)
-            adv[path], ret[path] = gae(self.rew[path], val[path], last_val, self.gamma, self.lam)
+            adv[path], ret[path] = gae(rew[path], val[path], last_val, self.gamma, self.lam)
             start = end
         mean, std = mpi_statistics_scalar(adv)
         adv = (adv - mean) / (std + 1e-8)  # equal advantages become zeros, not NaN
-        self.ptr, self.path_ends = 0, []
-        data = dict(act=self.act, ret=ret, val=val, adv=adv)
+        data = dict(act=act, ret=ret, val=val, adv=adv)
         new = {"obs": obs} | {k: _to_tensor(v, device) for k, v in data.items()}
         return self.add(**new)
 

@@ -124,7 +124,7 @@ def train_on_fixed_data(name: str, size: int, folder: Path, **kwargs) -> torch.n
 
 def _fixed_trajectories(data):
     class FixedTrajectories(TrajectoryBuffer):
-        def get(self, value, device="cpu"):
+        def gather(self):
             part = my_part(len(data["rew"]))
             for key in ("obs", "act", "rew"):
                 getattr(self, key)[:] = data[key][part]
@@ -134,7 +134,7 @@ def _fixed_trajectories(data):
                 for end, last_obs in data["paths"].items()
                 if first < end <= last
             ]
-            return super().get(value, device)
+            super().gather()
 
     return FixedTrajectories
 

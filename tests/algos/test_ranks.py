@@ -18,58 +18,65 @@ pytestmark = [pytest.mark.mpi, pytest.mark.filterwarnings("ignore:.* ranks on .*
 # --- The same update on any number of ranks -------------------------------------------------------
 
 
+# Numbers of ranks, and of ranks for each learner. The last group of (3, 2) has only one rank.
+RANKS = [(2, 1), (3, 1), (2, 2), (3, 3), (3, 2)]
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Folders for the results on fixed data, by number of ranks; each is filled once."""
-    return {n: tmp_path_factory.mktemp(f"{n}_ranks") for n in (1, 2, 3)}
+    """Folders for the results on fixed data, by numbers of ranks; each is filled once."""
+    return {n: tmp_path_factory.mktemp("{}_ranks_by_{}".format(*n)) for n in [(1, 1), *RANKS]}
 
 
 @pytest.fixture
 def trained(folders, run_on_ranks):
-    """Function of the number of ranks; returns the folder with the results of their training."""
+    """Function of the numbers of ranks; returns the folder with the results of their training."""
 
-    def train(n):
-        if not any(folders[n].iterdir()):
-            run_on_ranks(n, Path(fixed_data.__file__), [str(folders[n])], timeout=120)
-        return folders[n]
+    def train(ranks=(1, 1)):
+        num_ranks, per_learner = ranks
+        if not any(folders[ranks].iterdir()):
+            env = {"SPINUP_RANKS_PER_LEARNER": str(per_learner)}
+            args = [str(folders[ranks])]
+            run_on_ranks(num_ranks, Path(fixed_data.__file__), args, timeout=180, env=env)
+        return folders[ranks]
 
     return train
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize(
     "name, size", [(name, size) for name, sizes in fixed_data.SIZES.items() for size in sizes]
 )
 def test_ranks_compute_the_update_of_one(trained, name, size, ranks):
-    one, several = (trained(n) / f"{name}-{size}" for n in (1, ranks))
+    one, several = (trained(n) / f"{name}-{size}" for n in ((1, 1), ranks))
     expected = np.load(f"{one}-0.npz")
-    of_ranks = [np.load(f"{several}-{rank}.npz") for rank in range(ranks)]
+    of_ranks = [np.load(f"{several}-{rank}.npz") for rank in range(ranks[0])]
     for params in of_ranks:
         assert set(params) == set(expected)
     for key in expected:
         assert_allclose(of_ranks[0][key], expected[key], atol=1e-5, rtol=0, err_msg=key)
-        # All ranks take one and the same step.
+        # All ranks take one and the same step, or fetch it from their learner.
         assert all(np.array_equal(params[key], of_ranks[0][key]) for params in of_ranks), key
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("algorithm", ON_POLICY)
 def test_ranks_log_what_one_does(trained, algorithm, ranks):
-    expected, progress = (read_progress(trained(n) / f"{algorithm}-61") for n in (1, ranks))
+    expected, progress = (read_progress(trained(n) / f"{algorithm}-61") for n in ((1, 1), ranks))
     if algorithm == "ppo":
         assert expected["StopIter"].min() < 15  # the average KL of all ranks stops its steps
     for key in expected.keys() - {"Time"}:
         assert_allclose(progress[key], expected[key], atol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_ranks_stop_where_one_does(trained, ranks):
     def stops(n):
         folders = (trained(n) / f"stops-{i}" for i in range(len(fixed_data.TARGET_KLS)))
         return [int(read_progress(folder)["StopIter"][0]) for folder in folders]
 
-    assert len(set(stops(1))) > 4
-    assert stops(ranks) == stops(1)
+    assert len(set(stops((1, 1)))) > 4
+    assert stops(ranks) == stops((1, 1))
 
 
 # --- Two ranks ------------------------------------------------------------------------------------
