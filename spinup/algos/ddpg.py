@@ -48,7 +48,7 @@ from spinup.utils.envs import (
 )
 from spinup.utils.evaluation import run_test_episodes
 from spinup.utils.flat import flatten_each, frozen
-from spinup.utils.groups import learner_share, on_learners, this_group
+from spinup.utils.groups import group_share, on_learners, this_group
 from spinup.utils.logx import EpochLogger
 from spinup.utils.mpi_pytorch import sync_params
 from spinup.utils.mpi_tools import num_procs, proc_id
@@ -163,9 +163,9 @@ def ddpg(
     torch_device = choose_device(device)
     config["device"] = str(torch_device)
 
-    # Ranks that learn share each minibatch. A learner's gradient is weighted by its share.
+    # Ranks share each minibatch. A learner's gradient is weighted by its group's share.
     rank, num_ranks = proc_id(), num_procs()
-    local_batch_size = learner_share(batch_size)
+    local_batch_size = group_share(batch_size)
     weight = local_batch_size / batch_size
     update_after = max(update_after, num_ranks)  # every rank has stored a transition by then
 
@@ -200,7 +200,7 @@ def ddpg(
 
     # Buffer
     spaces = env.observation_space, env.action_space
-    buf = ReplayBuffer(*spaces, learner_share(replay_size), rng, normalizer_of(ac))
+    buf = ReplayBuffer(*spaces, group_share(replay_size), rng, normalizer_of(ac))
 
     # Optimizers
     pi_optimizer = Adam(pi_params, pi_lr, loss=f"LossPi in {env.name}")

@@ -16,7 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -139,7 +139,12 @@ class Captured:
         return None
 
 
-def run(function: Callable[..., Any], *args: Any, tensors: Sequence[Tensor] = ()) -> Any:
+def run(
+    function: Callable[..., Any],
+    *args: Any,
+    tensors: Sequence[Tensor] = (),
+    when: Literal["in place", "before", "after"] = "in place",
+) -> Any:
     """Calls a function, and makes every replay of the update that is being captured call it, too.
 
     It is meant for operations that PyTorch doesn't see, such as drawing a minibatch, averaging over
@@ -151,9 +156,11 @@ def run(function: Callable[..., Any], *args: Any, tensors: Sequence[Tensor] = ()
         tensors: tensors whose addresses are among the arguments. The capture keeps them alive. If
             a later call has another address for a tensor that the update didn't create, the update
             can't be captured.
+        when: ``before`` or ``after`` if a replay may make the call before or after everything else.
+            On a GPU, it then doesn't divide the update into two graphs.
     """
     tape = _tape()
-    return function(*args) if tape is None else tape.run(function, args, tensors)
+    return function(*args) if tape is None else tape.run(function, args, tensors, when)
 
 
 def array(x: Tensor) -> np.ndarray:
@@ -409,7 +416,7 @@ class Tape(TorchDispatchMode):
                 self._made[address] = len(self._made)
         return made
 
-    def run(self, function, args, tensors):
+    def run(self, function, args, tensors, when):
         """Calls a function, and records the call; see the function `run`."""
         if self._inside or self.obstacle is not None:  # _inside: a recorded call makes this one
             return self.aside(function, *args)

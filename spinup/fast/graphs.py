@@ -1,9 +1,10 @@
 """Captures of updates as CUDA graphs.
 
 A CUDA graph repeats a sequence of kernels on the GPU without Python's overhead, on the memory that
-they used when they were captured. What isn't a kernel (drawing a minibatch, Adam's step, keeping
-values for the log) is a call of `spinup.fast.capture.run`. Such calls divide an update into several
-graphs, and a replay makes the calls in between.
+they used when they were captured. Minibatches, Adam's step and values for the log stay on the GPU,
+too (see `spinup.fast.on_device`). Anything else is a call of `spinup.fast.capture.run`. Such calls,
+for example averages over ranks, divide an update into several graphs, and a replay makes the calls
+in between.
 
 An update is first run as written and recorded several times, as on a CPU, with the same guards.
 Only if all recordings are equal is it captured. If that fails, it runs as written, with a warning.
@@ -31,6 +32,11 @@ from spinup.fast.capture import Capture, recorded_by
 def are_on() -> bool:
     """Returns True if updates on a GPU are captured."""
     return fast.is_on() and os.environ.get("SPINUP_CUDA_GRAPHS") == "1"
+
+
+def are_used_on(device: torch.device) -> bool:
+    """Returns True if updates on a device are captured as graphs, so that their data stay there."""
+    return device.type == "cuda" and are_on()
 
 
 class CudaBackend:
@@ -92,6 +98,8 @@ class GraphTape:
     def __init__(self, backend: Any):
         self.backend = backend
         self.parts: list[Callable[[], Any]] = []
+        self.before: list[Callable[[], Any]] = []
+        self.after: list[Callable[[], Any]] = []
         self.kept: list[Any] = []  # keeps the memory of the calls' arguments
 
     def capture(self, update: Callable[[], Any]) -> None:
@@ -105,12 +113,16 @@ class GraphTape:
                 self.backend.abandon()
                 raise
 
-    def run(self, function: Callable, args: tuple, tensors: tuple) -> None:
-        """Divides the update at a call; see `spinup.fast.capture.run`."""
-        self.parts.append(self.backend.end())
-        self.parts.append(functools.partial(function, *args))
+    def run(self, function: Callable, args: tuple, tensors: tuple, when: str) -> None:
+        """Divides the update at a call, if need be; see `spinup.fast.capture.run`."""
+        call = functools.partial(function, *args)
         self.kept.append((args, tensors))
-        self.backend.begin()
+        if when == "in place":
+            self.parts.append(self.backend.end())
+            self.parts.append(call)
+            self.backend.begin()
+        else:
+            (self.before if when == "before" else self.after).append(call)
 
     def array(self, x: Tensor) -> Any:
         """Returns the memory of a tensor on the CPU, which only calls of `run` change."""
@@ -164,6 +176,6 @@ class GraphCapture(Capture):
                 return self.update()
             self.graphs = tape
         with torch.no_grad():
-            for part in self.graphs.parts:
+            for part in [*self.graphs.before, *self.graphs.parts, *self.graphs.after]:
                 part()
         return None

@@ -304,7 +304,7 @@ MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_every
 MAY_CHANGE |= {"on_epoch"}
 
 # How to resume with the same value, where it isn't an argument.
-_REMEDIES = {"num_learners": "use as many GPUs and ranks as it did, or the CPU if it did"}
+_REMEDIES = {"learners": "let the same ranks share GPUs, or use the CPU if it did"}
 
 
 def read_config(folder: StrPath) -> dict[str, Any]:
@@ -502,9 +502,11 @@ class RunFolder:
             error: the exception that ended the run, if any.
         """
         # A rank that fails writes the status itself, because rank 0 waits for it and is killed. An
-        # interruption reaches all ranks, and rank 0 writes.
+        # interruption reaches all ranks, and rank 0 writes. A learner's error, which its actors
+        # raise, too, is recorded by the learner.
         interrupted = isinstance(error, Interrupted)
-        if self.has_begun and (proc_id() == 0 or not (error is None or interrupted)):
+        is_recorded = error is None or interrupted or getattr(error, "is_recorded", False)
+        if self.has_begun and (proc_id() == 0 or not is_recorded):
             ended = State.INTERRUPTED if interrupted else State.FAILED
             # The exception in progress matters more than a full disk
             with contextlib.suppress(OSError) if error else contextlib.nullcontext():

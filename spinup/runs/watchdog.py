@@ -22,6 +22,9 @@ class Watchdog:
 
     Args:
         seconds: seconds without progress after which it ends the process; 0 for never.
+
+    Attributes:
+        on_beat: function that is called regularly while the process makes progress.
     """
 
     def __init__(self, seconds: float):
@@ -29,6 +32,7 @@ class Watchdog:
         self._name = ""  # of the process; empty while it isn't guarded
         self._is_rank = False
         self._armed_at = 0.0  # time of the last `still_alive`; 0 while it doesn't watch
+        self.on_beat: Callable[[], None] | None = None
         self._doing: Callable[[], str] | None = None
         self._thread: threading.Thread | None = None
 
@@ -66,6 +70,8 @@ class Watchdog:
         now = time.monotonic()
         if now - self._armed_at > min(1.0, self.seconds / 10):  # arming takes some microseconds
             self._armed_at = now
+            if self.on_beat is not None:
+                self.on_beat()
             if self._is_rank:
                 faulthandler.dump_traceback_later(self.seconds, exit=True)
             if self._thread is None or not self._thread.is_alive():

@@ -83,7 +83,7 @@ class _OfLearner(ActingPolicy):
 
     def __init__(self, policy, tensors, group):
         def refresh():
-            group.sync(tensors().values())
+            group.fetch(tensors().values())
             policy.refresh()
 
         super().__init__(policy, refresh)
@@ -119,8 +119,12 @@ class _NumpyPolicy(ActingPolicy):
             if self._normalizer is not None:
                 net = _normalized(net, arrays["shift"], arrays["scale"])
             self._act = make(net, arrays, self._rng)
-        for tensor, array in self._copied:
-            array[...] = tensor.detach().cpu().numpy()
+        if self._copied:
+            tensors, arrays = zip(*self._copied, strict=True)
+            copies = torch.cat([x.detach().reshape(-1) for x in tensors]).cpu()  # one wait
+            parts = copies.split([x.numel() for x in tensors])
+            for array, part in zip(arrays, parts, strict=True):
+                array[...] = part.numpy().reshape(array.shape)
 
 
 def _mlp(pi, arrays):

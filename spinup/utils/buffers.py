@@ -12,10 +12,11 @@ import torch
 from gymnasium.spaces import Space
 from torch import Tensor
 
-from spinup.fast import capture
+from spinup.fast import capture, graphs
+from spinup.fast.on_device import DeviceRows
 from spinup.utils.envs import space_dim
 from spinup.utils.groups import this_group
-from spinup.utils.mpi_tools import num_procs, proc_id
+from spinup.utils.mpi_tools import mpi_op, mpi_sum, num_procs, proc_id, sum_on_host
 from spinup.utils.normalization import ObsNormalizer
 
 
@@ -51,13 +52,14 @@ class ReplayBuffer:
         self.rows = np.empty((size, 2 * obs_dim + act_dim + 2), dtype=np.float32)
         # First column of each field, except `obs`
         self.columns = np.cumsum([obs_dim, obs_dim, act_dim, 1]).tolist()
-        self.size, self.max_size, self.ptr = 0, size, 0
+        self.size, self.max_size, self.ptr, self.num_stored = 0, size, 0, 0
         self.rng, self.normalizer = rng, normalizer
         self._new: list[np.ndarray] = []  # observations since the last `gather`
         self.group = this_group()
         # In a group: this rank's rows since the last `gather`, and the number of rows before
         self._pending: list[np.ndarray] = []
         self._num_gathered = 0
+        self._on_device: DeviceRows | None = None
         self._is_for: tuple = ()  # the size of the minibatch, and the device of its copy
 
     def store(
@@ -74,6 +76,7 @@ class ReplayBuffer:
             return
         self.ptr = (self.ptr + 1) % self.max_size
         self.size = min(self.size + 1, self.max_size)
+        self.num_stored += 1
         if self.normalizer is not None:
             self._new.append(row[:next_obs_at].copy())
 
@@ -85,7 +88,7 @@ class ReplayBuffer:
         if self.group.size > 1:
             self._append(self._gather_rows())
         if self.normalizer is not None and self.group.learns:
-            with self.group.among_learners():
+            with self.group.only_learners():
                 self.normalizer.update(np.array(self._new))
             self._new = []
 
@@ -108,6 +111,7 @@ class ReplayBuffer:
         if len(places):
             self.rows[places % self.max_size] = rows[-self.max_size :]
             self.ptr = int(places[-1] + 1) % self.max_size
+            self.num_stored += len(rows)
 
     def sample_batch(
         self, batch_size: int, device: torch.device | str = "cpu"
@@ -120,13 +124,14 @@ class ReplayBuffer:
             minibatch of the same size overwrites them: clone tensors to keep them.
         """
         if (batch_size, device) != self._is_for:
-            self._is_for = batch_size, device
-            self._minibatch = torch.empty(batch_size, self.rows.shape[1])
-            self._copy = self._minibatch.to(device)  # itself on a CPU
-            self._parts = self._split(self._copy)
-        capture.run(self._draw, capture.array(self._minibatch))
-        if self._copy is not self._minibatch:
-            capture.run(self._copy.copy_, self._minibatch)  # waits for the last minibatch's use
+            self._prepare(batch_size, device)
+        if self._on_device is not None:
+            capture.run(self._update_device, when="before")
+            self._on_device.draw(self._copy)
+        else:
+            capture.run(self._draw, capture.array(self._minibatch))
+            if self._copy is not self._minibatch:
+                capture.run(self._copy.copy_, self._minibatch)  # waits for the last one's use
         batch = dict(self._parts)
         if self.normalizer is not None:
             batch["obs"] = self.normalizer(batch["obs"])
@@ -144,10 +149,29 @@ class ReplayBuffer:
         """Restores what `state_dict` returned."""
         self.size, self.ptr = state["size"], state["ptr"]
         self.rows[: self.size] = state["rows"]
+        self.num_stored = self.size
+        if self._on_device is not None:
+            self._on_device.num_copied = 0
         self._new = list(state.get("new", []))
         self._pending = list(state.get("pending", []))
         self._num_gathered = state.get("num_gathered", 0)
 
+    @capture.capturable
+    def _prepare(self, batch_size, device):
+        """Allocates minibatches."""
+        self.group.check_learns()
+        self._is_for = batch_size, device
+        self._minibatch = torch.empty(batch_size, self.rows.shape[1])
+        self._copy = self._minibatch.to(device)  # itself on a CPU
+        self._parts = self._split(self._copy)
+        if self._on_device is None and graphs.are_used_on(self._copy.device):
+            self._on_device = DeviceRows.make(self.rows, self._copy.device)
+
+    @capture.capturable
+    def _update_device(self):
+        self._on_device.update(self.num_stored, self.ptr)
+
+    @capture.capturable
     def _draw(self, out):
         idx = self.rng.integers(self.size, size=len(out))
         # The indices are valid; with the default mode="raise", NumPy would buffer `out`
@@ -160,14 +184,16 @@ class ReplayBuffer:
 
 
 def _check_memory(size, needed):
-    """Raises ValueError if the buffers of this host's ranks need more memory than is free."""
-    here, free = this_group().num_learners_here, free_memory()
-    if needed * here > free:
-        ranks = f" for the {here} ranks of this host" if here > 1 else ""
-        raise ValueError(
-            f"replay_size={size * num_procs()} takes {needed * here:,} bytes{ranks}, but only "
-            f"{free:,.0f} are free here: lower replay_size (--replay_size)"
-        )
+    """Raises ValueError on all ranks if a host's buffers need more memory than is free there."""
+    here, free, ranks = sum_on_host(needed), free_memory(), sum_on_host(1)
+    total = mpi_sum(size)
+    if not mpi_op(here > free, "MAX"):
+        return
+    where = f" for the {ranks} ranks of this host" if ranks > 1 else ""
+    takes = f"takes {here:,} bytes{where}, but only {free:,.0f} are free here"
+    if here <= free:
+        takes = "doesn't fit into the free memory of another host"
+    raise ValueError(f"replay_size={total:.0f} {takes}: lower replay_size (--replay_size)")
 
 
 def free_memory(meminfo: str = "/proc/meminfo", cgroup: str = "/sys/fs/cgroup") -> float:

@@ -11,6 +11,7 @@ any device. It is meant for tests.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import math
@@ -23,14 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spinup.runs.watchdog import still_alive
+from spinup.runs.watchdog import still_alive, watchdog
 from spinup.utils.mpi_tools import (
     Host,
-    among,
     mpi_op,
     mpi_sum,
-    num_local_procs,
     num_procs,
+    only_ranks,
+    proc_id,
     rank_share,
     split,
 )
@@ -44,8 +45,9 @@ class Group:
     Args:
         ranks: communicator of the group's ranks, the learner first; None if there is only this one.
         learners: communicator of all learners; None on an actor, or if all ranks learn.
-        num_learners, num_learners_here: number of learners in all, and on this host; None if all
-            ranks learn.
+        learner_of: for each rank, the number of its learner; None if all ranks learn.
+        host: the ranks of this host.
+        beats: memory that the group shares, in which the learner counts; None if it can't be had.
 
     Attributes:
         size: number of ranks in the group.
@@ -57,29 +59,33 @@ class Group:
         self,
         ranks: Any = None,
         learners: Any = None,
-        num_learners: int | None = None,
-        num_learners_here: int | None = None,
+        learner_of: list[int] | None = None,
+        host: Host | None = None,
+        beats: np.ndarray | None = None,
     ):
-        self._ranks, self._learners = ranks, learners
-        self._num_learners, self._num_learners_here = num_learners, num_learners_here
+        self._ranks, self._learners, self._learner_of = ranks, learners, learner_of
+        self._host, self._beats = host, beats
         self.size, self.learns = 1, True
         if ranks is not None:
             self.size, self.learns = ranks.Get_size(), ranks.Get_rank() == 0
-        self.has_actors = num_learners is not None
+        self.has_actors = learner_of is not None
 
     @property
-    def num_learners(self) -> int:
-        """Number of learners."""
-        return num_procs() if self._num_learners is None else self._num_learners
+    def learner_of(self) -> list[int]:
+        """For each rank, the number of its learner."""
+        return list(range(num_procs())) if self._learner_of is None else self._learner_of
 
-    @property
-    def num_learners_here(self) -> int:
-        """Number of learners on this host. All ranks must ask for it together."""
-        return num_local_procs() if self._num_learners_here is None else self._num_learners_here
+    def only_learners(self) -> contextlib.AbstractContextManager:
+        """Makes learners the only ranks in a block. Only learners may enter it."""
+        return only_ranks(self._learners) if self.has_actors else contextlib.nullcontext()
 
-    def among_learners(self) -> contextlib.AbstractContextManager:
-        """Returns a block in which only learners are ranks. Only learners may enter it."""
-        return among(self._learners) if self.has_actors else contextlib.nullcontext()
+    def check_learns(self) -> None:
+        """Raises RuntimeError on an actor, which has no data to learn from."""
+        if not self.learns:
+            raise RuntimeError(
+                "this rank shares a GPU with others and has no data to learn from: wrap the update "
+                "in on_learners, as spinup's algorithms do"
+            )
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Gathers the rows of all ranks of this group on its learner, in the order of ranks.
@@ -101,39 +107,49 @@ class Group:
         self._wait(self._ranks.Igatherv(_bytes(rows), into))
         return gathered
 
-    def sync(self, tensors: Iterable[Tensor]) -> None:
+    def fetch(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites tensors on this group's actors with those of its learner.
 
         Raises:
-            FloatingPointError, RuntimeError: the learner reported an error.
+            Exception: the learner has reported this error.
         """
         if self.size == 1:
             return
         tensors = [x.detach() for x in tensors]
         if self.learns:
-            self._send(0, torch.cat([_flat(x) for x in tensors]).cpu().numpy())
+            try:
+                memory = torch.cat([_flat(x) for x in tensors]).cpu().numpy()
+            except Exception as error:  # of an earlier operation on the GPU
+                self.report(error)
+                raise
+            self._send(0, memory)
             return
         length = np.zeros(1, np.int64)
         self._wait(self._ranks.Ibcast(length))
         memory = np.empty(int(length[0]) or sum(map(_num_bytes, tensors)), np.uint8)
         self._wait(self._ranks.Ibcast(memory))
         if length[0] > 0:
-            name, _, message = memory.tobytes().decode().partition(" ")
-            if name == FloatingPointError.__name__:
-                raise FloatingPointError(message)
-            raise RuntimeError(f"The learner of this rank failed: {name}: {message}")
+            time.sleep(1)  # the learner records the error, before this rank ends all
+            raise _error(*memory.tobytes().decode().split(" ", maxsplit=1))
         parts = torch.from_numpy(memory).split([_num_bytes(x) for x in tensors])
         for x, part in zip(tensors, parts, strict=True):
             x.copy_(part.clone().view(x.dtype).view(x.shape))
 
     def report(self, error: Exception) -> None:
-        """Makes the call of `sync` for which this group's actors wait raise an error."""
+        """Makes the call of `fetch` for which this group's actors wait raise an error."""
         if self.size > 1:
             message = np.frombuffer(f"{type(error).__name__} {error}".encode(), np.uint8)
             self._send(len(message), message)
 
+    def beat(self) -> None:
+        """Notes that this rank makes progress, for actors that wait for it."""
+        if self.learns and self._beats is not None:
+            self._beats += 1
+
     def free(self) -> None:
-        """Frees the communicators. All ranks must call it together."""
+        """Frees the communicators and the memory. All ranks must call it together."""
+        if self._host is not None:
+            self._host.free()
         for ranks in filter(None, (self._ranks, self._learners)):
             ranks.Free()
 
@@ -143,13 +159,19 @@ class Group:
         self._wait(self._ranks.Ibcast(memory))
 
     def _wait(self, request):
-        """Waits for a message, leaving the core to other ranks after a while."""
+        """Waits for a message, leaving the core to other ranks after a while.
+
+        On an actor, the watchdog counts the learner's progress as its own.
+        """
         still_alive()
-        spins = 0
+        spins, beats = 0, -1
         while not request.Test():
             spins += 1
             if spins > _SPINS:
                 time.sleep(50e-6)
+            if not self.learns and self._beats is not None and self._beats[0] != beats:
+                beats = self._beats[0]
+                still_alive()
 
 
 def _bytes(array):
@@ -165,6 +187,17 @@ def _num_bytes(x):
     return x.numel() * x.element_size()
 
 
+def _error(name, message):
+    """Returns an error of a learner, as its actors raise it."""
+    kind = getattr(builtins, name, None)
+    error: Exception = RuntimeError(f"The learner of this rank failed: {name}: {message}")
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        with contextlib.suppress(TypeError):  # it takes other arguments
+            error = kind(message)
+    error.is_recorded = True
+    return error
+
+
 def _form(gpu):
     per_learner = int(os.environ.get("SPINUP_RANKS_PER_LEARNER") or 1)
     if num_procs() == 1 or not mpi_op(gpu != "" or per_learner > 1, "MAX"):
@@ -173,11 +206,18 @@ def _form(gpu):
     if per_learner > 1:
         gpu = str(host.rank // per_learner)
     ranks = host.split(f"GPU {gpu}" if gpu else f"rank {host.rank}")
-    learns = ranks.Get_rank() == 0
-    learners = split(0 if learns else None)
-    group = Group(ranks, learners, int(mpi_sum(learns)), host.sum(learns))
-    host.free()
-    if mpi_op(group.size, "MAX") == 1:
+    learner = np.array([proc_id(), host.rank])
+    ranks.Bcast(learner)
+    number, place = learner.tolist()
+    learner_of = np.zeros(num_procs())
+    learner_of[proc_id()] = number
+    learner_of = mpi_sum(learner_of).astype(int).tolist()
+    learners = split(0 if number == proc_id() else None)
+    beats = host.share(host.size, np.int64)
+    if beats is not None:
+        beats = beats[place : place + 1]
+    group = Group(ranks, learners, learner_of, host, beats)
+    if learner_of == list(range(num_procs())):
         group.free()
         return Group()
     return group
@@ -200,21 +240,12 @@ def ranks_grouped(gpu: str) -> Iterator[None]:
     """
     global _group
     before, group = _group, _form(gpu)
-    _group = group
+    _group, watchdog.on_beat = group, group.beat
     try:
         yield
         group.free()  # after an error, other ranks may not come here
     finally:
-        _group = before
-
-
-def learner_share(total: int) -> int:
-    """Returns this learner's share of `total` items, which learners share evenly; 0 on an actor."""
-    group = this_group()
-    if not group.learns:
-        return 0
-    with group.among_learners():
-        return rank_share(total)
+        _group, watchdog.on_beat = before, before.beat
 
 
 def group_share(total: int) -> int:
@@ -227,7 +258,7 @@ def on_learners(update: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that runs an update on learners only, and does nothing on actors.
 
     In the update, only learners are ranks: reductions are over learners. If it raises an error,
-    this group's actors raise it in `Group.sync`, with which they wait for the new policy.
+    this group's actors raise it in `Group.fetch`, with which they wait for the new policy.
     """
     group = this_group()
     if not group.has_actors:
@@ -238,7 +269,7 @@ def on_learners(update: Callable[..., Any]) -> Callable[..., Any]:
         if not group.learns:
             return None
         try:
-            with group.among_learners():
+            with group.only_learners():
                 return update(*args, **kwargs)
         except Exception as error:
             group.report(error)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from spinup.fast import capture
+from spinup.fast import capture, graphs
+from spinup.fast.on_device import DeviceLog
 from spinup.runs.files import as_os_error, may_pass
 from spinup.runs.folder import BEST, POLICY, PROGRESS, RunFolder, State, remedy
 from spinup.runs.underway import current_run
@@ -120,7 +121,7 @@ class Logger:
             ValueError: the run to be resumed was started with another value.
         """
         name = {} if self.exp_name is None else {"exp_name": self.exp_name}
-        ranks = dict(num_cpu=num_procs(), num_learners=this_group().num_learners)
+        ranks = dict(num_cpu=num_procs(), learners=this_group().learner_of)
         self.folder.add_config({**config, **ranks, "versions": versions(), **name})
 
     def begin(self) -> None:
@@ -344,13 +345,38 @@ class EpochLogger(Logger):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.epoch_dict: dict[str, _Samples] = defaultdict(_Samples)
+        self._on_device: dict[tuple, DeviceLog] = {}  # by the names and sizes of the values
         self._highest: float | None = None
 
     @capture.capturable
     def store(self, **kwargs: Any) -> None:
         """Keeps values: scalars, arrays or tensors of any shape."""
+        on_device = {
+            k: v.detach()
+            for k, v in kwargs.items()
+            if isinstance(v, torch.Tensor) and graphs.are_used_on(v.device)
+        }
+        if on_device:
+            kind = tuple((k, v.numel()) for k, v in on_device.items())
+            if kind not in self._on_device:
+                self._on_device[kind] = DeviceLog(on_device, self._keep)
+            self._on_device[kind].add(on_device)
         for key, val in kwargs.items():
-            self.epoch_dict[key].add(val)
+            if key not in on_device:
+                self.epoch_dict[key].add(val)
+
+    def _keep(self, key, array):
+        self.epoch_dict[key].add(array)
+
+    def _samples(self, key):
+        """Returns the values stored under a name."""
+        self._drain()
+        return self.epoch_dict[key]
+
+    def _drain(self):
+        """Moves values from the GPU."""
+        for log in self._on_device.values():
+            log.drain()
 
     def log_tabular(
         self,
@@ -373,9 +399,7 @@ class EpochLogger(Logger):
         if val is not None:
             super().log_tabular(key, val)
             return
-        mean, std, *extremes = mpi_statistics_scalar(
-            self.epoch_dict[key].values(), with_min_and_max
-        )
+        mean, std, *extremes = mpi_statistics_scalar(self._samples(key).values(), with_min_and_max)
         super().log_tabular(key if average_only else "Average" + key, mean)
         if not average_only:
             super().log_tabular("Std" + key, std)
@@ -386,6 +410,7 @@ class EpochLogger(Logger):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the log so far, and the values stored since the last row."""
+        self._drain()
         samples = {key: np.array(kept.values()) for key, kept in self.epoch_dict.items()}
         return {**super().state_dict(), "samples": samples, "highest": self._highest}
 
@@ -399,7 +424,7 @@ class EpochLogger(Logger):
 
     def get_stats(self, key: str) -> tuple[float, ...]:
         """Returns the mean and standard deviation over all ranks of the stored values."""
-        return mpi_statistics_scalar(self.epoch_dict[key].values())
+        return mpi_statistics_scalar(self._samples(key).values())
 
     def save_best(self, key: str) -> None:
         """Saves the policy as the best if the mean of the stored values is the highest so far.
@@ -421,7 +446,7 @@ class EpochLogger(Logger):
         Raises:
             FloatingPointError: a value is NaN or infinite on any rank.
         """
-        bad = [int((~np.isfinite(self.epoch_dict[key].values())).sum()) for key in keys]
+        bad = [int((~np.isfinite(self._samples(key).values())).sum()) for key in keys]
         for key, count in zip(keys, mpi_sum(np.array(bad)), strict=True):
             if count:
                 raise FloatingPointError(

@@ -33,7 +33,7 @@ ASKED = "SPINUP_NUM_CPU"
 # --- Ranks ----------------------------------------------------------------------------------------
 
 _everyone = object()
-_among: Any = _everyone  # the communicator of `among`
+_active: Any = _everyone  # the communicator of `only_ranks`
 
 
 @functools.cache
@@ -70,22 +70,22 @@ def _world():
 
 def _ranks():
     """Returns the communicator of the ranks that compute together, or None if there is only one."""
-    return _world() if _among is _everyone else _among
+    return _world() if _active is _everyone else _active
 
 
 @contextlib.contextmanager
-def among(ranks: Any) -> Iterator[None]:
+def only_ranks(ranks: Any) -> Iterator[None]:
     """Restricts the ranks, and the reductions over them, to some ranks in a block.
 
     Args:
         ranks: an ``mpi4py.MPI.Comm`` that contains this rank.
     """
-    global _among
-    before, _among = _among, ranks if ranks.Get_size() > 1 else None
+    global _active
+    before, _active = _active, ranks if ranks.Get_size() > 1 else None
     try:
         yield
     finally:
-        _among = before
+        _active = before
 
 
 def _check_srun():
@@ -129,14 +129,13 @@ def num_procs() -> int:
     return 1 if ranks is None else ranks.Get_size()
 
 
-@functools.cache
-def num_local_procs() -> int:
-    """Returns the number of ranks on this host. All ranks must call it together."""
+def sum_on_host(x: float) -> float:
+    """Returns the sum of `x` over the ranks of this host. All ranks must call it together."""
     if _world() is None:
-        return 1
+        return x
     host = Host()
     try:
-        return host.size
+        return host.sum(x)
     finally:
         host.free()
 
@@ -227,7 +226,7 @@ class Host:
         """Returns a communicator of this host's ranks with the same key; these call it together."""
         return self._ranks.Split(zlib.crc32(key.encode()) // 2)  # a color is not negative
 
-    def sum(self, x: int) -> int:
+    def sum(self, x: float) -> float:
         """Returns the sum of `x` over this host's ranks, which call it together."""
         return self._ranks.allreduce(x)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from spinup.fast import capture
+from spinup.fast.graphs import are_used_on
 from spinup.fast.kernels import adam_step, can_run_on, is_finite
 from spinup.fast.shared import share, shared_vector
 from spinup.runs.watchdog import still_alive
@@ -41,6 +42,10 @@ class Adam:
         self._is_compiled = params.grad is not None and can_run_on(params, params.grad)
         self._torch: torch.optim.Adam | None = None
         self._is_for: tuple = ()  # address and part of the parameters that it steps
+        # In a CUDA graph, numbers that change are tensors
+        self._is_for_graph = are_used_on(params.device)
+        self._lr, self._count = (torch.tensor(x, device=params.device) for x in (lr, 0.0))
+        self._in_graph = lr, 0  # values of these tensors
 
     @torch.no_grad()
     def step(self, weight: float | None = None) -> None:
@@ -59,7 +64,12 @@ class Adam:
         if weight is not None and shared_vector(self.params) is None:
             mpi_avg_grads(self.params, weight)
         check_views(self.params)  # guards do so at a replay
-        capture.run(self._step, weight)
+        if not self._is_for_graph:
+            capture.run(self._step, weight)
+            return
+        capture.run(self._before_graph, when="before")
+        self._step_in_graph()
+        capture.run(self._after_graph, when="after")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns both moments, the number of steps taken, and the learning rate."""
@@ -79,6 +89,7 @@ class Adam:
         shared = shared_vector(self.params)
         return slice(None) if shared is None else shared.part
 
+    @capture.capturable
     def _step(self, weight):
         still_alive()
         step, grad, shared = self.steps + 1, self.params.grad, shared_vector(self.params)
@@ -102,6 +113,37 @@ class Adam:
         self.steps = step
         # Neither function increments the counter by which backward passes detect changes
         torch.autograd.graph.increment_version(self.params)
+
+    @capture.capturable
+    def _before_graph(self):
+        still_alive()
+        if self._in_graph != (self.lr, self.steps):
+            self._lr.fill_(self.lr)
+            self._count.fill_(self.steps)
+
+    def _step_in_graph(self):
+        """Steps as ``torch.optim.Adam(capturable=True)``, whose hooks can't be recorded."""
+        vectors = self.params, self.params.grad, self.exp_avg, self.exp_avg_sq
+        b1, b2 = self.betas
+        self._count.add_(1)
+        torch._fused_adam_(
+            *([x] for x in vectors),
+            max_exp_avg_sqs=[],
+            state_steps=[self._count],
+            lr=self._lr,
+            beta1=b1,
+            beta2=b2,
+            weight_decay=0.0,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    @capture.capturable
+    def _after_graph(self):
+        self.steps += 1
+        self._in_graph = self.lr, self.steps
+        torch.autograd.graph.increment_version(self.params)  # as in `_step`
 
     def _step_by_torch(self, part):
         is_whole = part == slice(None)

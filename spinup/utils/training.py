@@ -36,8 +36,10 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(algorithm)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        call = inspect.signature(algorithm).bind(*args, **kwargs)
+        signature = inspect.signature(algorithm)
+        call = signature.bind(*args, **kwargs)
         call.arguments.update(check_hyperparameters(algorithm, call.arguments))
+        device = call.arguments.get("device", _default(signature, "device"))
         with run_under_way() as under_way:
             try:
                 with (
@@ -45,7 +47,7 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
                     one_thread_per_rank(),
                     current_device_kept(),
                     same_kernels(),
-                    ranks_grouped(gpu_name(call.arguments.get("device", "cpu"))),
+                    ranks_grouped(gpu_name(device)),
                     ranks_share_memory(not this_group().has_actors),
                     gradients_in_place(),
                 ):
@@ -64,6 +66,11 @@ def training_run(algorithm: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def _default(signature, name):
+    """Returns the default of a parameter, or "cpu" if there is no such parameter."""
+    return signature.parameters[name].default if name in signature.parameters else "cpu"
+
+
 def asks_to_stop(
     on_epoch: Callable[[dict[str, Any], nn.Module], Any] | None, row: dict[str, Any], ac: nn.Module
 ) -> bool:
@@ -80,7 +87,7 @@ def asks_to_stop(
     Returns:
         True on all ranks if the function returned a true value on any rank.
     """
-    this_group().sync(ac.state_dict().values())
+    this_group().fetch(ac.state_dict().values())
     if on_epoch is None:
         return False
     with generators_kept():

@@ -139,6 +139,7 @@ class TrajectoryBuffer:
             ``obs``, ``act``, ``ret``, ``val`` and ``adv`` (normalised over all ranks to mean 0 and
             standard deviation 1), each of length ``size``.
         """
+        self.group.check_learns()
         if self._gathered is None:
             self.gather()
         assert self._gathered is not None

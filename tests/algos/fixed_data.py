@@ -91,20 +91,21 @@ def minibatch(size: int, number: int) -> dict[str, torch.Tensor]:
 
 
 class Noise:
-    """Replaces ``torch.randn_like``: draws the noise of all ranks, returns this rank's rows."""
+    """Replaces ``torch.randn_like``: draws the noise of all ranks, returns this learner's rows."""
 
     def __init__(self, size: int):
         self.size, self.rng = size, np.random.default_rng(1)
+        self.part = my_part(size)
 
     def __call__(self, like: torch.Tensor) -> torch.Tensor:
-        if len(like) != len(my_part(self.size)):  # no minibatch: the check of the networks
+        if len(like) != len(self.part):  # no minibatch: the check of the networks
             return torch.zeros_like(like)
         noise = torch.empty_like(like)
         capture.run(self._fill, capture.array(noise))
         return noise
 
     def _fill(self, noise):
-        noise[:] = self.rng.normal(size=(self.size, noise.shape[1]))[my_part(self.size)]
+        noise[:] = self.rng.normal(size=(self.size, noise.shape[1]))[self.part]
 
 
 def train_on_fixed_data(name: str, size: int, folder: Path, **kwargs) -> torch.nn.Module:
@@ -117,8 +118,9 @@ def train_on_fixed_data(name: str, size: int, folder: Path, **kwargs) -> torch.n
             fixed = _fixed_trajectories(trajectories(size, bool(discrete)))
             patch.setattr(f"spinup.algos.{algorithm}.TrajectoryBuffer", fixed)
             return train(algorithm, env_fn, folder, steps_per_epoch=size, **kwargs)
-        patch.setattr(f"spinup.algos.{algorithm}.ReplayBuffer", _fixed_replay(size))
-        patch.setattr("torch.randn_like", Noise(size))
+        noise = Noise(size)
+        patch.setattr(f"spinup.algos.{algorithm}.ReplayBuffer", _fixed_replay(size, noise))
+        patch.setattr("torch.randn_like", noise)
         return train(algorithm, env_fn, folder, batch_size=size, **OFF_POLICY_KWARGS, **kwargs)
 
 
@@ -139,12 +141,16 @@ def _fixed_trajectories(data):
     return FixedTrajectories
 
 
-def _fixed_replay(size):
+def _fixed_replay(size, noise):
     class FixedReplay(ReplayBuffer):
         draws = 0
 
+        def __init__(self, *args):
+            super().__init__(*args)
+            noise.part = self.part = self.group.gather(my_part(size))
+
         def _draw(self, out):
-            part = my_part(size)
+            part = self.part
             assert len(part) == len(out)
             batch = minibatch(size, self.draws)
             columns = (batch[k].reshape(size, -1) for k in ReplayBuffer.order)

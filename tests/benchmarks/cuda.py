@@ -114,20 +114,22 @@ def equality(bench):
     """100 updates of each algorithm: captured against as written, and the device against the CPU.
 
     Rows: the largest difference of a parameter, relative to the largest change of any parameter.
+    The first two ways draw minibatches and noise on the GPU, the other two on the CPU.
     """
     rows = {}
     for algo in ALGORITHMS:
         folder = tempfile.mkdtemp()
         ways = {
             "captured": (bench.device, {"SPINUP_CUDA_GRAPHS": "1"}),
-            "written": (bench.device, {"SPINUP_FAST": "0"}),
+            "written": (bench.device, {"SPINUP_CUDA_GRAPHS": "1"}),
+            "device": (bench.device, {"SPINUP_FAST": "0"}),
             "cpu": ("cpu", {"SPINUP_FAST": "0"}),
         }
         for way, (device, env) in ways.items():
-            bench.part("train", algo, device, f"{folder}/{way}.npz", seconds=40, env=env)
+            bench.part("train", algo, device, way, f"{folder}/{way}.npz", seconds=40, env=env)
         rows[algo] = {
-            f"captured - {other}": _difference(folder, "captured", other)
-            for other in ("written", "cpu")
+            f"{one} - {other}": _difference(folder, one, other)
+            for one, other in (("captured", "written"), ("device", "cpu"))
         }
         bad = [k for k, x in rows[algo].items() if not x < TOLERANCE]
         rows[algo]["within tolerance"] = not bad
@@ -244,12 +246,21 @@ STAGES = {
 # --- Parts that run in separate processes ---------------------------------------------------------
 
 
-def train(algo, device, path):
+def train(algo, device, way, path):
     """Trains until 100 updates have been made, and saves the parameters before and after."""
     import numpy as np
+    import torch
 
     import spinup
+    from spinup.fast.capture import Captured
     from spinup.utils import contract
+
+    module = importlib.import_module(f"spinup.algos.{algo}")
+    if way == "written":
+        module.capture = lambda update, device: Captured(update, False)
+    elif way in ("device", "cpu"):
+        noise = torch.Generator().manual_seed(0)
+        torch.randn_like = lambda x: torch.randn(x.shape, generator=noise).to(x.device)
 
     steps = 400
     kwargs = dict(steps_per_epoch=steps, epochs=1, seed=3, device=device)
@@ -266,7 +277,7 @@ def train(algo, device, path):
         before.update({f"start.{k}": v.cpu().numpy().copy() for k, v in ac.state_dict().items()})
         return ac
 
-    importlib.import_module(f"spinup.algos.{algo}").check_actor_critic = checked
+    module.check_actor_critic = checked
     with tempfile.TemporaryDirectory() as folder:
         ac = getattr(spinup, algo)("Pendulum-v1", logger_kwargs=dict(output_dir=folder), **kwargs)
     np.savez(path, **before, **{k: v.cpu().numpy() for k, v in ac.state_dict().items()})

@@ -229,15 +229,30 @@ def test_an_operation_on_another_device_is_an_obstacle():
     assert "uses a tensor on the cpu" in tape.obstacle
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_algorithm_trains_to_the_same_bits(algorithm, tmp_path, monkeypatch):
-    """As written, and with all updates captured as graphs."""
+@pytest.fixture(params=["in between", "on the device"])
+def data(request, monkeypatch):
+    """Where minibatches, Adam's steps and the log are: between graphs, or on the "GPU"."""
     monkeypatch.setattr("spinup.fast.kernels._kernels", None)
-    made = []
+    if request.param == "on the device":
+        monkeypatch.setattr(graphs, "are_used_on", lambda device: True)
+        monkeypatch.setattr("spinup.utils.optim.are_used_on", lambda device: True)
+        monkeypatch.setattr("spinup.fast.kernels._tanh_", torch.Tensor.tanh_)
+    return request.param
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_trains_to_the_same_bits(algorithm, data, tmp_path, monkeypatch):
+    """As written, and with all updates captured as graphs."""
+    made, parts = [], set()
+    replay = GraphCapture.replay
 
     def by_graphs(update, device):
         made.append(graphed(update))
         return made[-1]
+
+    def replay_and_count(self, owner):
+        replay(self, owner)
+        parts.add(len(self.graphs.parts))
 
     with monkeypatch.context() as patch:
         patch.setattr(f"spinup.algos.{algorithm}.capture", lambda f, device: Captured(f, False))
@@ -245,9 +260,12 @@ def test_every_algorithm_trains_to_the_same_bits(algorithm, tmp_path, monkeypatc
     with monkeypatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error")
         patch.setattr(f"spinup.algos.{algorithm}.capture", by_graphs)
+        patch.setattr(GraphCapture, "replay", replay_and_count)
         train(algorithm, tmp_path / "graphs")
     assert differences(final_state(tmp_path / "written"), final_state(tmp_path / "graphs")) == []
     assert sum(update.num_replays for update in made) > 20
+    if data == "on the device":
+        assert parts == {1}  # each update is one graph
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, False), ("1", True), ("0", False)])
@@ -281,9 +299,12 @@ def test_a_minibatch_on_another_device_stays_in_place():
 @pytest.mark.cuda
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_cuda_graphs_compute_what_is_written(algorithm, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPINUP_CUDA_GRAPHS", "1")
     finals = []
-    for way in ("0", "1"):
-        monkeypatch.setenv("SPINUP_CUDA_GRAPHS", way)
-        ac = train(algorithm, tmp_path / way, device="cuda")
+    for name in ("graphs", "written"):
+        if name == "written":  # on the same minibatches, which are drawn on the GPU
+            written = lambda update, device: Captured(update, False)  # noqa: E731
+            monkeypatch.setattr(f"spinup.algos.{algorithm}.capture", written)
+        ac = train(algorithm, tmp_path / name, device="cuda")
         finals.append(torch.cat([p.detach().flatten().cpu() for p in ac.parameters()]))
-    torch.testing.assert_close(finals[1], finals[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(finals[0], finals[1], rtol=1e-3, atol=1e-4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from spinup.utils.groups import Group, group_share, learner_share, on_learners, this_group
+from spinup.utils.groups import Group, group_share, on_learners, this_group
 from tests.algos.runs import read_progress, timeless_progress
 from tests.utils import test_devices
 
@@ -32,12 +32,13 @@ json.dump(facts, open(f"facts_{proc_id()}.json", "w"))
 def test_alone_everything_is_ones_own():
     group = Group()
     assert (group.size, group.learns, group.has_actors) == (1, True, False)
-    assert (group.num_learners, group.num_learners_here) == (1, 1)
+    assert group.learner_of == [0]
     rows = np.arange(6).reshape(3, 2)
     assert group.gather(rows) is rows
-    group.sync([torch.ones(2)])
+    group.fetch([torch.ones(2)])
     group.report(ValueError("nobody is told"))
-    assert (learner_share(7), group_share(7)) == (7, 7)
+    assert group_share(7) == 7
+    group.check_learns()
 
 
 def test_an_update_of_all_ranks_is_not_wrapped():
@@ -49,14 +50,13 @@ def test_an_update_of_all_ranks_is_not_wrapped():
 MESSAGES = """
 import numpy as np
 import torch
-from spinup.utils.groups import group_share, learner_share, ranks_grouped, this_group
+from spinup.utils.groups import group_share, ranks_grouped, this_group
 from spinup.utils.mpi_tools import num_procs, proc_id
 
 with ranks_grouped(""):
     group, rank = this_group(), proc_id()
-    facts = dict(size=group.size, learns=group.learns, learners=group.num_learners)
-    facts["here"] = group.num_learners_here
-    facts["shares"] = [[share(n) for n in (7, 1)] for share in (learner_share, group_share)]
+    facts = dict(size=group.size, learns=group.learns, learners=group.learner_of)
+    facts["shares"] = [group_share(7), group_share(1)]
     # Rank r has r rows; rows of several dimensions and types, and none at all
     arrays = [np.full((rank, 2, 3), rank, np.float32), np.full(rank, rank, np.int64)]
     arrays += [np.zeros((0, 4), np.float32), np.full((2, 1), rank, bool)]
@@ -70,10 +70,10 @@ with ranks_grouped(""):
         torch.empty(0),
         torch.full((3,), rank, dtype=torch.int64),
     ]
-    group.sync(tensors)
+    group.fetch(tensors)
     facts["tensors"] = [x.tolist() for x in tensors]
     if group.learns:
-        with group.among_learners():
+        with group.only_learners():
             facts["inside"] = [num_procs(), proc_id()]
     facts["outside"] = [num_procs(), proc_id()]
 assert not this_group().has_actors
@@ -84,8 +84,8 @@ def test_a_group_gathers_on_its_learner_and_fetches_from_it(run_on_ranks, tmp_pa
     facts = results_of(3, run_on_ranks, tmp_path, MESSAGES, ONE_GROUP)
     assert [x["learns"] for x in facts] == [True, False, False]
     assert [x["size"] for x in facts] == [3, 3, 3]
-    assert [x["learners"] for x in facts] == [x["here"] for x in facts] == [1, 1, 1]
-    assert [x["shares"] for x in facts] == [[[7, 1], [7, 1]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]
+    assert [x["learners"] for x in facts] == [[0, 0, 0]] * 3
+    assert [x["shares"] for x in facts] == [[7, 1], [0, 0], [0, 0]]
     assert facts[0]["gathered"] == [
         [[3, 2, 3], "float32", [1.0] * 6 + [2.0] * 12],
         [[3], "int64", [1, 2, 2]],
@@ -105,10 +105,9 @@ def test_each_group_has_its_learner(run_on_ranks, tmp_path):
     facts = results_of(3, run_on_ranks, tmp_path, MESSAGES, env)
     assert [x["learns"] for x in facts] == [True, False, True]
     assert [x["size"] for x in facts] == [2, 2, 1]
-    assert [x["learners"] for x in facts] == [2, 2, 2]
-    # Minibatches are shared by learners, steps by ranks (3, 2 and 2 of 7; 1, 0 and 0 of 1)
-    assert [x["shares"][0] for x in facts] == [[4, 1], [0, 0], [3, 0]]
-    assert [x["shares"][1] for x in facts] == [[5, 1], [0, 0], [2, 0]]
+    assert [x["learners"] for x in facts] == [[0, 0, 2]] * 3
+    # The ranks have 3, 2 and 2 of 7, and 1, 0 and 0 of 1
+    assert [x["shares"] for x in facts] == [[5, 1], [0, 0], [2, 0]]
     assert facts[0]["gathered"][1][2] == [1]
     assert facts[2]["gathered"][1][2] == [2, 2]
     assert [x["tensors"][1] for x in facts] == [0.5, 0.5, 2.5]
@@ -118,8 +117,8 @@ def test_each_group_has_its_learner(run_on_ranks, tmp_path):
 def test_without_a_gpu_every_rank_learns(run_on_ranks, tmp_path):
     facts = results_of(2, run_on_ranks, tmp_path, MESSAGES, {})
     assert [x["size"] for x in facts] == [1, 1]
-    assert [x["learners"] for x in facts] == [2, 2]
-    assert [x["shares"][0] for x in facts] == [x["shares"][1] for x in facts] == [[4, 1], [3, 0]]
+    assert [x["learners"] for x in facts] == [[0, 1], [0, 1]]
+    assert [x["shares"] for x in facts] == [[4, 1], [3, 0]]
 
 
 def test_ranks_with_the_same_gpu_form_a_group(run_on_ranks, tmp_path):
@@ -130,12 +129,13 @@ from spinup.utils.mpi_tools import proc_id
 facts = []
 for names in [("a", "b", "a", ""), ("a", "b", "c", "d"), ("", "", "", ""), ("b", "b", "b", "b")]:
     with ranks_grouped(names[proc_id()]):
-        facts.append([this_group().size, this_group().learns, this_group().num_learners])
+        facts.append([this_group().size, this_group().learns, this_group().learner_of])
 """
     facts = results_of(4, run_on_ranks, tmp_path, code, {})
-    assert [x[0] for x in facts] == [[2, True, 3], [1, True, 3], [2, False, 3], [1, True, 3]]
-    assert [x[1] for x in facts] == [x[2] for x in facts] == [[1, True, 4]] * 4
-    assert [x[3] for x in facts] == [[4, True, 1], *[[4, False, 1]] * 3]
+    assert [x[0][:2] for x in facts] == [[2, True], [1, True], [2, False], [1, True]]
+    assert all(x[0][2] == [0, 1, 0, 3] for x in facts)
+    assert [x[1] for x in facts] == [x[2] for x in facts] == [[1, True, [0, 1, 2, 3]]] * 4
+    assert [x[3] for x in facts] == [[4, True, [0] * 4], *[[4, False, [0] * 4]] * 3]
 
 
 # --- Errors ---------------------------------------------------------------------------------------
@@ -145,11 +145,13 @@ for names in [("a", "b", "a", ""), ("a", "b", "c", "d"), ("", "", "", ""), ("b",
     "error, raised",
     [
         ("FloatingPointError('the loss is NaN')", ["FloatingPointError", "the loss is NaN"]),
+        ("ValueError('größer als 1')", ["ValueError", "größer als 1"]),
+        ("AssertionError()", ["AssertionError", ""]),
+        ("Own('of a user')", ["RuntimeError", "The learner of this rank failed: Own: of a user"]),
         (
-            "ValueError('größer als 1')",
-            ["RuntimeError", "The learner of this rank failed: ValueError: größer als 1"],
+            "UnicodeDecodeError('utf8', b'x', 0, 1, 'bad')",
+            ["RuntimeError", "The learner of this rank failed: UnicodeDecodeError: 'utf8' codec"],
         ),
-        ("AssertionError()", ["RuntimeError", "The learner of this rank failed: AssertionError: "]),
     ],
 )
 def test_actors_raise_the_learners_error(error, raised, run_on_ranks, tmp_path):
@@ -158,20 +160,23 @@ import torch
 from spinup.utils.groups import on_learners, ranks_grouped, this_group
 from spinup.utils.mpi_tools import num_procs, proc_id
 
+class Own(Exception):
+    pass
+
 def update():
     raise {error}
 
 with ranks_grouped(""):
     try:
         on_learners(update)()
-        this_group().sync([torch.ones(3)])
+        this_group().fetch([torch.ones(3)])
     except Exception as error:
         facts = [type(error).__name__, str(error), num_procs()]
-    this_group().sync([torch.ones(3)])  # the ranks are still in step
+    this_group().fetch([torch.ones(3)])  # the ranks are still in step
 """
     first, second = results_of(2, run_on_ranks, tmp_path, code, ONE_GROUP)
     assert first[0] == error.partition("(")[0]
-    assert second == [*raised, 2]
+    assert second[0] == raised[0] and second[1].startswith(raised[1]) and second[2] == 2
     assert first[2] == 2  # the block of learners was left
 
 
@@ -335,10 +340,130 @@ train("sac", "run", epochs=int(sys.argv[1]))
 """
     run_on_ranks(2, code, ["3"], env=ONE_GROUP)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["num_cpu"], config["num_learners"]) == (2, 1)
+    assert (config["num_cpu"], config["learners"]) == (2, [0, 0])
     printed = run_on_ranks(2, code, ["4"], check=False).stderr
-    assert "num_learners is 2, but the run to resume has 1: use as many GPUs and ranks" in printed
+    assert "learners is [0, 1], but the run to resume has [0, 0]: let the same ranks" in printed
     assert re.search(r"Continuing at step \d+", run_on_ranks(2, code, ["4"], env=ONE_GROUP).stdout)
+
+
+def test_a_long_update_does_not_look_like_a_hang(run_on_ranks, tmp_path):
+    """An actor waits for longer than the watchdog allows, while its learner makes progress."""
+    code = """
+import time
+from spinup.runs.watchdog import still_alive
+from spinup.utils.groups import on_learners, ranks_grouped, this_group
+import torch
+
+def update():
+    for _ in range(12):
+        time.sleep(0.5)
+        still_alive()
+
+with ranks_grouped(""):
+    on_learners(update)()
+    this_group().fetch([torch.ones(3)])
+print("THE END", flush=True)
+"""
+    env = ONE_GROUP | {"SPINUP_HANG_SECONDS": "3"}
+    assert run_on_ranks(2, code, env=env).stdout.count("THE END") == 2
+
+
+def test_a_buffer_too_large_for_the_learner_is_refused_on_all_ranks(run_on_ranks, tmp_path):
+    code = """
+from spinup.utils import buffers
+from spinup.utils.mpi_tools import proc_id
+from tests.algos.envs import Made
+from tests.algos.runs import train
+
+buffers.free_memory = lambda: 1e4  # 7 numbers of 4 bytes each
+facts = []
+for size in (357, 358):
+    try:
+        train("sac", Made(length=5), f"run{size}", replay_size=size)
+    except ValueError as error:
+        facts.append(str(error))
+"""
+    refused = results_of(2, run_on_ranks, tmp_path, code, ONE_GROUP)
+    assert refused[0] == refused[1]
+    assert len(refused[0]) == 1
+    assert refused[0][0].startswith("replay_size=358 takes 10,024 bytes for the 2 ranks of this")
+
+
+def test_groups_of_unequal_size_have_unequal_parts_of_a_minibatch(run_on_ranks, tmp_path):
+    code = """
+import pytest
+from spinup.utils.buffers import ReplayBuffer
+from spinup.utils.mpi_tools import proc_id
+from tests.algos.envs import Made
+from tests.algos.runs import train
+
+facts = []
+
+class Recorder(ReplayBuffer):
+    def _draw(self, out):
+        facts.append([self.size, len(out), self.max_size])
+        super()._draw(out)
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("spinup.algos.td3.ReplayBuffer", Recorder)
+    train("td3", Made(length=5), "run", steps_per_epoch=30, epochs=1, batch_size=9,
+          replay_size=300, update_after=30, update_every=30)
+"""
+    env = {"SPINUP_RANKS_PER_LEARNER": "2"}
+    first, second, third = results_of(3, run_on_ranks, tmp_path, code, env)
+    # Every transition has the same chance to be drawn, and is kept as long
+    assert first == [[20, 6, 200]] * 30
+    assert second == []
+    assert third == [[10, 3, 100]] * 30
+
+
+def test_an_update_that_is_not_wrapped_is_refused_on_an_actor(run_on_ranks, tmp_path):
+    code = """
+from contextlib import nullcontext
+from gymnasium.spaces import Box
+import numpy as np
+from spinup.utils.buffers import ReplayBuffer
+from spinup.utils.groups import ranks_grouped, this_group
+from spinup.utils.mpi_tools import proc_id
+from spinup.utils.trajectories import TrajectoryBuffer
+
+box, facts = Box(-1, 1, (2,)), []
+with ranks_grouped(""):
+    replay = ReplayBuffer(box, box, 10 * (proc_id() == 0), np.random.default_rng(0))
+    epoch = TrajectoryBuffer(box, box, 1, 0.9, 0.9)
+    replay.store(np.ones(2), np.ones(2), 1, np.ones(2), False)
+    epoch.store(np.ones(2), np.ones(2), 1)
+    epoch.finish_path(None)
+    replay.gather()
+    epoch.gather()
+    for read in (lambda: replay.sample_batch(2), lambda: epoch.get(lambda obs: obs.sum(1))):
+        try:
+            with this_group().only_learners() if this_group().learns else nullcontext():
+                facts.append(len(read()["obs"]))
+        except RuntimeError as error:
+            facts.append(str(error))
+"""
+    first, second = results_of(2, run_on_ranks, tmp_path, code, ONE_GROUP)
+    assert first == [2, 2]
+    assert all("wrap the update in on_learners" in x for x in second)
+
+
+def test_an_algorithms_default_device_counts(monkeypatch):
+    from spinup.utils import training
+
+    asked = []
+    monkeypatch.setattr(training, "gpu_name", lambda device: asked.append(device) or "")
+
+    @training.training_run
+    def own(env_fn, device="auto"):
+        pass
+
+    @training.training_run
+    def without(env_fn):
+        pass
+
+    own("CartPole-v1"), own("CartPole-v1", device="cpu"), without("CartPole-v1")
+    assert asked == ["auto", "cpu", "cpu"]
 
 
 # --- Devices --------------------------------------------------------------------------------------

@@ -360,7 +360,7 @@ def test_config_is_all_that_is_needed_to_run_again(tmp_path):
         "ac_kwargs": {"activation": config["ac_kwargs"]["activation"], "hidden_sizes": [64, 64]},
         "env": "CartPole-v1",
         "num_cpu": 1,
-        "num_learners": 1,
+        "learners": [0],
         "exp_name": "demo",
     }
     assert config["ac_kwargs"]["activation"].endswith("Tanh")
