@@ -164,13 +164,13 @@ class Group:
         On an actor, the watchdog counts the learner's progress as its own.
         """
         still_alive()
-        spins, beats = 0, -1
+        spins, beats = 0, None
         while not request.Test():
             spins += 1
             if spins > _SPINS:
                 time.sleep(50e-6)
-            if not self.learns and self._beats is not None and self._beats[0] != beats:
-                beats = self._beats[0]
+            if not self.learns and (self._beats is None or self._beats[0] != beats):
+                beats = None if self._beats is None else self._beats[0]
                 still_alive()
 
 

@@ -393,7 +393,7 @@ def test_actions_of_several_axes_work(tmp_path, algorithm):
 def _acting_on(weights_of, actions):
     """Replaces `acting_policy`: acts with the module ``weights_of(ac)`` and records the actions."""
 
-    def make(ac, rng):
+    def make(ac, rng, group):
         weights = weights_of(ac)
         policy = acting_policy(weights, rng)
 
