@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from spinup.fast import capture
-from spinup.fast.graphs import are_used_on
 from spinup.fast.kernels import adam_step, can_run_on, is_finite
 from spinup.fast.shared import share, shared_vector
 from spinup.runs.watchdog import still_alive
@@ -28,8 +27,8 @@ class Adam:
         lr: learning rate. It may be set between steps (``optimizer.lr = 1e-4``).
         loss: name of the minimised loss in error messages.
 
-    Source: arXiv:1412.6980. Where the compiled function can't run, for example on a GPU,
-    ``torch.optim.Adam(fused=True)`` takes the same steps.
+    Source: arXiv:1412.6980. Where the compiled function can't run, PyTorch's fused function takes
+    the same steps.
     """
 
     betas, eps = (0.9, 0.999), 1e-8  # torch's defaults
@@ -42,10 +41,12 @@ class Adam:
         self._is_compiled = params.grad is not None and can_run_on(params, params.grad)
         self._torch: torch.optim.Adam | None = None
         self._is_for: tuple = ()  # address and part of the parameters that it steps
-        # In a CUDA graph, numbers that change are tensors
-        self._is_for_graph = are_used_on(params.device)
+        # For a CUDA graph, numbers that change are tensors
+        self._is_on_gpu = _is_on_gpu(params)
         self._lr, self._count = (torch.tensor(x, device=params.device) for x in (lr, 0.0))
-        self._in_graph = lr, 0  # values of these tensors
+        self._given = lr, 0  # values of these tensors
+        # 1 if this step's gradient isn't finite; the number of such gradients; and a factor of 1
+        self._is_bad, self._num_bad, self._one = params.new_tensor([0.0, 0.0, 1.0]).unbind()
 
     @torch.no_grad()
     def step(self, weight: float | None = None) -> None:
@@ -57,22 +58,32 @@ class Adam:
                 ``params.grad``. None if the gradient is averaged already.
 
         Raises:
-            FloatingPointError: the gradient is NaN or infinite (checked on a CPU only); nothing has
-                changed. All ranks raise.
+            FloatingPointError: the gradient is NaN or infinite; nothing has changed. All ranks
+                raise. On a GPU, the step is skipped, and the next `state_dict` raises.
             RuntimeError: the vector no longer holds the module's parameters or gradients.
         """
         if weight is not None and shared_vector(self.params) is None:
             mpi_avg_grads(self.params, weight)
         check_views(self.params)  # guards do so at a replay
-        if not self._is_for_graph:
+        if self._is_on_gpu:
+            capture.run(self._before_gpu, when="before")
+            self._step_on_gpu()
+            capture.run(self._after_gpu, when="after")
+        else:
             capture.run(self._step, weight)
-            return
-        capture.run(self._before_graph, when="before")
-        self._step_in_graph()
-        capture.run(self._after_graph, when="after")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns both moments, the number of steps taken, and the learning rate."""
+        """Returns both moments, the number of steps taken, and the learning rate.
+
+        Raises:
+            FloatingPointError: on a GPU, a gradient since the start was NaN or infinite.
+        """
+        num_bad = int(self._num_bad.item()) if self._is_on_gpu else 0
+        if num_bad:
+            raise FloatingPointError(
+                f"the gradient of {self.loss} was NaN or infinite in {num_bad} updates, which were "
+                "skipped. Lower the learning rate, or check the scale of the rewards"
+            )
         moments = dict(exp_avg=self.exp_avg, exp_avg_sq=self.exp_avg_sq)
         return dict(steps=self.steps, **moments, lr=self.lr)
 
@@ -97,8 +108,7 @@ class Adam:
         if shared is not None and weight is not None:
             is_good = shared.average_part(weight)
             grad = grad[part]
-        # Checking a gradient on a GPU would wait for it; losses are checked once an epoch
-        if not grad.is_cuda and not (is_good and is_finite(grad)):
+        if not (is_good and is_finite(grad)):
             raise FloatingPointError(
                 f"the gradient of {self.loss} is NaN or infinite in update {step}; the parameters "
                 "are unchanged. Lower the learning rate, or check the scale of the rewards"
@@ -115,17 +125,20 @@ class Adam:
         torch.autograd.graph.increment_version(self.params)
 
     @capture.capturable
-    def _before_graph(self):
+    def _before_gpu(self):
         still_alive()
-        if self._in_graph != (self.lr, self.steps):
+        if self._given != (self.lr, self.steps):
             self._lr.fill_(self.lr)
             self._count.fill_(self.steps)
 
-    def _step_in_graph(self):
-        """Steps as ``torch.optim.Adam(capturable=True)``, whose hooks can't be recorded."""
+    def _step_on_gpu(self):
+        """Steps as ``torch.optim.Adam(capturable=True)``, without its hooks, and never waits."""
         vectors = self.params, self.params.grad, self.exp_avg, self.exp_avg_sq
         b1, b2 = self.betas
         self._count.add_(1)
+        # In one pass, as torch.amp's GradScaler does. A gradient that isn't finite is skipped.
+        self._is_bad.zero_()
+        torch._amp_foreach_non_finite_check_and_unscale_([vectors[1]], self._is_bad, self._one)
         torch._fused_adam_(
             *([x] for x in vectors),
             max_exp_avg_sqs=[],
@@ -137,12 +150,15 @@ class Adam:
             eps=self.eps,
             amsgrad=False,
             maximize=False,
+            found_inf=self._is_bad,
         )
+        self._count.sub_(self._is_bad)
+        self._num_bad.add_(self._is_bad)
 
     @capture.capturable
-    def _after_graph(self):
+    def _after_gpu(self):
         self.steps += 1
-        self._in_graph = self.lr, self.steps
+        self._given = self.lr, self.steps
         torch.autograd.graph.increment_version(self.params)  # as in `_step`
 
     def _step_by_torch(self, part):
@@ -159,3 +175,7 @@ class Adam:
             group["params"][0].grad = self.params.grad[part]
         group["lr"] = self.lr
         self._torch.step()
+
+
+def _is_on_gpu(params):
+    return params.is_cuda

@@ -235,7 +235,7 @@ def data(request, monkeypatch):
     monkeypatch.setattr("spinup.fast.kernels._kernels", None)
     if request.param == "on the device":
         monkeypatch.setattr(graphs, "are_used_on", lambda device: True)
-        monkeypatch.setattr("spinup.utils.optim.are_used_on", lambda device: True)
+        monkeypatch.setattr("spinup.utils.optim._is_on_gpu", lambda params: True)
         monkeypatch.setattr("spinup.fast.kernels._tanh_", torch.Tensor.tanh_)
     return request.param
 

@@ -21,7 +21,7 @@ BOX = gym.spaces.Box(-1, 1, (2,))
 def on_device(monkeypatch):
     """Makes a buffer, a log and an optimizer keep their data on the "GPU"."""
     monkeypatch.setattr(graphs, "are_used_on", lambda device: True)
-    monkeypatch.setattr("spinup.utils.optim.are_used_on", lambda device: True)
+    monkeypatch.setattr("spinup.utils.optim._is_on_gpu", lambda params: True)
 
 
 def filled(num_rows, size=10, seed=0):
@@ -223,6 +223,35 @@ def test_moments_can_be_restored_between_steps(on_device):
     params.data.copy_(before)
     adam.step()
     assert torch.equal(params, after)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_bad_gradient_is_skipped_and_reported(bad, on_device):
+    params, oracle = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    params.grad, oracle.grad = torch.ones(3), torch.ones(3)
+    ours, theirs = Adam(params, 0.1, loss="LossQ in Ant-v5"), torch.optim.Adam([oracle], 0.1)
+    for i in range(4):
+        params.grad.fill_(1.0 + i)
+        ours.step()
+        oracle.grad.fill_(1.0 + i)
+        theirs.step()
+        if i < 2:
+            params.grad[1] = bad
+            ours.step()
+    torch.testing.assert_close(params, oracle)
+    with pytest.raises(
+        FloatingPointError, match="LossQ in Ant-v5 was NaN or infinite in 2 updates"
+    ):
+        ours.state_dict()
+
+
+def test_the_largest_gradient_is_not_bad(on_device):
+    params = torch.nn.Parameter(torch.ones(2))
+    params.grad = torch.tensor([3.4e38, 1e-3])
+    adam = Adam(params, 0.1)
+    adam.step()
+    assert params[1].item() == pytest.approx(0.9, abs=1e-5)
+    assert adam.state_dict()["steps"] == 1
 
 
 # --- On a GPU -------------------------------------------------------------------------------------
