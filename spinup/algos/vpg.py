@@ -182,6 +182,7 @@ def vpg(
     # Replays what the function does, without Python's overhead
     value_gradient = capture(value_gradient, torch_device)
 
+    @on_learners  # ranks that share a GPU have one learner, which updates for all of them
     def update():
         data = buf.get(ac.v, torch_device)
         with torch.no_grad():
@@ -205,9 +206,6 @@ def vpg(
         logger.store(VVals=data["val"], LossPi=loss_pi_old, LossV=loss_v_old, Entropy=entropy)
         logger.store(DeltaLossPi=loss_pi - loss_pi_old, DeltaLossV=loss_v - loss_v_old)
         logger.store(KL=kl)
-
-    # Ranks that share a GPU have one learner, which updates for all of them
-    update = on_learners(update)
 
     # Checkpoints: a resumed run starts from the newest one, a new run from step 0
     total_steps = epochs * steps_per_epoch

@@ -156,8 +156,8 @@ def run(
         tensors: tensors whose addresses are among the arguments. The capture keeps them alive. If
             a later call has another address for a tensor that the update didn't create, the update
             can't be captured.
-        when: ``before`` or ``after`` if a replay may make the call before or after everything else.
-            On a GPU, it then doesn't divide the update into two graphs.
+        when: ``before`` or ``after`` if a replay may call the function before or after the rest of
+            the update. On a GPU the call then doesn't split the graph.
     """
     tape = _tape()
     return function(*args) if tape is None else tape.run(function, args, tensors, when)
@@ -192,6 +192,17 @@ def recorded_by(tape: Any) -> Iterator[None]:
         yield
     finally:
         _local.tape = None
+
+
+@contextlib.contextmanager
+def arguments_unchecked() -> Iterator[None]:
+    """Keeps PyTorch's distributions from reading the values of their arguments, to check them."""
+    checks = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)
 
 
 class Capture:
@@ -319,9 +330,8 @@ class Tape(TorchDispatchMode):
 
     def __enter__(self):
         _local.tape = self
-        # PyTorch's distributions would read the values of their arguments, to check them
-        self._checks = Distribution._validate_args
-        Distribution.set_default_validate_args(False)
+        self._unchecked = arguments_unchecked()
+        self._unchecked.__enter__()
         if self.looks:
             self._lookout = _Lookout(self)
             self._lookout.__enter__()
@@ -329,7 +339,7 @@ class Tape(TorchDispatchMode):
 
     def __exit__(self, *error):
         _local.tape = None
-        Distribution.set_default_validate_args(self._checks)
+        self._unchecked.__exit__(*error)
         self.stop()
         if self._lookout is not None:
             self._lookout.__exit__(*error)

@@ -1,10 +1,10 @@
 """Captures of updates as CUDA graphs.
 
 A CUDA graph repeats a sequence of kernels on the GPU without Python's overhead, on the memory that
-they used when they were captured. Minibatches, Adam's step and values for the log stay on the GPU,
-too (see `spinup.fast.on_device`). Anything else is a call of `spinup.fast.capture.run`. Such calls,
-for example averages over ranks, divide an update into several graphs, and a replay makes the calls
-in between.
+they used when they were captured. Minibatches are drawn, Adam steps and values are logged on the
+GPU, too (see `spinup.fast.on_device`). Everything else must be a call of `spinup.fast.capture.run`,
+such as an average over ranks. Each such call splits the update into two graphs, and a replay makes
+it between them.
 
 An update is first run as written and recorded several times, as on a CPU, with the same guards.
 Only if all recordings are equal is it captured. If that fails, it runs as written, with a warning.
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from spinup import fast
-from spinup.fast.capture import Capture, recorded_by
+from spinup.fast.capture import Capture, arguments_unchecked, recorded_by
 
 
 def are_on() -> bool:
@@ -47,26 +47,26 @@ class CudaBackend:
     """
 
     def __init__(self, device: torch.device):
-        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.device, self.stream = device, _side_stream(device)
         # One pool, because later graphs use the results of earlier ones
         self.pool = torch.cuda.graph_pool_handle()
         self._context: Any = None
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Runs a block on the stream, after what was started before it, and before what follows.
-
-        PyTorch's backward passes remember the stream of the first one.
-        """
+        """Runs a block on the stream, after what was started before it, and before what follows."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            yield
-        current.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            current.wait_stream(self.stream)
 
     def begin(self) -> None:
         """Begins a graph."""
         graph = torch.cuda.CUDAGraph()
+        self._current = torch.cuda.current_stream(self.device)
         self._context = torch.cuda.graph(graph, pool=self.pool, stream=self.stream)
         self._context.__enter__()
         self._replay = graph.replay
@@ -80,10 +80,22 @@ class CudaBackend:
         return self._replay
 
     def abandon(self) -> None:
-        """Ends a graph whose capture failed."""
+        """Ends a graph whose capture failed, so that the update can run as written."""
         if self._context is not None:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(Exception):
                 self.end()
+        # PyTorch's context leaves its stream current, and the random generator in capture mode
+        torch.cuda.set_stream(self._current)
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self.stream):
+                pass
+
+
+@functools.cache
+def _side_stream(device):
+    """Returns one stream for all captures: PyTorch's backward passes remember their first one."""
+    return torch.cuda.Stream(device)
 
 
 class GraphTape:
@@ -104,9 +116,9 @@ class GraphTape:
 
     def capture(self, update: Callable[[], Any]) -> None:
         """Captures an update."""
-        with recorded_by(self):
-            self.backend.begin()
+        with recorded_by(self), arguments_unchecked():
             try:
+                self.backend.begin()
                 update()
                 self.parts.append(self.backend.end())
             except BaseException:
@@ -127,6 +139,12 @@ class GraphTape:
     def array(self, x: Tensor) -> Any:
         """Returns the memory of a tensor on the CPU, which only calls of `run` change."""
         return x.numpy()
+
+
+def _run_aside(backend, update):
+    """Runs an update as written, on the stream on which it will be captured."""
+    with backend.aside():
+        return update()
 
 
 class GraphCapture(Capture):
@@ -153,12 +171,8 @@ class GraphCapture(Capture):
         self.backend = backend(device)
         super().__init__(update, flags, named)
         self.written: Callable[[], Any] = self.update
-        self.update = self.update_aside
-
-    def update_aside(self) -> Any:
-        """Runs the update as written, on the stream on which it will be captured."""
-        with self.backend.aside():
-            return self.written()
+        # Not a method: a cycle would keep the GPU's memory in use
+        self.update = functools.partial(_run_aside, self.backend, self.written)
 
     def forget(self):
         super().forget()

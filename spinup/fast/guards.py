@@ -208,6 +208,7 @@ def _settings():
         torch.get_default_dtype(),
         torch.get_num_threads(),
         torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
     )

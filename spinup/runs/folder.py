@@ -304,7 +304,7 @@ MAY_CHANGE = {"epochs", "versions", "logger_kwargs", "device", "checkpoint_every
 MAY_CHANGE |= {"on_epoch"}
 
 # How to resume with the same value, where it isn't an argument.
-_REMEDIES = {"learners": "let the same ranks share GPUs, or use the CPU if it did"}
+_REMEDIES = {"learners": "share GPUs between the same ranks as before, or use the CPU if it did"}
 
 
 def read_config(folder: StrPath) -> dict[str, Any]:

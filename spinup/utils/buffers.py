@@ -29,7 +29,7 @@ class ReplayBuffer:
     Args:
         observation_space, action_space: the environment's spaces; `action_space` is a Box.
         size: maximum number of transitions; 0 on an actor.
-        rng: generator that draws minibatches.
+        rng: generator that draws minibatches. With CUDA graphs, torch's on the GPU draws them.
         normalizer: normaliser of the observations in minibatches, if any.
 
     Raises:
@@ -131,7 +131,7 @@ class ReplayBuffer:
         else:
             capture.run(self._draw, capture.array(self._minibatch))
             if self._copy is not self._minibatch:
-                capture.run(self._copy.copy_, self._minibatch)  # waits for the last one's use
+                capture.run(self._copy.copy_, self._minibatch)  # after the last one was used
         batch = dict(self._parts)
         if self.normalizer is not None:
             batch["obs"] = self.normalizer(batch["obs"])
@@ -151,7 +151,7 @@ class ReplayBuffer:
         self.rows[: self.size] = state["rows"]
         self.num_stored = self.size
         if self._on_device is not None:
-            self._on_device.num_copied = 0
+            self._on_device.num_copied = -1
         self._new = list(state.get("new", []))
         self._pending = list(state.get("pending", []))
         self._num_gathered = state.get("num_gathered", 0)
@@ -164,8 +164,11 @@ class ReplayBuffer:
         self._minibatch = torch.empty(batch_size, self.rows.shape[1])
         self._copy = self._minibatch.to(device)  # itself on a CPU
         self._parts = self._split(self._copy)
-        if self._on_device is None and graphs.are_used_on(self._copy.device):
-            self._on_device = DeviceRows.make(self.rows, self._copy.device)
+        place = self._copy.device
+        if self._on_device is not None and self._on_device.rows.device != place:
+            self._on_device = None
+        if self._on_device is None and graphs.are_used_on(place):
+            self._on_device = DeviceRows.make(self.rows, place)
 
     @capture.capturable
     def _update_device(self):

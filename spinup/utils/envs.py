@@ -292,12 +292,15 @@ def generators_kept() -> Iterator[None]:
     import torch  # not above: the command line checks environments without it
 
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+        if of_gpu is not None:
+            torch.cuda.set_rng_state(of_gpu)
 
 
 def make_env(env_fn: EnvFn, seed: int | None = None) -> AdaptedEnv:

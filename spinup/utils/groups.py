@@ -47,7 +47,8 @@ class Group:
         learners: communicator of all learners; None on an actor, or if all ranks learn.
         learner_of: for each rank, the number of its learner; None if all ranks learn.
         host: the ranks of this host.
-        beats: memory that the group shares, in which the learner counts; None if it can't be had.
+        beats: shared counter that the learner increments while it makes progress; None if memory
+            can't be shared.
 
     Attributes:
         size: number of ranks in the group.
@@ -159,7 +160,7 @@ class Group:
         self._wait(self._ranks.Ibcast(memory))
 
     def _wait(self, request):
-        """Waits for a message, leaving the core to other ranks after a while.
+        """Waits for a message. After a while it sleeps between tests, so that others can compute.
 
         On an actor, the watchdog counts the learner's progress as its own.
         """

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from spinup.fast import capture, graphs
-from spinup.fast.on_device import DeviceLog
+from spinup.fast.on_device import LARGEST_VALUE, DeviceLog
 from spinup.runs.files import as_os_error, may_pass
 from spinup.runs.folder import BEST, POLICY, PROGRESS, RunFolder, State, remedy
 from spinup.runs.underway import current_run
@@ -338,8 +338,8 @@ class EpochLogger(Logger):
         logger.log_tabular("EpRet", with_min_and_max=True)  # AverageEpRet, StdEpRet, Max…, Min…
         logger.dump_tabular()
 
-    Stored values may be tensors on any device. Tensors on a GPU are read only once, when their
-    statistics are logged.
+    Stored values may be tensors on any device. Tensors on a GPU are read only when their statistics
+    are logged, or, with CUDA graphs, once in many calls.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -354,7 +354,9 @@ class EpochLogger(Logger):
         on_device = {
             k: v.detach()
             for k, v in kwargs.items()
-            if isinstance(v, torch.Tensor) and graphs.are_used_on(v.device)
+            if isinstance(v, torch.Tensor)
+            and graphs.are_used_on(v.device)
+            and v.numel() <= LARGEST_VALUE
         }
         if on_device:
             kind = tuple((k, v.numel()) for k, v in on_device.items())

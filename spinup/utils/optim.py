@@ -41,12 +41,13 @@ class Adam:
         self._is_compiled = params.grad is not None and can_run_on(params, params.grad)
         self._torch: torch.optim.Adam | None = None
         self._is_for: tuple = ()  # address and part of the parameters that it steps
-        # For a CUDA graph, numbers that change are tensors
+        # A CUDA graph freezes numbers, so those that change are tensors: the learning rate; the
+        # number of steps; 1 if this step's gradient isn't finite; the number of such gradients
         self._is_on_gpu = _is_on_gpu(params)
-        self._lr, self._count = (torch.tensor(x, device=params.device) for x in (lr, 0.0))
-        self._given = lr, 0  # values of these tensors
-        # 1 if this step's gradient isn't finite; the number of such gradients; and a factor of 1
-        self._is_bad, self._num_bad, self._one = params.new_tensor([0.0, 0.0, 1.0]).unbind()
+        numbers = torch.zeros(4, dtype=torch.float32, device=params.device)
+        self._lr, self._count, self._is_bad, self._num_bad = numbers.unbind()
+        self._one = torch.ones((), dtype=torch.float32, device=params.device)
+        self._given: tuple = ()  # values of the first two
 
     @torch.no_grad()
     def step(self, weight: float | None = None) -> None:
@@ -178,4 +179,4 @@ class Adam:
 
 
 def _is_on_gpu(params):
-    return params.is_cuda
+    return params.is_cuda and params.dtype is torch.float32

@@ -209,6 +209,49 @@ def test_what_cannot_be_captured_runs_as_written_with_a_warning(both, backend):
     assert_equal(written, captured)
 
 
+@pytest.mark.parametrize("fails_in", ["begin", "end"])
+def test_after_a_failed_capture_the_current_stream_is_the_former_one(fails_in, monkeypatch):
+    """PyTorch's context doesn't leave its stream if the capture can't begin or end."""
+    current, ended = ["main"], []
+
+    class Graph:
+        def __init__(self, graph, pool=None, stream=None):
+            self.stream, self.fails = stream, pool is not None  # not the empty graph
+
+        def __enter__(self):
+            current.append(self.stream)
+            if self.fails and fails_in == "begin":
+                raise RuntimeError("capture_begin failed")
+
+        def __exit__(self, *error):
+            if self.fails:
+                raise RuntimeError("capture_end failed")
+            current.pop()
+            ended.append("an empty graph")
+
+    class CUDAGraph:
+        def replay(self):
+            pass
+
+    for name, value in dict(
+        graph=Graph,
+        CUDAGraph=CUDAGraph,
+        Stream=lambda device: "side",
+        graph_pool_handle=lambda: 1,
+        current_stream=lambda device: current[-1],
+        set_stream=current.append,
+    ).items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    graphs._side_stream.cache_clear()
+    tape = graphs.GraphTape(graphs.CudaBackend(torch.device("cuda:0")))
+    graphs._side_stream.cache_clear()
+    with pytest.raises(RuntimeError, match=f"capture_{fails_in} failed"):
+        tape.capture(lambda: None)
+    assert ended == ["an empty graph"]  # which ends the capture mode of the random generator
+    assert current[-1] == "main"
+    assert capture_module._tape() is None
+
+
 def test_an_update_that_reads_a_value_runs_as_written():
     x = torch.ones(3)
 
@@ -300,11 +343,18 @@ def test_a_minibatch_on_another_device_stays_in_place():
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_cuda_graphs_compute_what_is_written(algorithm, tmp_path, monkeypatch):
     monkeypatch.setenv("SPINUP_CUDA_GRAPHS", "1")
-    finals = []
+    finals, made = [], []
+
+    def by_way(update, device):
+        # As written, it is on the same minibatches, which are drawn on the GPU
+        made.append(Captured(update, False) if name == "written" else capture(update, device))
+        return made[-1]
+
+    monkeypatch.setattr(f"spinup.algos.{algorithm}.capture", by_way)
     for name in ("graphs", "written"):
-        if name == "written":  # on the same minibatches, which are drawn on the GPU
-            written = lambda update, device: Captured(update, False)  # noqa: E731
-            monkeypatch.setattr(f"spinup.algos.{algorithm}.capture", written)
-        ac = train(algorithm, tmp_path / name, device="cuda")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".* runs as written")
+            ac = train(algorithm, tmp_path / name, device="cuda")
         finals.append(torch.cat([p.detach().flatten().cpu() for p in ac.parameters()]))
+    assert sum(update.num_replays for update in made) > 20
     torch.testing.assert_close(finals[0], finals[1], rtol=1e-3, atol=1e-4)

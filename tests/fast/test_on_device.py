@@ -111,9 +111,28 @@ def test_a_buffer_without_room_on_the_device_stays_on_the_cpu(on_device, monkeyp
     buf = filled(5)
     with monkeypatch.context() as patch:
         patch.setattr(DeviceRows, "__init__", refuse)
-        with pytest.warns(UserWarning, match=r"The replay buffer \(320 bytes\) doesn't fit .* cpu"):
+        with pytest.warns(
+            UserWarning, match=r"The replay buffer \(320 bytes\) does not fit .* cpu"
+        ):
             buf.sample_batch(50)
     assert buf.sample_batch(500)["rew"].unique().tolist() == list(range(5))
+
+
+def test_an_emptied_buffer_has_no_rows_on_the_device(on_device):
+    buf, empty = filled(8), filled(0)
+    buf.sample_batch(5)
+    buf.load_state_dict(empty.state_dict())
+    buf._update_device()
+    assert buf._on_device.size.item() == 0
+
+
+def test_another_device_gets_a_copy_of_its_own(on_device):
+    buf = filled(8)
+    buf.sample_batch(5)
+    first = buf._on_device
+    assert buf.sample_batch(6)["rew"].device.type == "cpu" and buf._on_device is first
+    buf._prepare(5, "meta")
+    assert buf._on_device.rows.device.type == "meta"
 
 
 def test_without_graphs_the_cpu_draws():
@@ -129,6 +148,7 @@ def test_without_graphs_the_cpu_draws():
 
 @pytest.mark.parametrize("calls", [0, 1, _LOG_ROWS - 1, _LOG_ROWS, _LOG_ROWS + 1, 2500])
 def test_values_arrive_in_their_order(calls):
+    """Also if there is room for few rows, and if an update calls `add` more than once."""
     kept = {"a": [], "b": []}
     values = [dict(a=torch.tensor(float(i)), b=torch.tensor([[i, -i]])) for i in range(calls + 1)]
     log = DeviceLog(values[0], lambda name, array: kept[name].extend(array.tolist()))
@@ -139,6 +159,43 @@ def test_values_arrive_in_their_order(calls):
     assert kept["b"] == [x for i in range(calls) for x in (i, -i)]
     log.drain()
     assert len(kept["a"]) == calls
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 7])
+@pytest.mark.parametrize("num_rows", [7, 10, 1024])
+def test_a_replay_makes_all_calls_of_an_update_together(times, num_rows):
+    """First all that are to be made before, then the rows, then all that are to be made after."""
+    kept, number = [], 0
+    log = DeviceLog(dict(a=torch.zeros(1)), lambda name, array: kept.extend(array.tolist()))
+    log._memory = log._memory[:num_rows].clone()
+    for update in range(500):
+        for _ in range(times):
+            log._make_room()
+        for _ in range(times):
+            log._memory.index_copy_(0, log._next, torch.tensor([[float(number)]]))
+            log._next.add_(1)
+            number += 1
+        for _ in range(times):
+            log._count()
+        if update == 250:
+            log.drain()
+    log.drain()
+    assert kept == list(range(number))
+
+
+def test_more_rows_in_an_update_than_there_is_room_for_are_refused():
+    log = DeviceLog(dict(Q=torch.zeros(2**19)), lambda name, array: None)
+    log._make_room(), log._make_room()
+    with pytest.raises(ValueError, match="stores Q more than 2 times: store one tensor"):
+        log._make_room()
+
+
+def test_large_values_are_not_gathered_on_the_device(on_device):
+    logger = EpochLogger()
+    logger.store(V=torch.arange(5000.0), Q=torch.arange(4096.0))
+    assert [log.names for log in logger._on_device.values()] == [["Q"]]
+    assert logger.get_stats("V")[0] == pytest.approx(2499.5)
+    assert logger.get_stats("Q")[0] == pytest.approx(2047.5)
 
 
 def test_a_row_of_the_log_is_the_same(monkeypatch):
@@ -208,6 +265,19 @@ def test_steps_are_those_of_torch(on_device):
         torch.testing.assert_close(params, oracle, rtol=1e-6, atol=1e-8)
     assert ours.steps == 200
     assert params._version > 0
+
+
+def test_a_learning_rate_may_be_any_number(on_device):
+    params = torch.nn.Parameter(torch.ones(3))
+    params.grad = torch.ones(3)
+    for lr in (1, np.float64(0.5), 0.25):
+        before = params.detach().clone()
+        adam = Adam(params, lr)
+        adam.step()
+        torch.testing.assert_close(before - params, torch.full((3,), float(lr)))
+        adam.lr = 1e-3
+        adam.step()
+        torch.testing.assert_close(before - params, torch.full((3,), float(lr) + 1e-3))
 
 
 def test_moments_can_be_restored_between_steps(on_device):

@@ -27,6 +27,7 @@ from spinup.utils.envs import (
     check_env,
     describe_env,
     describe_space,
+    generators_kept,
     make_env,
     make_envs,
     restore_space,
@@ -1016,3 +1017,14 @@ def test_an_environments_own_methods_are_put_back():
     env.reset()
     assert env.step(np.zeros(1))[1] == 2.0
     assert inner.step is own
+
+
+def test_generators_are_kept_also_that_of_a_gpu(monkeypatch):
+    state = ["before"]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: state[0])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda new: state.__setitem__(0, new))
+    with pytest.raises(KeyError), generators_kept():
+        state[0] = "drawn from"
+        raise KeyError
+    assert state == ["before"]
