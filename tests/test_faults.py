@@ -297,7 +297,7 @@ def test_an_environment_that_hangs(ranks, at, tmp_path, monkeypatch, capsys):
 
 
 def test_an_exit_status_of_zero_is_not_success(tmp_path, run_on_ranks):
-    code = LEAVES.format(how="os._exit(0)", folder=str(tmp_path / "run"))
+    code = LEAVES.format(how="os._exit(0)", folder=str(tmp_path / "run"), rank=1)
     result = run_on_ranks(2, code, env={"SPINUP_HANG_SECONDS": "10"}, check=False)
     assert "THE END" not in result.stdout
     assert read_status(tmp_path / "run").get("state") != "finished"

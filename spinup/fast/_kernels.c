@@ -29,7 +29,8 @@ typedef struct {
 
 enum {
     BATCH_ROWS = 512, /* rows of a batch that are processed together and stay in the cache */
-    BLOCK_ROWS = 128, /* rows of a panel that stay in the cache when they are read in any order */
+    BLOCK_SIZE = 8192, /* floats of a panel that stay in the cache when they are read in any order */
+    WIDEST = 128, /* floats in a row of a panel */
 };
 
 static float *panel_room; /* memory for one panel; Python's global lock protects all such memory */
@@ -267,7 +268,7 @@ static int make_sparse_room(long tall) {
     static void *room;
     static size_t has;
     size_t most = tall * tall + 16, before = has; /* +16: the last write is a whole vector */
-    size_t starts = tall * (tall / BLOCK_ROWS + 1) + 1, sums = tall * 64;
+    size_t starts = tall * (tall * WIDEST / BLOCK_SIZE + 1) + 1, sums = tall * WIDEST;
     if (!make_room(&room, &has, (3 * most + sums) * sizeof(float) + starts * sizeof(long) + 64))
         return 0;
     if (has == before) return 1;
@@ -316,8 +317,8 @@ static int read_network(PyObject *const *args, Py_ssize_t given, Py_ssize_t want
     }
     long widest = 0;
     for (long i = 0; i < sizes; i++) widest = net->size[i] > widest ? net->size[i] : widest;
-    long tall = widest > BATCH_ROWS ? widest : BATCH_ROWS; /* rows of a panel, at most 64 floats wide */
-    if (!make_room((void **)&panel_room, &panel_has, tall * 64 * sizeof(float))) return 0;
+    long tall = widest > BATCH_ROWS ? widest : BATCH_ROWS; /* rows of a panel */
+    if (!make_room((void **)&panel_room, &panel_has, tall * WIDEST * sizeof(float))) return 0;
     if (!make_sparse_room(tall)) return 0;
     net->kept = h != NULL;
     if (!net->kept) { /* layers alternate between two arrays, which stay in the cache */
