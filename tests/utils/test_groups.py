@@ -342,7 +342,7 @@ train("sac", "run", epochs=int(sys.argv[1]))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["num_cpu"], config["learners"]) == (2, [0, 0])
     printed = run_on_ranks(2, code, ["4"], check=False).stderr
-    assert "learners is [0, 1], but the run to resume has [0, 0]: let the same ranks" in printed
+    assert "learners is [0, 1], but the run to resume has [0, 0]: share GPUs between" in printed
     assert re.search(r"Continuing at step \d+", run_on_ranks(2, code, ["4"], env=ONE_GROUP).stdout)
 
 
