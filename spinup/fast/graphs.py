@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -190,6 +191,6 @@ class GraphCapture(Capture):
                 return self.update()
             self.graphs = tape
         with torch.no_grad():
-            for part in [*self.graphs.before, *self.graphs.parts, *self.graphs.after]:
+            for part in itertools.chain(self.graphs.before, self.graphs.parts, self.graphs.after):
                 part()
         return None

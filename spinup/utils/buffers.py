@@ -81,7 +81,7 @@ class ReplayBuffer:
             self._new.append(row[:next_obs_at].copy())
 
     def gather(self) -> None:
-        """Hands new transitions to this group's learner, and new observations to the normaliser.
+        """Passes new transitions to this group's learner, and new observations to the normaliser.
 
         All ranks must call it together, before the updates of a cycle.
         """

@@ -3,7 +3,7 @@
 Ranks that share a GPU form a group. Its first rank is the learner: it has the networks on the GPU,
 and the data of the whole group. The other ranks are actors: they never use the GPU. After each
 epoch or cycle, the learner receives the group's new data, updates the networks, and sends the new
-policy. Learners of several GPUs average their gradients. On a CPU every rank is a group of its own.
+policy. Learners of several GPUs average their gradients. On a CPU each rank is its own group.
 
 The environment variable ``SPINUP_RANKS_PER_LEARNER`` forces groups of so many ranks of a host, on
 any device. It is meant for tests.

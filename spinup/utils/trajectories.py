@@ -104,7 +104,7 @@ class TrajectoryBuffer:
         self.path_ends.append((self.ptr, last_obs))
 
     def gather(self) -> None:
-        """Empties the buffer, and hands the epoch's steps to this group's learner.
+        """Empties the buffer, and passes the epoch's steps to this group's learner.
 
         The ranks of a group must call it together, before the learner calls `get`.
         """

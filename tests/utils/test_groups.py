@@ -237,7 +237,7 @@ class Numbered(gym.Env):
         return next_obs, rew, True, False, {}
 
 class Buffer(ReplayBuffer):
-    # Draws with a generator of its own; the run's generator also makes noise, on every rank
+    # Has its own generator, because each rank also draws action noise from the run's generator
 
     def __init__(self, *args):
         super().__init__(*args)
