@@ -35,7 +35,7 @@ enum {
 
 static float *panel_room; /* memory for one panel; Python's global lock protects all such memory */
 
-static struct { /* the nonzero numbers of a matrix, and the sums of its product: see compress() */
+static struct { /* the nonzero numbers of a matrix, see compress(); sums of its product; its transpose */
     float *values, *sums, *flipped;
     int *places;
     long *starts;
@@ -66,6 +66,14 @@ static inline __attribute__((always_inline)) void transpose_8x8(const float *fro
         _mm256_storeu_ps(to + (i + 4) * to_row, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
     }
 }
+
+/* Returns the sum of eight numbers; each half is added to the other, then each quarter. */
+static inline __attribute__((always_inline)) float sum_8(__m256 x) {
+    __m128 s = _mm256_castps256_ps128(x) + _mm256_extractf128_ps(x, 1);
+    s += _mm_movehl_ps(s, s);
+    return s[0] + s[1];
+}
+
 #define VL 8
 #define MR 6
 #define NAME(f) f##_avx2
@@ -263,7 +271,7 @@ static int make_room(void **room, size_t *has, size_t bytes) {
     return *room != NULL;
 }
 
-/* Allocates `sparse` for a matrix of at most `tall` rows and columns: see compress(). */
+/* Allocates `sparse` for a matrix of at most `tall` rows and columns. */
 static int make_sparse_room(long tall) {
     static void *room;
     static size_t has;

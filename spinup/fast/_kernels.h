@@ -25,6 +25,11 @@
 typedef float vec __attribute__((vector_size(4 * VL)));
 typedef int ints __attribute__((vector_size(4 * VL)));
 typedef float unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+#if VL == 16
+static const ints NAME(places) = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+static const ints NAME(places) = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
 
 /* sums[i][n] = sum over k of a[i * a_row + k * a_col] * b[k * b_row + n] */
 INLINE void NAME(tile)(const int rows, const int vectors, long inner, const float *a, long a_row,
@@ -68,11 +73,26 @@ static void NAME(any_tile)(int rows, int vectors, long inner, const float *a, lo
 }
 #undef CASE
 
-INLINE vec NAME(load)(const float *p, int n) {
+/* Loads up to n numbers; the rest of the vector is zero. */
+INLINE vec NAME(load)(const float *p, long n) {
     if (n >= VL) return *(const unaligned *)p;
-    vec v = {0};
-    memcpy(&v, p, n * sizeof(float));
-    return v;
+#if VL == 16
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1 << n) - 1), p);
+#else
+    return (vec)_mm256_maskload_ps(p, (__m256i)(NAME(places) < (int)n));
+#endif
+}
+
+/* Stores up to n numbers. */
+INLINE void NAME(store)(float *p, vec v, long n) {
+    if (n >= VL)
+        *(unaligned *)p = v;
+    else
+#if VL == 16
+        _mm512_mask_storeu_ps(p, (__mmask16)((1 << n) - 1), (__m512)v);
+#else
+        _mm256_maskstore_ps(p, (__m256i)(NAME(places) < (int)n), (__m256)v);
+#endif
 }
 
 /* Returns x, with zeros where a mask is set. A comparison with NaN sets no mask, so NaN stays NaN. */
@@ -112,30 +132,32 @@ INLINE vec NAME(tanh)(vec x) {
     return (vec)(sign | (is_large & (ints)large) | (~is_large & (ints)small));
 }
 
-/* Computes and stores results from the sums of a tile: see the enum of epilogues in _kernels.c. */
+/* Computes and stores up to VL results: see the enum of epilogues in _kernels.c. */
+INLINE void NAME(finish)(const int kind, const float *sums, const float *other, float *out, int n) {
+    vec v = *(const vec *)sums;
+    vec x = NAME(load)(kind == ADD ? out : other, n);
+    if (kind <= FORWARD_TANH || kind == ADD) v += x;
+    if (kind == FORWARD_RELU) v = NAME(zero_where)(v < 0, v);
+    if (kind == FORWARD_TANH) v = NAME(tanh)(v);
+    if (kind == BACKWARD_RELU) v = NAME(zero_where)(x <= 0, v);
+    if (kind == BACKWARD_TANH) v *= 1 - x * x; /* one rounding: a fused multiply-add */
+    NAME(store)(out, v, n);
+}
+
+/* Does so for the sums of a tile. */
 INLINE void NAME(apply_epilogue_as)(const int kind, const epilogue *to, const float *sums, long row,
                                     int rows, long col, int cols) {
+    const int is_forward = kind <= FORWARD_TANH;
+    const int is_used = is_forward || kind == BACKWARD_RELU || kind == BACKWARD_TANH; /* `other` */
     for (int i = 0; i < rows; i++) {
         long at = to->out_rows ? to->out_rows[row + i] : row + i;
-        long from = to->other_rows ? to->other_rows[row + i] : row + i;
-        for (int n = 0; n < cols; n += VL) {
-            int left = cols - n;
-            vec v = *(const vec *)(sums + i * WIDTH + n);
-            float *out = to->out + at * to->out_row + col + n;
-            if (kind <= FORWARD_TANH) v += NAME(load)(to->other + col + n, left);
-            if (kind == FORWARD_RELU) v = NAME(zero_where)(v < 0, v);
-            if (kind == FORWARD_TANH) v = NAME(tanh)(v);
-            if (kind == BACKWARD_RELU || kind == BACKWARD_TANH) {
-                vec x = NAME(load)(to->other + from * to->other_row + col + n, left);
-                if (kind == BACKWARD_RELU) v = NAME(zero_where)(x <= 0, v);
-                if (kind == BACKWARD_TANH) v *= 1 - x * x; /* one rounding: a fused multiply-add */
-            }
-            if (kind == ADD) v += NAME(load)(out, left);
-            if (left >= VL)
-                *(unaligned *)out = v;
-            else
-                memcpy(out, &v, left * sizeof(float));
-        }
+        long from = is_forward ? 0 : to->other_rows ? to->other_rows[row + i] : row + i;
+        float *out = to->out + at * to->out_row + col;
+        const float *other = is_used ? to->other + from * to->other_row + col : out;
+        int n = 0;
+        for (; n + VL <= cols; n += VL)
+            NAME(finish)(kind, sums + i * WIDTH + n, other + n, out + n, VL);
+        if (n < cols) NAME(finish)(kind, sums + i * WIDTH + n, other + n, out + n, cols - n);
     }
 }
 
@@ -227,39 +249,41 @@ static void NAME(product)(long rows, long cols, long inner, const float *a, long
 }
 
 /* Compresses a matrix to its nonzero values, row by row and, within a row, in blocks of BLOCK_ROWS
-   columns. `sparse.places` gets, for each value, the position of the panel's row that it multiplies. */
+   columns. `sparse.places` gets, for each value, the position of the panel's row that it multiplies;
+   `sparse.starts`, for each block, the index of its first value. */
 static void NAME(compress)(long rows, long cols, const float *a, long a_row) {
     long n = 0, *start = sparse.starts;
-    for (long row = 0; row < rows; row++)
-        for (long col = 0; col < cols; col++) {
-            const float *x = a + row * a_row + col;
-            if (col % BLOCK_ROWS == 0) *start++ = n;
+    for (long row = 0; row < rows; row++, a += a_row)
+        for (long block = 0; block < cols; block += BLOCK_ROWS) {
+            long col = block, end = block + BLOCK_ROWS < cols ? block + BLOCK_ROWS : cols;
+            *start++ = n;
 #if VL == 16
-            if (col + VL <= cols && col % VL == 0) {
-                const __m512i steps = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-                __m512 v = _mm512_loadu_ps(x);
-                __m512i places = _mm512_slli_epi32(_mm512_add_epi32(steps, _mm512_set1_epi32((int)col)), 7);
-                __mmask16 kept = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-                _mm512_storeu_ps(sparse.values + n, _mm512_maskz_compress_ps(kept, v));
-                _mm512_storeu_si512(sparse.places + n, _mm512_maskz_compress_epi32(kept, places));
+            ints places = (NAME(places) + (int)block) * SPARSE_WIDTH;
+            for (; col + VL <= end; col += VL) {
+                __m512 x = _mm512_loadu_ps(a + col);
+                __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+                _mm512_storeu_ps(sparse.values + n, _mm512_maskz_compress_ps(kept, x));
+                _mm512_storeu_si512(sparse.places + n,
+                                    _mm512_maskz_compress_epi32(kept, (__m512i)places));
+                places += VL * SPARSE_WIDTH;
                 n += __builtin_popcount(kept);
-                col += VL - 1;
-                continue;
             }
 #endif
-            sparse.values[n] = *x;
-            sparse.places[n] = (int)(col * SPARSE_WIDTH);
-            n += *x != 0;
+            for (; col < end; col++) {
+                sparse.values[n] = a[col];
+                sparse.places[n] = (int)(col * SPARSE_WIDTH);
+                n += a[col] != 0;
+            }
         }
     *start = n;
 }
 
-/* sums[n] += sum of values[i] * panel[places[i] + n] */
-INLINE void NAME(add_compressed)(long nonzeros, const float *values, const int *places,
+/* sums[n] = (first ? 0 : sums[n]) + sum of values[i] * panel[places[i] + n] */
+INLINE void NAME(add_compressed)(int first, long nonzeros, const float *values, const int *places,
                                  const float *panel, float *sums) {
     vec acc[SPARSE_WIDTH / VL];
 #pragma GCC unroll 8
-    for (int j = 0; j < SPARSE_WIDTH / VL; j++) acc[j] = *(vec *)(sums + j * VL);
+    for (int j = 0; j < SPARSE_WIDTH / VL; j++) acc[j] = first ? (vec){0} : *(vec *)(sums + j * VL);
     for (long i = 0; i < nonzeros; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < SPARSE_WIDTH / VL; j++)
@@ -296,16 +320,14 @@ static void NAME(sparse_product)(long rows, long cols, long inner, const float *
                               &of_part);
                 continue;
             }
-            memset(sparse.sums, 0, tall * SPARSE_WIDTH * sizeof(float));
             for (long block = 0; block < blocks; block++) /* this part of the panel stays in the cache */
                 for (long row = 0; row < tall; row++) {
                     const long *start = sparse.starts + row * blocks + block;
-                    NAME(add_compressed)(start[1] - start[0], sparse.values + start[0],
-                                         sparse.places + start[0], panel_room,
-                                         sparse.sums + row * SPARSE_WIDTH);
+                    float *sums = sparse.sums + row * SPARSE_WIDTH;
+                    NAME(add_compressed)(block == 0, start[1] - start[0], sparse.values + start[0],
+                                         sparse.places + start[0], panel_room, sums);
+                    if (block == blocks - 1) NAME(apply_epilogue)(to, sums, first + row, 1, col, wide);
                 }
-            for (long row = 0; row < tall; row++)
-                NAME(apply_epilogue)(to, sparse.sums + row * SPARSE_WIDTH, first + row, 1, col, wide);
         }
     }
 }
@@ -313,8 +335,8 @@ static void NAME(sparse_product)(long rows, long cols, long inner, const float *
 /* Returns 1 if sparse_product is faster than product, for an `a` with contiguous rows. */
 static int NAME(is_sparse)(long rows, long cols, long inner, const float *a, long a_row) {
     if (rows < MR || inner < 2 * VL || cols < SPARSE_WIDTH) return 0;
-    long zeros = 0;
-    for (long row = 0; row < rows; row++) {
+    long zeros = 0, counted = 0;
+    for (long row = 0; row < rows; row += 4, counted += inner) { /* a guess needs only some rows */
         ints found = {0};
         long k = 0;
         for (; k + VL <= inner; k += VL) found -= *(const unaligned *)(a + row * a_row + k) == 0;
@@ -323,7 +345,7 @@ static int NAME(is_sparse)(long rows, long cols, long inner, const float *a, lon
     }
     long sparse_cols = (cols + SPARSE_WIDTH - 1) / SPARSE_WIDTH * SPARSE_WIDTH;
     long wide = (cols + WIDTH - 1) / WIDTH * WIDTH;
-    return (rows * inner - zeros) * 1.5 * sparse_cols < rows * inner * 0.85 * wide; /* measured on Emerald Rapids */
+    return (counted - zeros) * 1.5 * sparse_cols < counted * 0.85 * wide; /* measured: Emerald Rapids */
 }
 
 /* Copies the transpose of a matrix. */
@@ -343,14 +365,15 @@ static void NAME(dots)(long rows, long cols, long inner, const float *a, const f
                 for (int j = 0; j < 16 / VL; j++) {
                     long left = inner - k - j * VL;
                     if (left <= 0) break;
-                    acc[j] += NAME(load)(a + row * inner + k + j * VL, (int)(left < VL ? left : VL)) *
-                              NAME(load)(b + n * inner + k + j * VL, (int)(left < VL ? left : VL));
+                    acc[j] += NAME(load)(a + row * inner + k + j * VL, left) *
+                              NAME(load)(b + n * inner + k + j * VL, left);
                 }
-            float lanes[16];
-            memcpy(lanes, acc, sizeof(lanes));
-            for (int half = 8; half; half /= 2)
-                for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-            sums[n] = lanes[0];
+#if VL == 16
+            __m512d v = (__m512d)acc[0];
+            sums[n] = sum_8((__m256)_mm512_castpd512_pd256(v) + (__m256)_mm512_extractf64x4_pd(v, 1));
+#else
+            sums[n] = sum_8((__m256)(acc[0] + acc[1]));
+#endif
         }
         NAME(apply_epilogue)(to, sums, row, 1, 0, (int)cols);
     }
@@ -362,7 +385,7 @@ static void NAME(add_rows)(long rows, long cols, const float *g, float *sums) {
         int left = cols - n < VL ? (int)(cols - n) : VL;
         vec v = NAME(load)(sums + n, left);
         for (long k = 0; k < rows; k++) v += NAME(load)(g + k * cols + n, left);
-        memcpy(sums + n, &v, left * sizeof(float));
+        NAME(store)(sums + n, v, left);
     }
 }
 
@@ -376,7 +399,7 @@ static void NAME(activation_grad)(long n, int activation, const float *y, const 
         vec v = NAME(load)(grad + i, left), x = NAME(load)(y + i, left);
         if (activation == RELU) v = NAME(zero_where)(x <= 0, v);
         if (activation == TANH) v *= 1 - x * x;
-        memcpy(out + i, &v, left * sizeof(float));
+        NAME(store)(out + i, v, left);
     }
 }
 
@@ -387,15 +410,20 @@ static int NAME(all_finite)(long n, const float *x) {
     return NAME(all_zero)(VL, (const float *)&sum);
 }
 
+/* A division takes most of a step's time, so one of two is replaced by three fused multiply-adds, with
+   the same result (P. W. Markstein, IBM J. Res. Dev. 34, 111, 1990). */
 static void NAME(adam)(long n, float *p, const float *g, float *m, float *v, double lr, double beta1,
                        double beta2, double eps, long step) {
     const float new_m = (float)(1 - beta1), old_v = (float)beta2, new_v = (float)(1 - beta2);
     const float rate = (float)(lr / (1 - pow(beta1, step))), least = (float)eps;
-    const float scale = (float)sqrt(1 - pow(beta2, step));
+    const float scale = (float)sqrt(1 - pow(beta2, step)), inverse = 1 / scale;
     for (long i = 0; i < n; i++) {
         m[i] += new_m * (g[i] - m[i]);
         v[i] = old_v * v[i] + new_v * g[i] * g[i];
-        p[i] -= rate * m[i] / (sqrtf(v[i]) / scale + least);
+        float root = sqrtf(v[i]), quotient = root * inverse; /* root / scale, to one unit, and then */
+        float rest = root - quotient * scale; /* exactly. NaN if the root is infinite. */
+        quotient = rest == rest ? quotient + rest * inverse : quotient;
+        p[i] -= rate * m[i] / (quotient + least);
     }
 }
 

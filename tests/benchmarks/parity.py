@@ -7,11 +7,11 @@ Each run trains in a separate process, on one thread. ``fast`` is what users get
 ``SPINUP_FAST=0``, so that PyTorch computes everything and no update is captured. A row goes into
 FILE at each run's end, and a command that is given again does what is left.
 
-A row holds the mean return of the last five epochs (test episodes for SAC and TD3, training
-episodes for PPO), quantiles of the absolute pre-activations of the policy's output layer over the
-observations of an episode, and the root mean square of that layer's weights: a policy that has
-saturated shows there before it shows in the returns. ``--page`` puts the table into a page, where
-the last one stands.
+A row holds the mean return of the last five epochs (training episodes for PPO, TRPO and VPG, test
+episodes for the others), quantiles of the absolute pre-activations of the policy's output layer
+over the observations of an episode, and the root mean square of that layer's weights: a policy that
+has saturated shows there before it shows in the returns. ``--page`` puts the table into a page,
+where the last one stands.
 """
 
 import argparse
@@ -29,11 +29,21 @@ import time
 
 RUNS = pathlib.Path(__file__).parents[2] / "data" / "benchmarks" / "parity.csv"
 ENVS = ["Walker2d-v5", "Hopper-v5", "HalfCheetah-v5"]
-STEPS = {"td3": 100_000, "sac": 100_000, "ppo": 300_000}
+NORMALIZED = "-normalized"  # after an algorithm's name: with normalize_obs
+STEPS = {
+    "td3": 100_000,
+    "sac": 100_000,
+    "ddpg": 100_000,
+    "sac" + NORMALIZED: 100_000,
+    "ppo": 300_000,
+    "trpo": 300_000,
+    "vpg": 300_000,
+}
+ON_POLICY = ("ppo", "trpo", "vpg")
 SEEDS = [0, 10, 20, 30, 40]
 SIDES = {"plain": {"SPINUP_FAST": "0"}, "fast": {}}
 EPOCH = 4000
-WIDTHS = {"ppo": (64, 32)}  # Spinning Up's benchmark; else each algorithm's default
+WIDTHS = dict.fromkeys(ON_POLICY, (64, 32))  # Spinning Up's benchmark; else each one's default
 KEYS = ["algo", "env", "steps", "seed", "side"]
 FIGURES = ["return", "pre50", "pre99", "pre_max", "weight_rms", "seconds"]
 
@@ -49,8 +59,10 @@ def train(algo, env_id, steps, seed):
     torch.set_num_threads(1)
     start = time.perf_counter()
     kwargs = {"ac_kwargs": {"hidden_sizes": WIDTHS[algo]}} if algo in WIDTHS else {}
+    if algo.endswith(NORMALIZED):
+        kwargs["normalize_obs"] = True
     with tempfile.TemporaryDirectory() as folder:
-        ac = getattr(spinup, algo)(
+        ac = getattr(spinup, algo.removesuffix(NORMALIZED))(
             env_id,
             seed=seed,
             steps_per_epoch=EPOCH,
@@ -60,7 +72,7 @@ def train(algo, env_id, steps, seed):
             **kwargs,
         )
         rows = pathlib.Path(folder, "run", "progress.txt").read_text().splitlines()
-    column = rows[0].split("\t").index("AverageEpRet" if algo == "ppo" else "AverageTestEpRet")
+    column = rows[0].split("\t").index("AverageEpRet" if algo in ON_POLICY else "AverageTestEpRet")
     last = [float(row.split("\t")[column]) for row in rows[-5:]]
     seconds = time.perf_counter() - start
 
@@ -72,10 +84,12 @@ def train(algo, env_id, steps, seed):
         obs, _, terminated, truncated, _ = env.step(np.clip(act, -1, 1))
         if terminated or truncated:
             obs, _ = env.reset()
+    x = torch.as_tensor(np.array(seen), dtype=torch.float32)
     net = next(module for module in ac.pi.children() if isinstance(module, torch.nn.Sequential))
     layers = list(net)[:-1]  # the last is the output's activation
-    x = torch.as_tensor(np.array(seen), dtype=torch.float32)
     with torch.no_grad():
+        if algo.endswith(NORMALIZED):
+            x = ac.normalizer(x)
         for layer in layers:
             x = layer(x)
     size = x.abs().flatten()
@@ -161,8 +175,10 @@ def table(path):
             if len(set(seeds.values())) == 1
             else f"{seeds['fast']}, {seeds['plain']}"
         )
+        name = algo.removesuffix(NORMALIZED)
+        name = name.upper() + " with `normalize_obs`" * (name != algo)
         lines.append(
-            f"| {algo.upper()}, {env_id} | {int(steps):,} | {count} | {returns['fast']} | "
+            f"| {name}, {env_id} | {int(steps):,} | {count} | {returns['fast']} | "
             f"{returns['plain']} | {sizes['fast']} | {sizes['plain']} |"
         )
     return "\n".join(lines) + "\n"

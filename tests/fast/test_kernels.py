@@ -10,6 +10,7 @@ from spinup.fast import kernels
 from spinup.fast.kernels import (
     CompiledMLP,
     TorchMLP,
+    adam_step,
     can_run_on,
     forward_derivative,
     mlp_engine,
@@ -383,3 +384,20 @@ def test_adam_is_pytorchs(vectors):
     state = torch_adam.state[theirs]
     torch.testing.assert_close(adam.exp_avg, state["exp_avg"], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(adam.exp_avg_sq, state["exp_avg_sq"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 100, 1000, 20_000])
+def test_adam_divides_as_the_processor_does(vectors, step):
+    # The quotient of sqrt(v) and the correction is computed without a division
+    sizes = np.random.default_rng(0).uniform(-18, 18, 200_000)
+    g = np.concatenate([10.0**sizes, [0, 1e-45, 1e19, 3e38]]).astype(np.float32)
+    params = torch.zeros(len(g))
+    tensors = params, torch.from_numpy(g), torch.zeros(len(g)), torch.zeros(len(g))
+    with np.errstate(all="ignore"):
+        adam_step(*tensors, step, 1e-3, (0.9, 0.999), 1e-8)
+        m = np.float32(1 - 0.9) * g
+        v = np.float32(1 - 0.999) * g * g
+        quotient = np.sqrt(v) / np.float32(np.sqrt(1 - 0.999**step))
+        rate = np.float32(1e-3 / (1 - 0.9**step))
+        expected = -(rate * m / (quotient + np.float32(1e-8)))
+    assert np.array_equal(params.numpy(), expected, equal_nan=True)
