@@ -15,8 +15,9 @@ enum { IDENTITY, RELU, TANH }; /* activations, as numbered in kernels.py */
      FORWARD   out = f(s + other); other is a vector with one number for each column (the bias)
      BACKWARD  out = s * f'; other is a matrix like out that holds the output of f, which gives f'
      ADD       out += s
+     SET       out = s + 0, which is ADD if all of out is zero
    If given, `out_rows[i]` is the row of `out`, and `other_rows[i]` the row of `other`, for row i. */
-enum { FORWARD, FORWARD_RELU, FORWARD_TANH, BACKWARD, BACKWARD_RELU, BACKWARD_TANH, ADD };
+enum { FORWARD, FORWARD_RELU, FORWARD_TANH, BACKWARD, BACKWARD_RELU, BACKWARD_TANH, ADD, SET };
 
 typedef struct {
     int kind;
@@ -138,11 +139,14 @@ static void run_forward(const network *net, long s) {
     }
 }
 
-/* Adds a batch's gradients of a layer's parameters, from the gradients of its output and its input x. */
+/* Adds a batch's gradients of a layer's parameters, from the gradients of its output and its input x.
+   If `are_zero`, the sums so far are taken to be zero, whatever the memory holds. */
 static void add_param_grads(long rows, long n_in, long n_out, int sparse_grad, const float *grad,
-                            const float *x, float *weight_grad, float *bias_grad) {
-    epilogue to = {.kind = ADD, .out = weight_grad, .out_row = n_in};
-    for (long row = 0; row < rows; row += BATCH_ROWS) {
+                            const float *x, float *weight_grad, float *bias_grad, int are_zero) {
+    epilogue to = {.kind = are_zero ? SET : ADD, .out = weight_grad, .out_row = n_in};
+    if (are_zero) memset(bias_grad, 0, n_out * sizeof(float));
+    if (are_zero && !rows) memset(weight_grad, 0, n_out * n_in * sizeof(float));
+    for (long row = 0; row < rows; row += BATCH_ROWS, to.kind = ADD) {
         long n = rows - row < BATCH_ROWS ? rows - row : BATCH_ROWS;
         const float *g = grad + row * n_out;
         if (sparse_grad && is_sparse(n, n_in, n_out, g, n_out)) {
@@ -168,10 +172,10 @@ static long gather(long rows, long cols, const float *from, float *to, long *pla
 }
 
 /* Adds the gradients of all parameters to `param_grads`, unless it is NULL, and those of some columns of
-   the input to `input_grad`.
+   the input to `input_grad`. If `are_zero`, `param_grads` are taken to be zero before.
 
    `rooms` are two arrays of rows times the widest layer; `places` has one number for each row. */
-static void run_backward(const network *net, const float *grad, float *const *param_grads,
+static void run_backward(const network *net, const float *grad, float *const *param_grads, int are_zero,
                          long columns, const long *start, const long *width, float *const *input_grad,
                          float *const *rooms, long *places) {
     for (long s = 0; s < net->stack; s++) {
@@ -190,7 +194,7 @@ static void run_backward(const network *net, const float *grad, float *const *pa
             int of_relu = net->activation[i] == RELU;
             if (param_grads)
                 add_param_grads(rows, n_in, n_out, of_relu, g, x, param_grads[2 * i] + s * n_out * n_in,
-                                param_grads[2 * i + 1] + s * n_out);
+                                param_grads[2 * i + 1] + s * n_out, are_zero);
             if (i > 0) {
                 epilogue to = {.kind = BACKWARD + (int)net->activation[i - 1], .out = rooms[i % 2],
                            .out_row = n_in, .other = x, .other_row = n_in, .other_rows = gathered};
@@ -258,6 +262,108 @@ static void squash_grad(long rows, long dim, const float *out, const float *half
             grad[dim + i] = clamped ? 0 : grad[i] * *noise - logp_grad[row];
         }
 }
+
+/* --- Operations on few numbers ------------------------------------------------------------------- */
+
+enum { NEG, COPY, MUL, PLUS, MINUS, DIV, MIN, EQ, CLAMP, ADDCMUL, SUM }; /* as numbered in fusing.py */
+enum { FLOAT32, BOOL, INT64 };
+enum { MOST_NUMBERS = 1024 }; /* of an operand */
+
+/* A matrix in memory; distances between rows and columns are in bytes, and 0 if they are all the same. */
+typedef struct {
+    char *at;
+    long row, col, type;
+} operand;
+
+typedef struct {
+    long code, rows, cols; /* of the operands, and of the result unless it is a sum */
+    operand result, x[3];
+} operation;
+
+#define COPY_AS(type)                                                              \
+    for (long i = 0; i < op->rows; i++)                                            \
+        for (long j = 0; j < op->cols; j++)                                        \
+            *to++ = (float)*(const type *)(x->at + i * x->row + j * x->col);
+
+static void read_operand(const operation *op, const operand *x, float *to) {
+    if (x->type == FLOAT32) COPY_AS(float)
+    else if (x->type == BOOL) COPY_AS(unsigned char)
+    else COPY_AS(long)
+}
+#undef COPY_AS
+
+#define EACH(expression)                \
+    for (long i = 0; i < n; i++) {      \
+        float a = x[0][i], b = x[1][i]; \
+        (void)b;                        \
+        y[i] = expression;              \
+    }                                   \
+    break;
+
+/* Adds n numbers in PyTorch's order, for n >= 8: four vectors of eight sums take turns, each sum joins an
+   outer one after 16 numbers, and the numbers after the last vector come first in the total. */
+static float sum_in_order(long n, const float *x) {
+    float inner[4][8] = {{0}}, outer[4][8] = {{0}}, total = 0;
+    long vectors = n / 8, turns = vectors / 4;
+    for (long turn = 0; turn < turns; turn++)
+        for (long k = 0; k < 4; k++)
+            for (long i = 0; i < 8; i++) {
+                inner[k][i] += x[(4 * turn + k) * 8 + i];
+                if (turn % 16 < 15) continue;
+                outer[k][i] += inner[k][i];
+                inner[k][i] = 0;
+            }
+    for (long k = 0; k < 4; k++)
+        for (long i = 0; i < 8; i++) inner[k][i] += outer[k][i];
+    for (long v = 4 * turns; v < vectors; v++)
+        for (long i = 0; i < 8; i++) inner[0][i] += x[8 * v + i];
+    for (long k = 1; k < 4; k++)
+        for (long i = 0; i < 8; i++) inner[0][i] += inner[k][i];
+    for (long i = 8 * vectors; i < n; i++) total += x[i];
+    for (long i = 0; i < 8; i++) total += inner[0][i];
+    return total;
+}
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+/* Computes what PyTorch's operations compute, to the bit. NaN stays NaN. Of 0 and -0, either may be the
+   lesser, as in PyTorch, where it depends on the layout. */
+static void compute(const operation *op) {
+    static float x[3][MOST_NUMBERS], y[MOST_NUMBERS];
+    long n = op->rows * op->cols;
+    for (int k = 0; k < 3 && op->x[k].at; k++) read_operand(op, &op->x[k], x[k]);
+    switch (op->code) {
+        case NEG: EACH(-a)
+        case COPY: EACH(a)
+        case MUL: EACH(a * b)
+        case PLUS: EACH(a + b)
+        case MINUS: EACH(a - b)
+        case DIV: EACH(a / b)
+        case MIN: EACH(a != a || a < b ? a : b)
+        case EQ: EACH(a == b)
+        case CLAMP:
+            for (long i = 0; i < n; i++) {
+                float a = x[0][i], least = x[1][i], most = x[2][i];
+                a = a < least || least != least ? least : a;
+                y[i] = a > most || most != most ? most : a;
+            }
+            break;
+        case ADDCMUL:
+            for (long i = 0; i < n; i++) y[i] = __builtin_fmaf(x[1][i], x[2][i], x[0][i]);
+            break;
+        case SUM:
+            y[0] = sum_in_order(n, x[0]);
+            n = 1;
+    }
+    if (op->result.type == BOOL)
+        for (long i = 0; i < n; i++) ((unsigned char *)op->result.at)[i] = (unsigned char)y[i];
+    else if (op->result.type == INT64)
+        for (long i = 0; i < n; i++) ((long *)op->result.at)[i] = (long)y[i];
+    else
+        memcpy(op->result.at, y, n * sizeof(float));
+}
+#undef EACH
+#pragma GCC pop_options
 
 /* --- From Python --------------------------------------------------------------------------------- */
 
@@ -366,10 +472,11 @@ static PyObject *mlp_backward(PyObject *self, PyObject *const *args, Py_ssize_t 
     network net;
     long param_grads[2 * MOST_LAYERS], inputs[3 * MOST_LAYERS], start[MOST_LAYERS], width[MOST_LAYERS];
     float *input_grad[MOST_LAYERS];
-    if (!read_network(args, given, 10, &net)) return NULL;
+    if (!read_network(args, given, 11, &net)) return NULL;
     const float *grad = (float *)PyLong_AsLong(args[7]);
     long params = read_numbers(args[8], 2 * MOST_LAYERS, param_grads);
     long columns = read_numbers(args[9], 3 * MOST_LAYERS, inputs) / 3;
+    int are_zero = PyObject_IsTrue(args[10]);
     if (PyErr_Occurred()) return NULL;
     for (long j = 0; j < columns; j++) {
         start[j] = inputs[3 * j];
@@ -381,8 +488,8 @@ static PyObject *mlp_backward(PyObject *self, PyObject *const *args, Py_ssize_t 
     if (!make_room(&room, &has, net.rows * (2 * widest * sizeof(float) + sizeof(long)))) return NULL;
     long *places = room;
     float *first = (float *)(places + net.rows), *rooms[2] = {first, first + net.rows * widest};
-    run_backward(&net, grad, params ? (float *const *)param_grads : NULL, columns, start, width,
-                 input_grad, rooms, places);
+    run_backward(&net, grad, params ? (float *const *)param_grads : NULL, are_zero, columns, start,
+                 width, input_grad, rooms, places);
     Py_RETURN_NONE;
 }
 
@@ -433,6 +540,14 @@ static PyObject *adam(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     Py_RETURN_NONE;
 }
 
+/* Runs operations one after the other. Each gets its operands' numbers before it writes its result. */
+static PyObject *compute_all(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    long v[2];
+    if (!read_args(args, given, 2, v, 0, NULL)) return NULL;
+    for (long i = 0; i < v[0]; i++) compute((operation *)v[1] + i);
+    Py_RETURN_NONE;
+}
+
 static PyObject *use_avx512(PyObject *self, PyObject *flag) {
     has_avx512 = PyObject_IsTrue(flag) && __builtin_cpu_supports("avx512f");
     return PyBool_FromLong(has_avx512);
@@ -444,12 +559,13 @@ static PyObject *has_avx512_now(PyObject *self, PyObject *none) { return PyBool_
 static PyMethodDef methods[] = {
     METHOD(mlp_forward, "mlp_forward(stack, rows, sizes, activations, params, outputs, result, inputs)"),
     METHOD(mlp_backward, "mlp_backward(stack, rows, sizes, activations, params, outputs, result, grad, "
-                         "param_grads, input_grads)"),
+                         "param_grads, input_grads, are_zero)"),
     METHOD(squashed_gaussian, "squashed_gaussian(rows, dim, out, eps, mid, half_range, act, logp, "
                               "squashed, noise, least, most)"),
     METHOD(squashed_gaussian_grad, "squashed_gaussian_grad(rows, dim, out, half_range, squashed, noise, "
                                    "act_grad, logp_grad, grad, least, most)"),
     METHOD(is_finite, "is_finite(size, x)"),
+    METHOD(compute_all, "compute_all(count, operations)"),
     METHOD(adam, "adam(start, stop, params, grads, m, v, step, lr, beta1, beta2, eps)"),
     {"has_avx512", has_avx512_now, METH_NOARGS, "Returns whether the longer vectors are in use."},
     {"use_avx512", use_avx512, METH_O, "Chooses the longer vectors if the CPU has them, and returns True if they are in use."},

@@ -137,6 +137,7 @@ INLINE void NAME(finish)(const int kind, const float *sums, const float *other, 
     vec v = *(const vec *)sums;
     vec x = NAME(load)(kind == ADD ? out : other, n);
     if (kind <= FORWARD_TANH || kind == ADD) v += x;
+    if (kind == SET) v += 0; /* -0 + 0 is 0 */
     if (kind == FORWARD_RELU) v = NAME(zero_where)(v < 0, v);
     if (kind == FORWARD_TANH) v = NAME(tanh)(v);
     if (kind == BACKWARD_RELU) v = NAME(zero_where)(x <= 0, v);
@@ -168,6 +169,7 @@ static void NAME(apply_epilogue)(const epilogue *to, const float *sums, long row
     switch (to->kind) {
         CASE(FORWARD) CASE(FORWARD_RELU) CASE(FORWARD_TANH)
         CASE(BACKWARD) CASE(BACKWARD_RELU) CASE(BACKWARD_TANH) CASE(ADD)
+        CASE(SET)
     }
 }
 #undef CASE
@@ -405,9 +407,12 @@ static void NAME(activation_grad)(long n, int activation, const float *y, const 
 
 /* Returns 1 if all numbers are finite: only a finite number times zero is zero. */
 static int NAME(all_finite)(long n, const float *x) {
-    vec sum = {0};
-    for (long i = 0; i < n; i += VL) sum += 0 * NAME(load)(x + i, n - i < VL ? (int)(n - i) : VL);
-    return NAME(all_zero)(VL, (const float *)&sum);
+    vec sums[4] = {{0}};
+    long i = 0;
+    for (; i + 4 * VL <= n; i += 4 * VL)
+        for (int j = 0; j < 4; j++) sums[j] += 0 * *(const unaligned *)(x + i + j * VL);
+    for (; i < n; i += VL) sums[0] += 0 * NAME(load)(x + i, n - i);
+    return NAME(all_zero)(4 * VL, (const float *)sums);
 }
 
 /* A division takes most of a step's time, so one of two is replaced by three fused multiply-adds, with

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from spinup import fast
+from spinup.fast.fusing import Call, shortened, small_operation, tensors_in
 from spinup.fast.guards import Guards
 from spinup.runs.watchdog import still_alive
 
@@ -225,6 +226,8 @@ class Capture:
     def forget(self):
         """Drops the recordings."""
         self.tape: Tape | None = None
+        self.replayed: list[tuple[Callable, tuple]] = []  # the tape's calls, shortened
+        self.kept: list[Any] = []  # keeps the memory of their arguments
         self.guards: Guards | None = None
         self.is_checked = False  # compared since the last `check_next`
         self.was_checked = False  # compared at least once
@@ -250,7 +253,7 @@ class Capture:
     def replay(self, owner):
         """Repeats the recording."""
         with torch.no_grad():
-            for function, args in self.tape.calls:
+            for function, args in self.replayed:
                 function(*args)
 
     def follow_change(self, changed, owner):
@@ -283,6 +286,7 @@ class Capture:
             obstacle = guards.obstacle
             if obstacle is None:
                 self.tape, self.guards = tape, guards
+                self.replayed, self.kept = shortened(tape.calls)
         elif obstacle is None:
             changed = None if self.guards.hold() else self.guards.change()
             if changed is not None:
@@ -312,7 +316,7 @@ class Tape(TorchDispatchMode):
     def __init__(self, builds: bool = True, looks: bool = True, device_type: str = "cpu"):
         super().__init__()
         self.builds, self.looks, self.device_type = builds, looks, device_type
-        self.calls: list[tuple[Callable, tuple]] = []
+        self.calls: list[Call] = []
         self.kept: list[Any] = []  # keeps the memory of all results allocated
         self.held: list[Any] = []  # keeps the addresses in the trace in use
         self.trace: list[Any] = []  # operations, with all that must be the same at each call
@@ -389,7 +393,7 @@ class Tape(TorchDispatchMode):
         if func is _aten.lift_fresh.default and out.numel() <= _LARGEST_CONSTANT:
             self.kept.append(out.detach())
             self._made[_address(out)] = len(self._made)
-            self.calls.append((out.detach().copy_, (out.detach().clone(),)))
+            self.calls.append(Call(out.detach().copy_, (out.detach().clone(),), (out.detach(),)))
             return None
         if not all(isinstance(x, Tensor) for x in outs):
             return self.reads_value()
@@ -400,14 +404,18 @@ class Tape(TorchDispatchMode):
         is_empty = outs and not any(x.numel() for x in outs)
         if not self.builds or (is_empty and not func._schema.is_mutable):
             return None
+        call = small_operation(func, args, kwargs, outs[0]) if len(outs) == 1 else None
+        tensors = list(tensors_in(_detached((args, kwargs, outs))))
         if func._schema.is_mutable:
             if made:  # besides the tensors that it changes
-                self.calls.append(_copied(func, args, kwargs, outs, made))
-            else:
-                self.calls.append((functools.partial(func, **_detached(kwargs)), _detached(args)))
+                call = Call(*_copied(func, args, kwargs, outs, made), tensors)
+            elif call is None:
+                function = functools.partial(func, **_detached(kwargs))
+                call = Call(function, _detached(args), tensors)
+            self.calls.append(call)
         elif made and (len(made) == len(outs)):
             if func.overloadpacket not in _EMPTY:
-                self.calls.append(_into(func, args, kwargs, outs))
+                self.calls.append(call or Call(*_into(func, args, kwargs, outs), tensors))
         elif made:
             self.obstacle = f"{func} returns both a view and a new tensor"
         return None
@@ -430,9 +438,10 @@ class Tape(TorchDispatchMode):
         """Calls a function, and records the call; see the function `run`."""
         if self._inside or self.obstacle is not None:  # _inside: a recorded call makes this one
             return self.aside(function, *args)
-        self.calls.append((function, args))
+        tensors = self.aside(_detached, tuple(tensors))
+        self.calls.append(Call(function, args, tensors or None))
         if self.builds:
-            self.kept.append(self.aside(_detached, tensors))
+            self.kept.append(tensors)
         self.held.append((function, args))
         code = getattr(inspect.unwrap(function), "__code__", function)
         self.functions.add(code)

@@ -142,7 +142,7 @@ class CompiledMLP:
         capture.run(
             _kernels.mlp_backward,
             *(stack, rows, sizes, activations, _addresses(params), *_addresses(saved)),
-            *(grad.data_ptr(), _addresses(param_grads or ()), tuple(where)),
+            *(grad.data_ptr(), _addresses(param_grads or ()), tuple(where), False),
             tensors=(*params, *saved, grad, *(param_grads or ()), *grads),
         )
         return grads

@@ -1,0 +1,338 @@
+"""Shorter recordings compute the same: see spinup/fast/fusing.py."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spinup.fast import fusing, kernels
+from spinup.fast.capture import Captured, Tape
+from spinup.fast.nodes import gradients_in_place
+from spinup.utils.flat import flatten
+from spinup.utils.nets import mlp
+
+pytestmark = pytest.mark.skipif(kernels._kernels is None, reason="nothing is compiled")
+
+TAILS = [0.0, -0.0, 1e-45, -1e-45, 1e-38, 1.0, -1.0, 3e38, -3e38, np.inf, -np.inf, np.nan]
+
+
+def numbers(*shape, tails=False):
+    """Returns random numbers, or random pairs of numbers at the edges of float32."""
+    rng = np.random.default_rng(0)
+    values = rng.choice(TAILS, shape) if tails else rng.standard_normal(shape)
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def assert_same_bits(x, y, with_sign_of_zero=True):
+    """Compares tensors to the bit, but for the sign of NaN."""
+    assert x.shape == y.shape and x.dtype == y.dtype
+    a, b = x.numpy(), y.numpy()
+    assert np.array_equal(a, b, equal_nan=True)
+    real = ~np.isnan(a) & (with_sign_of_zero | (a != 0))
+    assert np.array_equal(np.signbit(a[real]), np.signbit(b[real]))
+
+
+# Which zero PyTorch takes of 0 and -0 depends on the layout of the numbers
+SIGN_OF_ZERO_VARIES = ("clamp-tensors", "least-of-two", "least-of-two-kept")
+
+# Functions of x (2, 100), its row or column y, and a flag per column of x
+OPERATIONS = {
+    "neg": lambda x, y, b: -x,
+    "mul": lambda x, y, b: x * y,
+    "mul-number": lambda x, y, b: x * 0.99,
+    "mul-bool": lambda x, y, b: x * b,
+    "mul-expanded": lambda x, y, b: y[0].expand(2, 100) * x,
+    "add": lambda x, y, b: x + y,
+    "add-number": lambda x, y, b: x + 3,
+    "sub": lambda x, y, b: x - y,
+    "sub-from-number": lambda x, y, b: 1 - x,
+    "div": lambda x, y, b: x / y,
+    "div-number": lambda x, y, b: x / 100,
+    "div-count": lambda x, y, b: x / b.sum(0, keepdim=True),
+    "square": lambda x, y, b: x**2,
+    "power-one": lambda x, y, b: x**1.0,
+    "clamp": lambda x, y, b: x.clamp(-0.5, 0.5),
+    "clamp-zero": lambda x, y, b: x.clamp(0.0, 1.0),
+    "clamp-tensors": lambda x, y, b: x.clamp(-y, y),
+    "addcmul": lambda x, y, b: torch.addcmul(y, x, x),
+    "equal": lambda x, y, b: x == y,
+    "least-of-two": lambda x, y, b: x.amin(0),
+    "least-of-two-kept": lambda x, y, b: x.amin(0, keepdim=True),
+    "count-of-two": lambda x, y, b: b.sum(0),
+    "sum": lambda x, y, b: x.sum(),
+    "mean": lambda x, y, b: x.mean(),
+    "zeros-like": lambda x, y, b: torch.zeros_like(x),
+    "new-zeros": lambda x, y, b: x.new_zeros(3, 5),
+    "ones-like": lambda x, y, b: torch.ones_like(x),
+}
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "columns-of-a-minibatch": lambda x: torch.cat([x[:, :, None]] * 7, 2)[:, :, 3],
+    "transposed": lambda x: x.T.contiguous().T,
+}
+
+
+def recorded(compute):
+    """Returns a tape of a computation, and its result."""
+    with Tape() as tape:
+        result = compute()
+    assert tape.obstacle is None
+    return tape, result
+
+
+def run(calls, kept):
+    assert kept or not runs_compiled(calls)  # the memory of the arguments
+    for function, args in calls:
+        function(*args)
+
+
+def runs_compiled(calls):
+    return all(function is kernels._kernels.compute_all for function, _ in calls)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_small_operations_are_pytorchs(name, layout):
+    compute = OPERATIONS[name]
+    x, y, b = LAYOUTS[layout](numbers(2, 100)), numbers(100), numbers(2, 100) > 0
+    b[:, 0] = False  # counts of 0, 1 and 2
+    tape, result = recorded(lambda: compute(x, y, b))
+    calls, kept = fusing.shortened(tape.calls)
+    is_sum = name in ("sum", "mean")
+    assert runs_compiled(calls) == ((x if is_sum else result).is_contiguous())
+    assert len(calls) == 1 or layout == "transposed"
+    for tails in (False, True):
+        x.copy_(numbers(2, 100, tails=tails).flip(0))
+        y.copy_(numbers(100, tails=tails).roll(1))
+        run(calls, kept)
+        assert_same_bits(result, compute(x, y, b), name not in SIGN_OF_ZERO_VARIES)
+
+
+def test_all_pairs_of_edges():
+    # Each number at the edges of float32 with each other one, for all functions of two numbers
+    pairs = torch.tensor(list(itertools.product(TAILS, TAILS)), dtype=torch.float32).T
+    both = numbers(2, pairs.shape[1])
+    x, y = both
+    for i, compute in enumerate(
+        (
+            lambda: both.amin(0),
+            lambda: x.clamp(-y, y),
+            lambda: x.clamp(y, x),
+            lambda: x * y,
+            lambda: x + y,
+            lambda: x - y,
+            lambda: x / y,
+            lambda: x == y,
+            lambda: torch.addcmul(x, y, x),
+        )
+    ):
+        both.copy_(numbers(*pairs.shape))
+        tape, result = recorded(compute)
+        calls, kept = fusing.shortened(tape.calls)
+        assert runs_compiled(calls)
+        both.copy_(pairs)
+        run(calls, kept)
+        assert_same_bits(result, compute(), with_sign_of_zero=i > 2)
+
+
+@pytest.mark.parametrize("n", [8, 9, 31, 32, 33, 100, 127, 200, 511, 512, 513, 640, 1000, 1024])
+def test_sums_add_in_pytorchs_order(n):
+    assert fusing._sums_in_order(n)
+    x = numbers(n)
+    tape, (total, mean) = recorded(lambda: (x.sum(), x.mean()))
+    calls, kept = fusing.shortened(tape.calls)
+    assert runs_compiled(calls) and len(calls) == 1
+    rng = np.random.default_rng(1)
+    for scale in (1, 1e-42, 1e37):
+        for _ in range(50):
+            x.copy_(torch.from_numpy(rng.standard_normal(n) * scale))
+            run(calls, kept)
+            assert_same_bits(total, x.sum())
+            assert_same_bits(mean, x.mean())
+    for i, value in ((0, np.inf), (n - 1, -np.inf), (n // 2, np.nan)):
+        x[i] = value
+        run(calls, kept)
+        assert_same_bits(total, x.sum())
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: x[0].repeat(40) + 1,  # too many numbers
+        lambda x: x.double() + 1,
+        lambda x: torch.add(x, x, alpha=2),
+        lambda x: torch.div(x, 3, rounding_mode="floor"),
+        lambda x: x.clamp(min=0.5),
+        lambda x: x**3,
+        lambda x: x.sum(0),
+        lambda x: x.amin(1),
+        lambda x: x.amin(),
+        lambda x: torch.addcmul(x, x, x, value=0.3),
+        lambda x: x.view(2, 10, 10)[:, 1:4, ::2] + 1,  # more than two dimensions
+    ],
+)
+def test_other_operations_stay_pytorchs(compute):
+    x = numbers(2, 100)
+    tape, result = recorded(lambda: compute(x))
+    calls, kept = fusing.shortened(tape.calls)
+    expected = result.clone()
+    x.mul_(2)
+    x.mul_(0.5)
+    result.zero_()
+    run(calls, kept)
+    assert torch.equal(result, expected)
+
+
+def test_nothing_is_compiled_where_nothing_may_be():
+    x = numbers(100)
+    with kernels.switched_off():
+        tape, _ = recorded(lambda: (x + 1) * 2)
+        calls, _ = fusing.shortened(tape.calls)
+    assert not any(function is kernels._kernels.compute_all for function, _ in calls)
+    assert len(calls) == 2
+
+
+def test_operations_that_follow_one_another_take_one_call():
+    x, total = numbers(2, 50), torch.zeros(())
+
+    def compute():
+        y = (x - x.mean()) ** 2 / 3  # each reads the result of the one before
+        total.copy_(y.exp().sum())  # exp stays PyTorch's
+        return 1 - y * 2
+
+    tape, result = recorded(compute)
+    calls, kept = fusing.shortened(tape.calls)
+    compiled = [function is kernels._kernels.compute_all for function, _ in calls]
+    assert compiled == [True, False, True, False, True]
+    x.copy_(numbers(2, 50) * 3 + 1)
+    run(calls, kept)
+    after = total.clone()
+    assert_same_bits(result, compute())
+    assert_same_bits(after, total)
+
+
+# --- Gradients that aren't cleared ----------------------------------------------------------------
+
+
+class Twins:
+    """Two equal networks, whose updates are captured for one of them."""
+
+    def __init__(self, make, update, rows=100):
+        torch.manual_seed(0)
+        self.x = torch.randn(rows, 3)
+        self.learners = []
+        for is_captured in (False, True):
+            torch.manual_seed(0)
+            net = make()
+            params = flatten(net)
+            step = lambda net=net, params=params: update(net, params, self.x)  # noqa: E731
+            self.learners.append((params, Captured(step, is_captured)))
+
+    def run(self, calls=60):
+        with gradients_in_place():
+            for _ in range(calls):
+                self.x.normal_()
+                for params, step in self.learners:
+                    step()
+                    params.data.add_(params.grad, alpha=-0.01)
+                (plain, _), (captured, step) = self.learners
+                assert torch.equal(plain.grad, captured.grad)
+                assert torch.equal(plain, captured)
+        assert step.num_replays > 0
+        (capture,) = step._captures.values()
+        return capture.replayed
+
+
+def backward(net, params, x):
+    params.grad.zero_()
+    (net(x) ** 2).mean().backward()
+
+
+def clears(replayed):
+    """Returns whether a replay clears a gradient, and the flags of the backward passes."""
+    zero = torch.ops.aten.zero_.default
+    cleared = any(getattr(function, "func", None) is zero for function, _ in replayed)
+    flags = [args[-1] for function, args in replayed if function is kernels._kernels.mlp_backward]
+    return cleared, flags
+
+
+# More than 1,024 parameters: fewer are cleared by _kernels.c, in a call with other operations
+SIZES = [3, 64, 64, 1]
+
+
+@pytest.mark.parametrize("rows", [1, 100, 1300])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_a_gradient_that_is_written_is_not_cleared(rows, activation):
+    replayed = Twins(lambda: mlp(SIZES, activation), backward, rows).run()
+    assert clears(replayed) == (False, [True])
+
+
+def test_what_the_gradient_held_does_not_matter():
+    twins = Twins(lambda: mlp(SIZES, nn.ReLU), backward)
+    twins.run()
+    with gradients_in_place():
+        for params, step in twins.learners:
+            params.grad.fill_(np.nan)
+            step()
+    (plain, _), (captured, _) = twins.learners
+    assert torch.equal(plain.grad, captured.grad) and plain.grad.isfinite().all()
+
+
+class WithScale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.scale = mlp(SIZES, nn.Tanh), nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.net(x) * self.scale
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = mlp(SIZES, nn.Tanh), mlp(SIZES, nn.Tanh)
+
+    def forward(self, x):
+        return self.first(x) + self.second(x)
+
+
+def twice(net, params, x):
+    params.grad.zero_()
+    (net(x) ** 2).mean().backward()
+    (net(2 * x) ** 2).mean().backward()
+
+
+def reads_between(net, params, x):
+    params.grad.zero_()
+    (net(x + params.grad.sum()) ** 2).mean().backward()
+
+
+def adds_between(net, params, x):
+    params.grad.zero_()
+    params.grad.add_(0.1)
+    (net(x) ** 2).mean().backward()
+
+
+def clears_late(net, params, x):
+    loss = (net(x) ** 2).mean()
+    params.grad.add_(1.0)
+    params.grad.zero_()
+    loss.backward()
+
+
+@pytest.mark.parametrize(
+    "make, update, expected",
+    [
+        (WithScale, backward, (True, [False])),
+        (Two, backward, (True, [False, False])),
+        (lambda: mlp(SIZES, nn.Tanh), twice, (False, [True, False])),
+        (lambda: mlp(SIZES, nn.Tanh), reads_between, (True, [False])),
+        (lambda: mlp(SIZES, nn.Tanh), adds_between, (True, [False])),
+        (lambda: mlp(SIZES, nn.Tanh), clears_late, (False, [True])),
+    ],
+    ids=["more-parameters", "two-networks", "twice", "read", "added-to", "late"],
+)
+def test_a_gradient_is_cleared_where_it_matters(make, update, expected):
+    assert clears(Twins(make, update).run()) == expected
