@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from spinup import fast
-from spinup.fast.fusing import Call, shortened, small_operation, tensors_in
+from spinup.fast.fusing import Call, is_compiled, shortened, small_operation, tensors_in
 from spinup.fast.guards import Guards
 from spinup.runs.watchdog import still_alive
 
@@ -438,10 +438,10 @@ class Tape(TorchDispatchMode):
         """Calls a function, and records the call; see the function `run`."""
         if self._inside or self.obstacle is not None:  # _inside: a recorded call makes this one
             return self.aside(function, *args)
-        tensors = self.aside(_detached, tuple(tensors))
-        self.calls.append(Call(function, args, tensors or None))
         if self.builds:
-            self.kept.append(tensors)
+            detached = self.aside(_detached, tuple(tensors))
+            self.kept.append(detached)
+            self.calls.append(Call(function, args, detached if is_compiled(function) else None))
         self.held.append((function, args))
         code = getattr(inspect.unwrap(function), "__code__", function)
         self.functions.add(code)

@@ -22,6 +22,7 @@ from torch import Tensor
 _NEG, _COPY, _MUL, _PLUS, _MINUS, _DIV, _MIN, _EQ, _CLAMP, _ADDCMUL, _SUM = range(11)
 _TYPES = {torch.float32: 0, torch.bool: 1, torch.int64: 2}
 _MOST_NUMBERS = 1024
+_EXACT = 2**24  # float32 has all integers up to this one
 
 _aten = torch.ops.aten
 _CODES = {
@@ -54,7 +55,7 @@ class Call(NamedTuple):
 
     Attributes:
         function, args: the function and its arguments.
-        tensors: all tensors that it reads or writes; None if they aren't known.
+        tensors: all tensors that it reads or writes; None if it may use others.
         operations: the numbers that describe it to ``_kernels.c``, if that can compute it.
         numbers: memory to which `operations` refer.
     """
@@ -105,7 +106,7 @@ def small_operation(func: Any, args: tuple, kwargs: dict[str, Any], out: Tensor)
     operations = []
     for code, operands, shape in _decomposed(func, args, kwargs, trial):
         row = _described(code, trial, operands, shape, numbers)
-        if row is None:
+        if row is None or not _computes_in_float32(code, trial, operands):
             return None
         operations.append(row)
     if not operations:
@@ -124,12 +125,27 @@ def _run(operations):
     _compiled().compute_all(len(table), table.ctypes.data)
 
 
+def _computes_in_float32(code, result, operands):
+    """Returns False for operations that PyTorch computes with integers, which may be greater."""
+    types = {x.dtype for x in operands if isinstance(x, Tensor)}
+    if code == _COPY and not types:
+        return True  # of 0 or 1
+    if code == _EQ:
+        return types == {torch.float32}
+    if code == _ADDCMUL and not _fuses_addcmul():
+        return False
+    if result.dtype is torch.int64:
+        return code == _PLUS and types == {torch.bool}
+    return result.dtype is torch.float32
+
+
 def _described(code, result, operands, shape, numbers):
     """Returns the numbers that describe an operation, or None; appends memory to `numbers`."""
     operands = list(operands)
     for i, x in enumerate(operands):
-        if isinstance(x, (bool, int, float)):
-            numbers.append(np.array([x], dtype=np.float32))
+        if isinstance(x, float) or (isinstance(x, int) and abs(x) <= _EXACT):
+            with np.errstate(over="ignore"):
+                numbers.append(np.array([x], dtype=np.float32))
             operands[i] = torch.from_numpy(numbers[-1])[0]
         elif not (isinstance(x, Tensor) and x.is_cpu and x.dtype in _TYPES):
             return None
@@ -177,13 +193,22 @@ def _sums_in_order(n):
     """
     if not 8 <= n <= _MOST_NUMBERS:
         return False
-    rng, result = np.random.default_rng(0), torch.empty(())
+    rng, result = np.random.default_rng(0), torch.empty((), dtype=torch.float32)
     sets = rng.standard_normal((64, n)) * 10.0 ** rng.uniform(-3, 3, (64, n))
     for x in torch.from_numpy(sets.astype(np.float32)):
         _run([_described(_SUM, result, [x], x.shape, [])])
         if not torch.equal(_bits(result), _bits(x.sum())):
             return False
     return True
+
+
+@functools.cache
+def _fuses_addcmul():
+    """Returns True if PyTorch's ``addcmul`` rounds once, as a fused multiply-add does."""
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32))
+    result = torch.empty(64, dtype=torch.float32)
+    _run([_described(_ADDCMUL, result, list(x), result.shape, [])])
+    return torch.equal(result, torch.addcmul(*x))
 
 
 def _layout(tensors, shape):
@@ -212,6 +237,8 @@ def _without_clearing(calls):
     calls, compiled = list(calls), _compiled()
     for i, call in enumerate(calls):
         if getattr(call.function, "func", None) is not _aten.zero_.default:
+            continue
+        if not call.args[0].is_contiguous():
             continue
         place = _place(call.args[0])
         for j in range(i + 1, len(calls)):
@@ -253,6 +280,12 @@ def _place(x):
 def _meets(x, place):
     start, stop = _place(x)
     return start < place[1] and place[0] < stop
+
+
+def is_compiled(function: Callable[..., Any]) -> bool:
+    """Returns True for a function of ``_kernels.c``, which uses only the memory of its tensors."""
+    compiled = _compiled()
+    return compiled is not None and getattr(function, "__self__", None) is compiled
 
 
 def _bits(x):

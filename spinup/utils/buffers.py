@@ -178,7 +178,7 @@ class ReplayBuffer:
     def _draw(self, out):
         idx = self.rng.integers(self.size, size=len(out))
         # The indices are valid; with the default mode="raise", NumPy would buffer `out`
-        np.take(self.rows, idx, axis=0, out=out, mode="clip")
+        self.rows.take(idx, axis=0, out=out, mode="clip")
 
     def _split(self, rows):
         parts = torch.tensor_split(rows, self.columns, dim=1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from spinup.fast import fusing, kernels
+from spinup.fast import capture, fusing, kernels
 from spinup.fast.capture import Captured, Tape
 from spinup.fast.nodes import gradients_in_place
 from spinup.utils.flat import flatten
@@ -185,6 +185,50 @@ def test_other_operations_stay_pytorchs(compute):
     assert torch.equal(result, expected)
 
 
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda n: n + 1,
+        lambda n: n * 2,
+        lambda n: -n,
+        lambda n: n**2,
+        lambda n: n == n + 1,
+        lambda n: n.clamp(0, 2**40),
+        lambda n: n.new_tensor([1, 2]) + n,
+        lambda n: (n > 1) + (n > 1),
+    ],
+)
+def test_integers_stay_integers(compute):
+    n = torch.tensor([1, 2])
+    tape, result = recorded(lambda: compute(n))
+    calls, kept = fusing.shortened(tape.calls)
+    n.fill_(2**24 + 1)  # not a float32
+    run(calls, kept)
+    assert torch.equal(result, compute(n))
+
+
+def test_great_integers_are_rounded_once():
+    x = torch.zeros(3)
+    number = 2**60 + 2**36 + 1
+    tape, result = recorded(lambda: x * number)
+    calls, kept = fusing.shortened(tape.calls)
+    x.fill_(1)
+    run(calls, kept)
+    assert torch.equal(result, x * number)
+
+
+def test_another_default_type_changes_nothing():
+    fusing._sums_in_order.cache_clear()
+    fusing._fuses_addcmul.cache_clear()
+    x = numbers(2, 20)
+    torch.set_default_dtype(torch.float64)
+    try:
+        tape, _ = recorded(lambda: (torch.addcmul(x, x, x).mean(), x.sum()))
+        assert runs_compiled(fusing.shortened(tape.calls)[0])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_nothing_is_compiled_where_nothing_may_be():
     x = numbers(100)
     with kernels.switched_off():
@@ -315,6 +359,22 @@ def adds_between(net, params, x):
     (net(x) ** 2).mean().backward()
 
 
+def clears_half(net, params, x):
+    params.grad[::2].zero_()
+    (net(x) ** 2).mean().backward()
+
+
+def touches_more_than_it_says(net, params, x):
+    params.grad.zero_()
+    capture.run(add_to_grad, params, tensors=(x,))
+    (net(x) ** 2).mean().backward()
+
+
+@capture.capturable
+def add_to_grad(params):
+    params.grad += 0.1
+
+
 def clears_late(net, params, x):
     loss = (net(x) ** 2).mean()
     params.grad.add_(1.0)
@@ -330,9 +390,11 @@ def clears_late(net, params, x):
         (lambda: mlp(SIZES, nn.Tanh), twice, (False, [True, False])),
         (lambda: mlp(SIZES, nn.Tanh), reads_between, (True, [False])),
         (lambda: mlp(SIZES, nn.Tanh), adds_between, (True, [False])),
+        (lambda: mlp(SIZES, nn.Tanh), clears_half, (True, [False])),
+        (lambda: mlp(SIZES, nn.Tanh), touches_more_than_it_says, (True, [False])),
         (lambda: mlp(SIZES, nn.Tanh), clears_late, (False, [True])),
     ],
-    ids=["more-parameters", "two-networks", "twice", "read", "added-to", "late"],
+    ids=["more-parameters", "two-networks", "twice", "read", "added-to", "half", "run", "late"],
 )
 def test_a_gradient_is_cleared_where_it_matters(make, update, expected):
     assert clears(Twins(make, update).run()) == expected

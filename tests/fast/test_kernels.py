@@ -331,6 +331,17 @@ def test_they_can_be_switched_off(run_python):
 
 
 @needs_kernels
+def test_functions_compiled_from_other_files_are_not_used(run_python):
+    code = (
+        "from spinup.fast import _kernels; _kernels.interface = 1\n"
+        "from spinup.fast import kernels; print(kernels.compiled())"
+    )
+    done = run_python(["-c", code])
+    assert done.stdout.strip() == "None"
+    assert "install spinup again" in done.stderr
+
+
+@needs_kernels
 def test_wrong_arguments_are_errors_not_crashes():
     for name in ("mlp_forward", "mlp_backward", "squashed_gaussian", "adam"):
         with pytest.raises(TypeError, match="needed"):
