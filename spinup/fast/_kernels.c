@@ -40,7 +40,7 @@ static float *panel_room; /* memory for one panel; Python's global lock protects
 
 static struct { /* the nonzero numbers of a matrix, see compress(); sums of its product; its transpose */
     float *values, *sums, *flipped;
-    int *places;
+    unsigned short *places; /* less than BATCH_ROWS * WIDEST, which is 65,536 */
     long *starts;
 } sparse;
 
@@ -392,7 +392,7 @@ static int make_sparse_room(long tall) {
     sparse.sums = (float *)((char *)room + (starts * sizeof(long) + 63) / 64 * 64);
     sparse.values = sparse.sums + sums;
     sparse.flipped = sparse.values + most;
-    sparse.places = (int *)(sparse.flipped + most);
+    sparse.places = (unsigned short *)(sparse.flipped + most);
     return 1;
 }
 

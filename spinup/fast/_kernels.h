@@ -224,12 +224,29 @@ static int NAME(transpose_panel)(const float *b, long b_row, long inner, int col
     return NAME(all_zero)(8, (const float *)&probe) && rest == 0;
 }
 
+/* Computes the same as product for a single column of `a` and row of `b`. */
+static void NAME(outer_product)(long rows, long cols, const float *a, long a_row, const float *b,
+                                const epilogue *to) {
+    float sums[SPARSE_WIDTH] __attribute__((aligned(64)));
+    for (long row = 0; row < rows; row++)
+        for (long col = 0; col < cols; col += SPARSE_WIDTH) {
+            int wide = cols - col < SPARSE_WIDTH ? (int)(cols - col) : SPARSE_WIDTH;
+            for (int n = 0; n < wide; n += VL)
+                *(vec *)(sums + n) = 0 + a[row * a_row] * NAME(load)(b + col + n, wide - n);
+            NAME(apply_epilogue)(to, sums, row, 1, col, wide);
+        }
+}
+
 /* Passes to an epilogue the sums over k of a[i * a_row + k * a_col] * b[k * b_row + n], or, if
    `transposed`, of a[i * a_row + k * a_col] * b[n * b_row + k]. */
 static void NAME(product)(long rows, long cols, long inner, const float *a, long a_row, long a_col,
                           const float *b, long b_row, int transposed, const epilogue *to) {
     float sums[MR * WIDTH] __attribute__((aligned(64)));
     long tiles = (rows + MR - 1) / MR;
+    if (inner == 1 && !transposed) {
+        NAME(outer_product)(rows, cols, a, a_row, b, to);
+        return;
+    }
     for (long col = 0; col < cols; col += WIDTH) {
         int wide = cols - col < WIDTH ? (int)(cols - col) : WIDTH;
         int vectors = wide > VL ? 2 : 1, width = vectors * VL;
@@ -265,15 +282,15 @@ static void NAME(compress)(long rows, long cols, const float *a, long a_row) {
                 __m512 x = _mm512_loadu_ps(a + col);
                 __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
                 _mm512_storeu_ps(sparse.values + n, _mm512_maskz_compress_ps(kept, x));
-                _mm512_storeu_si512(sparse.places + n,
-                                    _mm512_maskz_compress_epi32(kept, (__m512i)places));
+                __m512i at = _mm512_maskz_compress_epi32(kept, (__m512i)places);
+                _mm256_storeu_si256((__m256i *)(sparse.places + n), _mm512_cvtepi32_epi16(at));
                 places += VL * SPARSE_WIDTH;
                 n += __builtin_popcount(kept);
             }
 #endif
             for (; col < end; col++) {
                 sparse.values[n] = a[col];
-                sparse.places[n] = (int)(col * SPARSE_WIDTH);
+                sparse.places[n] = (unsigned short)(col * SPARSE_WIDTH);
                 n += a[col] != 0;
             }
         }
@@ -281,8 +298,8 @@ static void NAME(compress)(long rows, long cols, const float *a, long a_row) {
 }
 
 /* sums[n] = (first ? 0 : sums[n]) + sum of values[i] * panel[places[i] + n] */
-INLINE void NAME(add_compressed)(int first, long nonzeros, const float *values, const int *places,
-                                 const float *panel, float *sums) {
+INLINE void NAME(add_compressed)(int first, long nonzeros, const float *values,
+                                 const unsigned short *places, const float *panel, float *sums) {
     vec acc[SPARSE_WIDTH / VL];
 #pragma GCC unroll 8
     for (int j = 0; j < SPARSE_WIDTH / VL; j++) acc[j] = first ? (vec){0} : *(vec *)(sums + j * VL);
@@ -336,7 +353,7 @@ static void NAME(sparse_product)(long rows, long cols, long inner, const float *
 
 /* Returns 1 if sparse_product is faster than product, for an `a` with contiguous rows. */
 static int NAME(is_sparse)(long rows, long cols, long inner, const float *a, long a_row) {
-    if (rows < MR || inner < 2 * VL || cols < SPARSE_WIDTH) return 0;
+    if (rows < MR || inner < 2 * VL || inner > BATCH_ROWS || cols < SPARSE_WIDTH) return 0;
     long zeros = 0, counted = 0;
     for (long row = 0; row < rows; row += 4, counted += inner) { /* a guess needs only some rows */
         ints found = {0};
@@ -381,13 +398,20 @@ static void NAME(dots)(long rows, long cols, long inner, const float *a, const f
     }
 }
 
-/* sums[n] += sum over k of g[k * cols + n] */
+/* sums[n] += sum over k of g[k * cols + n]. Four vectors take turns, as an addition takes four cycles. */
 static void NAME(add_rows)(long rows, long cols, const float *g, float *sums) {
-    for (long n = 0; n < cols; n += VL) {
-        int left = cols - n < VL ? (int)(cols - n) : VL;
-        vec v = NAME(load)(sums + n, left);
-        for (long k = 0; k < rows; k++) v += NAME(load)(g + k * cols + n, left);
-        NAME(store)(sums + n, v, left);
+    long n = 0;
+    for (; n + 4 * VL <= cols; n += 4 * VL) {
+        vec v[4];
+        for (int j = 0; j < 4; j++) v[j] = *(const unaligned *)(sums + n + j * VL);
+        for (long k = 0; k < rows; k++)
+            for (int j = 0; j < 4; j++) v[j] += *(const unaligned *)(g + k * cols + n + j * VL);
+        for (int j = 0; j < 4; j++) *(unaligned *)(sums + n + j * VL) = v[j];
+    }
+    for (; n < cols; n += VL) {
+        vec v = NAME(load)(sums + n, cols - n);
+        for (long k = 0; k < rows; k++) v += NAME(load)(g + k * cols + n, cols - n);
+        NAME(store)(sums + n, v, cols - n);
     }
 }
 

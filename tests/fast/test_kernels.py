@@ -159,8 +159,9 @@ def test_forward_derivatives_through_relu_by_hand():
 @pytest.mark.parametrize("rows", [14, 100, 600])
 @pytest.mark.parametrize("alive", [0.5, 0.2, 0.03, 0.0])
 @pytest.mark.parametrize("stack", [None, 2])
-def test_networks_are_pytorchs_where_most_units_rest(rows, alive, stack, vectors):
-    params, activations = network([23, 300, 131, 70, 9], stack), (RELU, RELU, RELU, IDENTITY)
+@pytest.mark.parametrize("hidden", [(300, 131, 70), (512, 512, 129)])
+def test_networks_are_pytorchs_where_most_units_rest(hidden, rows, alive, stack, vectors):
+    params, activations = network([23, *hidden, 9], stack), (RELU, RELU, RELU, IDENTITY)
     x, grad = torch.randn(rows, 23), torch.randn(*([stack] if stack else []), rows, 9)
     h = x
     for weight, bias in zip(
