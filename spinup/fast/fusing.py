@@ -1,9 +1,10 @@
 """Shortens a recorded update: fewer calls, and the same results to the bit.
 
-In a replay of an update of small networks, half of the time that the networks leave goes into
-calls of PyTorch for some hundred numbers, such as the targets and the loss of a minibatch.
+PyTorch takes 2 to 30 microseconds for an operation on some hundred numbers, such as those of the
+targets and the loss of a minibatch, and an update of SAC has about thirty of them.
 
-- ``_kernels.c`` computes such operations, all that follow one another in a single call.
+- ``_kernels.c`` computes such operations, all that follow one another in a single call. Of 0 and
+  -0, it may take another one as the lesser: in PyTorch, this depends on the numbers' layout.
 - A gradient isn't cleared before a backward pass that then writes all of it.
 """
 
@@ -126,7 +127,7 @@ def _run(operations):
 
 
 def _computes_in_float32(code, result, operands):
-    """Returns False for operations that PyTorch computes with integers, which may be greater."""
+    """Returns False for operations on integers or flags that float32 may not compute exactly."""
     types = {x.dtype for x in operands if isinstance(x, Tensor)}
     if code == _COPY and not types:
         return True  # of 0 or 1
