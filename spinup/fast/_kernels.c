@@ -177,9 +177,9 @@ static long gather(long rows, long cols, const float *from, float *to, long *pla
    the input to `input_grad`. If `are_zero`, `param_grads` are taken to be zero before.
 
    `rooms` are two arrays of rows times the widest layer; `places` has one number for each row. */
-static void run_backward(const network *net, const float *grad, float *const *param_grads, int are_zero,
-                         long columns, const long *start, const long *width, float *const *input_grad,
-                         float *const *rooms, long *places) {
+static void run_backward(const network *net, const float *grad, float *const *param_grads,
+                         int are_zero, long columns, const long *start, const long *width,
+                         float *const *input_grad, float *const *rooms, long *places) {
     for (long s = 0; s < net->stack; s++) {
         long last = net->layers, rows = net->rows, n = rows * net->size[last];
         float *g = rooms[last % 2];
@@ -302,8 +302,8 @@ static void read_operand(const operation *op, const operand *x, float *to) {
     }                                   \
     break;
 
-/* Adds n numbers in PyTorch's order, for n >= 8: four vectors of eight sums take turns, each sum joins an
-   outer one after 16 numbers, and the numbers after the last vector come first in the total. */
+/* Adds n numbers in PyTorch's order (but for n = 5, 6, 7): four vectors of eight sums take turns, each
+   sum joins an outer one after 16 numbers, and the numbers after the last vector come first. */
 static float sum_in_order(long n, const float *x) {
     float inner[4][8] = {{0}}, outer[4][8] = {{0}}, total = 0;
     long vectors = n / 8, turns = vectors / 4;

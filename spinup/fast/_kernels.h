@@ -137,7 +137,7 @@ INLINE void NAME(finish)(const int kind, const float *sums, const float *other, 
     vec v = *(const vec *)sums;
     vec x = NAME(load)(kind == ADD ? out : other, n);
     if (kind <= FORWARD_TANH || kind == ADD) v += x;
-    if (kind == SET) v += 0; /* -0 + 0 is 0 */
+    if (kind == SET) v += 0; /* a sum may underflow to -0, and -0 + 0 is 0 */
     if (kind == FORWARD_RELU) v = NAME(zero_where)(v < 0, v);
     if (kind == FORWARD_TANH) v = NAME(tanh)(v);
     if (kind == BACKWARD_RELU) v = NAME(zero_where)(x <= 0, v);
@@ -232,7 +232,7 @@ static void NAME(outer_product)(long rows, long cols, const float *a, long a_row
         for (long col = 0; col < cols; col += SPARSE_WIDTH) {
             int wide = cols - col < SPARSE_WIDTH ? (int)(cols - col) : SPARSE_WIDTH;
             for (int n = 0; n < wide; n += VL)
-                *(vec *)(sums + n) = 0 + a[row * a_row] * NAME(load)(b + col + n, wide - n);
+                *(vec *)(sums + n) = a[row * a_row] * NAME(load)(b + col + n, wide - n);
             NAME(apply_epilogue)(to, sums, row, 1, col, wide);
         }
 }

@@ -192,7 +192,7 @@ def _sums_in_order(n):
 
     Another order gives another sum of one of 64 sets of random numbers, with near certainty.
     """
-    if not 8 <= n <= _MOST_NUMBERS:
+    if not 0 < n <= _MOST_NUMBERS:
         return False
     rng, result = np.random.default_rng(0), torch.empty((), dtype=torch.float32)
     sets = rng.standard_normal((64, n)) * 10.0 ** rng.uniform(-3, 3, (64, n))
@@ -258,12 +258,10 @@ def _writes(call, place):
     """Returns True if a backward pass adds to each number of a place once, and doesn't read it."""
     addresses = call.args[_PARAM_GRADS]
     sums = [x for x in call.tensors if x.data_ptr() in addresses]
-    if len(sums) != len(addresses):
-        return False
     others = [x for x in call.tensors if x.data_ptr() not in addresses]
     start = place[0]
     for x in sums:
-        if x.data_ptr() != start or not x.is_contiguous():
+        if x.data_ptr() != start:
             return False
         start += x.numel() * x.element_size()
     return start == place[1] and not any(_meets(x, place) for x in others)

@@ -1,6 +1,7 @@
 """Shorter recordings compute the same: see spinup/fast/fusing.py."""
 
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -168,21 +169,33 @@ def test_sums_add_in_pytorchs_order(n):
         lambda x: x**3,
         lambda x: x.sum(0),
         lambda x: x.amin(1),
+        lambda x: x.view(4, 50).amin(0),
+        lambda x: (x.view(4, 50) > 0).sum(0),
+        lambda x: x.t().sum(),
         lambda x: x.amin(),
         lambda x: torch.addcmul(x, x, x, value=0.3),
         lambda x: x.view(2, 10, 10)[:, 1:4, ::2] + 1,  # more than two dimensions
     ],
 )
-def test_other_operations_stay_pytorchs(compute):
-    x = numbers(2, 100)
+@pytest.mark.parametrize("recorded_on", [0.0, 1.0])  # on zeros, most operations give the same
+def test_other_operations_stay_pytorchs(compute, recorded_on):
+    x = numbers(2, 100) * recorded_on
     tape, result = recorded(lambda: compute(x))
     calls, kept = fusing.shortened(tape.calls)
-    expected = result.clone()
-    x.mul_(2)
-    x.mul_(0.5)
-    result.zero_()
+    x.copy_(numbers(2, 100) * 2)
     run(calls, kept)
-    assert torch.equal(result, expected)
+    assert torch.equal(result, compute(x))
+
+
+def test_an_operation_that_computes_something_else_is_not_used(monkeypatch):
+    x = numbers(2, 100)
+    monkeypatch.setitem(fusing._CODES, torch.ops.aten.mul.Tensor, fusing._PLUS)
+    tape, result = recorded(lambda: x * x)
+    calls, kept = fusing.shortened(tape.calls)
+    assert not runs_compiled(calls)
+    x.mul_(2)
+    run(calls, kept)
+    assert torch.equal(result, x * x)
 
 
 @pytest.mark.parametrize(
@@ -199,12 +212,12 @@ def test_other_operations_stay_pytorchs(compute):
     ],
 )
 def test_integers_stay_integers(compute):
-    n = torch.tensor([1, 2])
+    n = torch.tensor([1, 1])
     tape, result = recorded(lambda: compute(n))
     calls, kept = fusing.shortened(tape.calls)
-    n.fill_(2**24 + 1)  # not a float32
+    n.copy_(torch.tensor([2**24, 2**24 + 1]))  # the second is no float32
     run(calls, kept)
-    assert torch.equal(result, compute(n))
+    assert torch.equal(result.view(torch.uint8), compute(n).view(torch.uint8))
 
 
 def test_great_integers_are_rounded_once():
@@ -324,6 +337,25 @@ def test_what_the_gradient_held_does_not_matter():
     assert torch.equal(plain.grad, captured.grad) and plain.grad.isfinite().all()
 
 
+def test_sums_that_underflow_are_positive_zeros():
+    params = [torch.full((4, 3), 1e-30), torch.zeros(4)]
+    x, grad = torch.full((9, 3), 1e-30), torch.full((9, 4), -1e-30)
+    results = []
+    for are_zero in (False, True):
+        grads = [torch.zeros(4, 3), torch.zeros(4)]
+        _, saved = kernels.CompiledMLP.forward([x], params, (kernels.IDENTITY,))
+        with pytest.MonkeyPatch.context() as patch:
+            call = kernels._kernels.mlp_backward
+            compiled = types.SimpleNamespace(
+                mlp_backward=lambda *args: call(*args[:-1], are_zero)  # noqa: B023
+            )
+            patch.setattr(kernels, "_kernels", compiled)
+            kernels.CompiledMLP.backward(saved, params, (kernels.IDENTITY,), grad, grads, [])
+        results.append(grads[0])
+    assert_same_bits(*results)
+    assert not results[1].signbit().any()
+
+
 class WithScale(nn.Module):
     def __init__(self):
         super().__init__()
@@ -331,6 +363,24 @@ class WithScale(nn.Module):
 
     def forward(self, x):
         return self.net(x) * self.scale
+
+
+class WithSlope(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.slope = mlp(SIZES, nn.Tanh), nn.PReLU()  # after the network in the vector
+
+    def forward(self, x):
+        return self.slope(self.net(x))
+
+
+class WithUnused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.unused = mlp(SIZES, nn.Tanh), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.net(x)
 
 
 class Two(nn.Module):
@@ -359,6 +409,11 @@ def adds_between(net, params, x):
     (net(x) ** 2).mean().backward()
 
 
+def fills_first(net, params, x):
+    params.grad.fill_(1.0)
+    backward(net, params, x)
+
+
 def clears_half(net, params, x):
     params.grad[::2].zero_()
     (net(x) ** 2).mean().backward()
@@ -375,6 +430,12 @@ def add_to_grad(params):
     params.grad += 0.1
 
 
+def is_its_own_gradient(net, params, x):
+    params.grad.fill_(1.0)
+    params.grad.zero_()
+    net(x).backward(params.grad[1 : len(x) + 1].view(-1, 1))
+
+
 def clears_late(net, params, x):
     loss = (net(x) ** 2).mean()
     params.grad.add_(1.0)
@@ -386,15 +447,18 @@ def clears_late(net, params, x):
     "make, update, expected",
     [
         (WithScale, backward, (True, [False])),
+        (WithSlope, backward, (True, [False])),
+        (WithUnused, fills_first, (True, [False])),
         (Two, backward, (True, [False, False])),
         (lambda: mlp(SIZES, nn.Tanh), twice, (False, [True, False])),
         (lambda: mlp(SIZES, nn.Tanh), reads_between, (True, [False])),
         (lambda: mlp(SIZES, nn.Tanh), adds_between, (True, [False])),
         (lambda: mlp(SIZES, nn.Tanh), clears_half, (True, [False])),
         (lambda: mlp(SIZES, nn.Tanh), touches_more_than_it_says, (True, [False])),
+        (lambda: mlp(SIZES, nn.Tanh), is_its_own_gradient, (True, [False])),
         (lambda: mlp(SIZES, nn.Tanh), clears_late, (False, [True])),
     ],
-    ids=["more-parameters", "two-networks", "twice", "read", "added-to", "half", "run", "late"],
+    ids="before after unused two twice read added-to half run own late".split(),
 )
 def test_a_gradient_is_cleared_where_it_matters(make, update, expected):
     assert clears(Twins(make, update).run()) == expected
