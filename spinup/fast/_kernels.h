@@ -449,8 +449,8 @@ static void NAME(adam)(long n, float *p, const float *g, float *m, float *v, dou
     for (long i = 0; i < n; i++) {
         m[i] += new_m * (g[i] - m[i]);
         v[i] = old_v * v[i] + new_v * g[i] * g[i];
-        float root = sqrtf(v[i]), quotient = root * inverse; /* root / scale, to one unit, and then */
-        float rest = root - quotient * scale; /* exactly. NaN if the root is infinite. */
+        float root = sqrtf(v[i]), quotient = root * inverse; /* nearly root / scale, then exactly */
+        float rest = root - quotient * scale;                /* NaN if the root is infinite */
         quotient = rest == rest ? quotient + rest * inverse : quotient;
         p[i] -= rate * m[i] / (quotient + least);
     }
