@@ -328,8 +328,7 @@ static float sum_in_order(long n, const float *x) {
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
-/* Computes what PyTorch's operations compute, to the bit. NaN stays NaN. Of 0 and -0, either may be the
-   lesser, as in PyTorch, where it depends on the layout. */
+/* Computes what PyTorch's operations compute, to the bit. NaN stays NaN. */
 static void compute(const operation *op) {
     static float x[3][MOST_NUMBERS], y[MOST_NUMBERS];
     long n = op->rows * op->cols;
@@ -341,7 +340,12 @@ static void compute(const operation *op) {
         case PLUS: EACH(a + b)
         case MINUS: EACH(a - b)
         case DIV: EACH(a / b)
-        case MIN: EACH(a != a || a < b ? a : b)
+        case MIN: /* of equal numbers (0 and -0) PyTorch takes the second, but the first in the rest */
+            for (long i = 0; i < n; i++) {
+                float a = x[0][i], b = x[1][i];
+                y[i] = i < n / 32 * 32 ? (a != a || a < b ? a : b) : (b != b || b < a ? b : a);
+            }
+            break;
         case EQ: EACH(a == b)
         case CLAMP:
             for (long i = 0; i < n; i++) {

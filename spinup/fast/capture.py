@@ -242,7 +242,7 @@ class Capture:
             return self.update()
         if self.tape is not None and not self.guards.hold():
             self.follow_change(self.guards.change(), owner)
-            if not owner.is_captured:
+            if self.tape is None:  # as the first call, this one may allocate
                 return self.update()
         is_due = self.calls <= _FIRST_CHECKS or self.calls % _CHECK_EVERY == 0
         if self.tape is None or is_due or not self.is_checked:
@@ -385,7 +385,8 @@ class Tape(TorchDispatchMode):
 
     def _describe_all(self, func, args, kwargs):
         if func is _aten.lift_fresh.default and args[0].numel() <= _LARGEST_CONSTANT:
-            return func, args[0].tolist(), args[0].shape, args[0].dtype  # torch.tensor(numbers)
+            x = args[0]  # of torch.tensor(numbers); as text, because NaN differs from itself
+            return func, repr(x.tolist()), x.shape, x.dtype
         return (func, *map(self._describe, args), *map(self._describe, kwargs.items()))
 
     def _note(self, func, args, kwargs, out):
@@ -485,7 +486,7 @@ class Tape(TorchDispatchMode):
         if isinstance(x, np.ndarray):
             known = self._arrays.get(x.ctypes.data)
             return known or (x.shape, x.dtype, x.tobytes() if x.size <= 64 else x.ctypes.data)
-        return x
+        return "nan" if isinstance(x, float) and x != x else x  # NaN differs from itself
 
     def difference(self, other):
         """Returns how the recorded operations differ from another tape's, or None."""
@@ -619,4 +620,5 @@ def _computes(into, args, kwargs, out):
 
 
 def _bits(x):
-    return x.contiguous().reshape(-1).view(torch.uint8)
+    flat = torch.empty(x.numel(), dtype=x.dtype, device=x.device)  # a column has other strides
+    return flat.copy_(x.reshape(-1)).view(torch.uint8)
