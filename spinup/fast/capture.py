@@ -396,6 +396,12 @@ class Tape(TorchDispatchMode):
             self._made[_address(out)] = len(self._made)
             self.calls.append(Call(out.detach().copy_, (out.detach().clone(),), (out.detach(),)))
             return None
+        if func.namespace == "profiler":
+            self.obstacle = (
+                "it calls torch.profiler.record_function, as the optimizers of torch.optim do. Use "
+                "spinup.utils.optim.Adam, or call the optimizer outside the update"
+            )
+            return None
         if not all(isinstance(x, Tensor) for x in outs):
             return self.reads_value()
         if torch.Tag.dynamic_output_shape in func.tags and not _is_by_numbers(func, args):

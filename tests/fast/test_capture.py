@@ -137,6 +137,31 @@ def test_a_minibatch_of_another_size_is_recorded_again(recwarn):
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD([p], lr=0.1, momentum=0.9),
+        lambda p: torch.optim.Adam([p]),
+        lambda p: torch.optim.AdamW([p], fused=True),
+    ],
+)
+def test_pytorchs_optimizers_are_named_as_the_reason(make):
+    p = nn.Parameter(torch.ones(5))
+    p.grad = torch.zeros(5)
+    optimizer = make(p)
+
+    def update():
+        p.grad.zero_()
+        (p * p).sum().backward()
+        optimizer.step()
+
+    step = Captured(update)
+    with pytest.warns(UserWarning, match=r"as the optimizers of torch\.optim do"):
+        for _ in range(3):
+            step()
+    assert not step.is_captured and (p < 1).all()
+
+
+@pytest.mark.parametrize(
     "constant",
     [
         lambda x: torch.where(x > 0, x, float("nan")),
