@@ -340,7 +340,7 @@ static void compute(const operation *op) {
         case PLUS: EACH(a + b)
         case MINUS: EACH(a - b)
         case DIV: EACH(a / b)
-        case MIN: /* of equal numbers (0 and -0) PyTorch takes the second, but the first in the rest */
+        case MIN: /* of 0 and -0, PyTorch takes the second in blocks of 32 numbers, then the first */
             for (long i = 0; i < n; i++) {
                 float a = x[0][i], b = x[1][i];
                 y[i] = i < n / 32 * 32 ? (a != a || a < b ? a : b) : (b != b || b < a ? b : a);

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from spinup import fast
-from spinup.fast.fusing import Call, is_compiled, shortened, small_operation, tensors_in
+from spinup.fast.fusing import Call, is_compiled, same_bits, shortened, small_operation
 from spinup.fast.guards import Guards
 from spinup.runs.watchdog import still_alive
 
@@ -411,8 +411,11 @@ class Tape(TorchDispatchMode):
         is_empty = outs and not any(x.numel() for x in outs)
         if not self.builds or (is_empty and not func._schema.is_mutable):
             return None
-        call = small_operation(func, args, kwargs, outs[0]) if len(outs) == 1 else None
-        tensors = list(tensors_in(_detached((args, kwargs, outs))))
+        everything = _flat((args, tuple(kwargs.values()), outs))
+        tensors = [x.detach() for x in everything if isinstance(x, Tensor)]
+        call = None
+        if len(outs) == 1:
+            call = small_operation(func, args, kwargs, outs[0], tensors)
         if func._schema.is_mutable:
             if made:  # besides the tensors that it changes
                 call = Call(*_copied(func, args, kwargs, outs, made), tensors)
@@ -618,13 +621,8 @@ def _computes(into, args, kwargs, out):
             warnings.simplefilter("error")
             into(*args, **kwargs, out=trial)
         same_form = trial.shape == out.shape and trial.stride() == out.stride()
-        return same_form and trial.data_ptr() == where and torch.equal(_bits(trial), _bits(out))
+        return same_form and trial.data_ptr() == where and same_bits(trial, out)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, Warning):
         return False
     finally:
         torch.set_warn_always(always)
-
-
-def _bits(x):
-    flat = torch.empty(x.numel(), dtype=x.dtype, device=x.device)  # a column has other strides
-    return flat.copy_(x.reshape(-1)).view(torch.uint8)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ _NEG, _COPY, _MUL, _PLUS, _MINUS, _DIV, _MIN, _EQ, _CLAMP, _ADDCMUL, _SUM = rang
 _TYPES = {torch.float32: 0, torch.bool: 1, torch.int64: 2}
 _MOST_NUMBERS = 1024
 _EXACT = 2**24  # float32 has all integers up to this one
+_PARAM_GRADS = 8  # index of mlp_backward's argument param_grads
 
 _aten = torch.ops.aten
 _CODES = {
@@ -39,7 +40,7 @@ _CODES = {
 # Reductions over a first dimension of length two, as that of twin critics
 _OVER_TWO = {
     _aten.amin.default: (_MIN, torch.float32),
-    _aten.sum.dim_IntList: (_PLUS, torch.bool),  # the sum of floats adds in an order of its own
+    _aten.sum.dim_IntList: (_PLUS, torch.bool),  # counts, which are exact
 }
 _NUM_OPERANDS = {_NEG: 1, _COPY: 1, _CLAMP: 3, _ADDCMUL: 3}  # else 2
 _FILLED = {
@@ -88,13 +89,16 @@ def shortened(calls: Sequence[Call]) -> tuple[list[tuple[Callable, tuple]], list
 # --- Operations on few numbers --------------------------------------------------------------------
 
 
-def small_operation(func: Any, args: tuple, kwargs: dict[str, Any], out: Tensor) -> Call | None:
+def small_operation(
+    func: Any, args: tuple, kwargs: dict[str, Any], out: Tensor, tensors: Sequence[Tensor]
+) -> Call | None:
     """Returns a call of ``_kernels.c`` that repeats an operation, or None if it can't.
 
     Args:
         func: overload of an operation in ``torch.ops.aten``.
         args, kwargs: its arguments, unchanged since the call.
         out: its result, to which the call will write.
+        tensors: all tensors among them.
     """
     compiled = _compiled()
     if compiled is None or not 0 < out.numel() <= _MOST_NUMBERS:
@@ -112,13 +116,12 @@ def small_operation(func: Any, args: tuple, kwargs: dict[str, Any], out: Tensor)
     if not operations:
         return None
     _run(operations)
-    if _bits(trial) != _bits(out):
+    if not same_bits(trial, out):
         return None
     if operations[0][0] in (_MIN, _CLAMP) and not _takes_the_same_zeros(func, args):
         return None
     places = {trial.data_ptr(): out.data_ptr()}
     operations = [[places.get(x, x) for x in row] for row in operations]
-    tensors = [x.detach() for x in tensors_in(args, kwargs, out)]
     return Call(compiled.compute_all, (), tensors, operations, tuple(numbers))
 
 
@@ -199,7 +202,7 @@ def _sums_in_order(n):
     sets = rng.standard_normal((64, n)) * 10.0 ** rng.uniform(-3, 3, (64, n))
     for x in torch.from_numpy(sets.astype(np.float32)):
         _run([_described(_SUM, result, [x], x.shape, [])])
-        if _bits(result) != _bits(x.sum()):
+        if not same_bits(result, x.sum()):
             return False
     return True
 
@@ -229,7 +232,7 @@ def _takes_the_same_zeros(func, args):
                 for code, operands, shape in _decomposed(func, copies, {}, result)
             ]
         )
-        if _bits(result) != _bits(expected):
+        if not same_bits(result, expected):
             return False
     return True
 
@@ -268,9 +271,8 @@ def _without_clearing(calls):
     """Omits each ``zero_`` of a gradient that a network's backward pass then writes as a whole."""
     calls, compiled = list(calls), _compiled()
     for i, call in enumerate(calls):
-        if getattr(call.function, "func", None) is not _aten.zero_.default:
-            continue
-        if not call.args[0].is_contiguous():
+        is_clearing = getattr(call.function, "func", None) is _aten.zero_.default
+        if not (is_clearing and call.args[0].is_contiguous()):
             continue
         place = _place(call.args[0])
         for j in range(i + 1, len(calls)):
@@ -298,9 +300,6 @@ def _writes(call, place):
     return start == place[1] and not any(_meets(x, place) for x in others)
 
 
-_PARAM_GRADS = 8  # index of its argument param_grads
-
-
 def _place(x):
     """Returns a tensor's first address, and that after its last."""
     last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
@@ -318,22 +317,17 @@ def is_compiled(function: Callable[..., Any]) -> bool:
     return compiled is not None and getattr(function, "__self__", None) is compiled
 
 
-def _bits(x):
-    return x.detach().numpy().tobytes()
+def same_bits(x: Tensor, y: Tensor) -> bool:
+    """Returns True if two tensors of the same shape and dtype have the same bits, in any layout."""
+    return torch.equal(_bytes(x), _bytes(y))
+
+
+def _bytes(x):
+    flat = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
+    return flat.copy_(x.reshape(-1)).view(torch.uint8)
 
 
 def _compiled():
     from spinup.fast import kernels  # which imports this module
 
     return kernels._kernels
-
-
-def tensors_in(*values: Any) -> Iterator[Tensor]:
-    """Yields the tensors in nested lists, tuples and dicts."""
-    for x in values:
-        if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, (list, tuple)):
-            yield from tensors_in(*x)
-        elif isinstance(x, dict):
-            yield from tensors_in(*x.values())
