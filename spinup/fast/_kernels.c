@@ -44,6 +44,14 @@ static struct { /* the nonzero numbers of a matrix, see compress(); sums of its 
     long *starts;
 } sparse;
 
+static unsigned char set_bits[256][8]; /* the bits that are set in a byte; the rest are zeros */
+
+static void fill_set_bits(void) {
+    for (int byte = 0; byte < 256; byte++)
+        for (int bit = 0, n = 0; bit < 8; bit++)
+            if (byte >> bit & 1) set_bits[byte][n++] = (unsigned char)bit;
+}
+
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 /* Copies the transpose of a block. The probe stays zero if all numbers are finite: only a finite number
@@ -587,6 +595,7 @@ PyMODINIT_FUNC PyInit__kernels(void) {
         return NULL;
     }
     has_avx512 = __builtin_cpu_supports("avx512f");
+    fill_set_bits();
     PyObject *made = PyModule_Create(&module);
     if (made) PyModule_AddIntConstant(made, "interface", INTERFACE);
     return made;
