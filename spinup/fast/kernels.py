@@ -11,8 +11,6 @@ a bias ``(n_out,)``. In a stack of networks the weight is ``(stack, n_out, n_in)
 from __future__ import annotations
 
 import contextlib
-import os
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,18 +22,7 @@ from torch import Tensor, nn
 from spinup import fast
 from spinup.fast import capture
 
-_INTERFACE = 2  # as in _kernels.c
-_kernels: Any = None
-if fast.is_on() and os.environ.get("SPINUP_COMPILED") != "0":
-    with contextlib.suppress(ImportError):
-        from spinup.fast import _kernels  # type: ignore[attr-defined, no-redef]
-    if _kernels is not None and getattr(_kernels, "interface", 1) != _INTERFACE:
-        _kernels = None
-        warnings.warn(
-            "spinup's compiled functions are of another version than its Python files, so PyTorch "
-            "computes everything, slower: install spinup again (pip install -e .)",
-            stacklevel=2,
-        )
+_kernels: Any = fast.compiled_module("_kernels", interface=2)  # as in _kernels.c
 
 # Activations that a layer can have, numbered as in _kernels.c.
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.Tanh: 2}

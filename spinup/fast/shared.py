@@ -11,7 +11,6 @@ rank, means the same on one rank and on several. ``SPINUP_FAST=0`` switches shar
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,10 +23,7 @@ from spinup import fast
 from spinup.fast.kernels import is_finite
 from spinup.utils.mpi_tools import Host, barrier, mpi_op, num_procs
 
-_ranks: Any = None
-if os.environ.get("SPINUP_COMPILED") != "0":
-    with contextlib.suppress(ImportError):
-        from spinup.fast import _ranks  # type: ignore[attr-defined, no-redef]
+_ranks: Any = fast.compiled_module("_ranks", interface=2)  # as in _ranks.c
 
 _LINE = 8  # integers of 8 bytes in a cache line
 _ALIGNED = 16  # parts begin at a multiple of this, so that no two ranks write to one cache line
@@ -49,15 +45,19 @@ class Team:
         self.host, self.rank, self.size = host, host.rank, host.size
         self.vectors: dict[int, SharedVector] = {}  # by the id of their parameters
         self._flags, self._count = flags.reshape(self.size, _LINE), 0
+        self._place = flags.ctypes.data, self.rank, self.size
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a compiled function during which the ranks meet once. All ranks must call it."""
+        self._count += 1
+        return function(*self._place, self._count, *args)
 
     def meet(self) -> None:
         """Waits until all ranks of this host have called it."""
-        self._count += 1
         if _ranks is not None:
-            place = self._flags.ctypes.data, self.rank, self.size, self._count
-            while not _ranks.meet(*place):
-                pass  # here Python handles signals
+            self.call(_ranks.meet)
             return
+        self._count += 1
         self.host.sync()
         self._flags[self.rank, 0] = self._count
         spins = 0
@@ -93,8 +93,10 @@ class SharedVector:
         self.part = slice(ends[team.rank], ends[team.rank + 1])
         self.moments = rows[0, :size], rows[1, :size]
         self._fresh = rows[2:_EXTRA, :size]  # in turn, because a rank may be one step ahead
-        self._turn, self._place = 0, 0
+        self._turn = 0
         self._grads = rows[_EXTRA:]
+        matrix = self._grads.data_ptr(), rows.stride(0), size, self.part.start, self.part.stop
+        self._compiled = *matrix, self._weights.ctypes.data  # arguments of `_ranks.average`
         self.grad = self._grads[team.rank, :size]
         assert params.grad is not None
         self.grad.copy_(params.grad)
@@ -109,8 +111,7 @@ class SharedVector:
 
     def average(self, weight: float) -> None:
         """Overwrites the gradient with its weighted average over all ranks."""
-        self._publish(weight)
-        self._average(-1)
+        self._average(weight, everywhere=True)
         self.team.meet()
         if self.team.host.has_others:
             if self.team.rank == 0:
@@ -126,61 +127,52 @@ class SharedVector:
         Call `exchange` before the gradient is changed again: other ranks read it until then.
 
         Returns:
-            False on all ranks if a gradient isn't finite on any of them.
+            False on all ranks if a gradient isn't finite on any of them, and on one rank if its
+            part of the average isn't.
         """
         if self.team.host.has_others:
             self.average(weight)
             return is_finite(self.grad)
-        self._weights[self.team.rank, 1] = is_finite(self.grad)
-        self._publish(weight)
-        self._average(self.team.rank)
-        is_good = bool(self._weights[:, 1].all())
+        is_good = self._average(weight)
         if not is_good:
             self.team.meet()  # in place of the one in `exchange`
         return is_good
 
-    def _publish(self, weight):
-        """Waits until all ranks have their gradients, and their weights, in the shared memory."""
+    def _average(self, weight, everywhere=False):
+        """Waits for all gradients, and overwrites this rank's part, on one or all ranks.
+
+        The sum is in the order of ranks, so that it is the same each time. If a gradient isn't
+        finite, nothing changes, unless `everywhere`. Returns what `average_part` returns.
+        """
         if self.params.grad is not self._bound:
             raise RuntimeError(
                 "a gradient is no longer in the memory that ranks share, as after zero_grad(): "
                 "clear it with grad.zero_() or zero_grad(set_to_none=False)"
             )
-        self._weights[self.team.rank, 0] = weight
-        self.team.meet()
-
-    def _average(self, only):
-        """Overwrites this rank's part of all gradients, or of one rank's, with their average.
-
-        The sum is in the order of ranks, so that it is the same each time.
-        """
-        start, stop = self.part.start, self.part.stop
         if _ranks is not None:
-            row, weights = self._grads.stride(0), self._weights.ctypes.data
-            matrix = self._grads.data_ptr(), row, len(self._grads)
-            _ranks.average(*matrix, start, stop, weights, only)
-            return
-        parts = self._grads[:, start:stop]
-        total = sum(float(w) * x for w, x in zip(self._weights[:, 0], parts, strict=True))
-        (parts if only < 0 else parts[only]).copy_(total)
+            return self.team.call(_ranks.average, *self._compiled, weight, everywhere)
+        self._weights[self.team.rank, :2] = weight, is_finite(self.grad)
+        self.team.meet()
+        is_good = bool(self._weights[:, 1].all())
+        if is_good or everywhere:
+            parts = self._grads[:, self.part]
+            total = sum(float(w) * x for w, x in zip(self._weights[:, 0], parts, strict=True))
+            (parts if everywhere else parts[self.team.rank]).copy_(total)
+            is_good = is_good and is_finite(total)
+        return is_good
 
     def exchange(self) -> None:
         """Overwrites the parameters outside of `part` with those that other ranks stepped."""
-        if self.params.data_ptr() != self._place:  # at first, and after ``params.data = ...``
-            self._place = self.params.data_ptr()
-            data, own = self.params.detach(), self.part
-            others = [slice(own.start), slice(own.stop, None)]
-            self._exchanges = [
-                ((fresh[own], data[own]), [(data[x], fresh[x]) for x in others if len(data[x])])
-                for fresh in self._fresh
-            ]
-        mine, theirs = self._exchanges[self._turn]
+        params, fresh, own = self.params.detach(), self._fresh[self._turn], self.part
         self._turn = 1 - self._turn
-        with torch.no_grad():
-            mine[0].copy_(mine[1])
-            self.team.meet()
-            for to, source in theirs:
-                to.copy_(source)
+        if _ranks is not None and params.is_contiguous():
+            places = params.data_ptr(), fresh.data_ptr(), len(params), own.start, own.stop
+            self.team.call(_ranks.exchange, *places)
+            return
+        fresh[own].copy_(params[own])
+        self.team.meet()
+        for others in (slice(own.start), slice(own.stop, None)):
+            params[others].copy_(fresh[others])
 
     def release(self) -> None:
         """Moves the gradient and the moments into memory of their own.

@@ -104,12 +104,13 @@ class Adam:
     @capture.capturable
     def _step(self, weight):
         still_alive()
-        step, grad, shared = self.steps + 1, self.params.grad, shared_vector(self.params)
-        part, is_good = self._part(), True
+        step, shared = self.steps + 1, shared_vector(self.params)
+        part = slice(None) if shared is None else shared.part
         if shared is not None and weight is not None:
             is_good = shared.average_part(weight)
-            grad = grad[part]
-        if not (is_good and is_finite(grad)):
+        else:
+            is_good = is_finite(self.params.grad)
+        if not is_good:
             raise FloatingPointError(
                 f"the gradient of {self.loss} is NaN or infinite in update {step}; the parameters "
                 "are unchanged. Lower the learning rate, or check the scale of the rewards"

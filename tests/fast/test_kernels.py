@@ -332,10 +332,11 @@ def test_they_can_be_switched_off(run_python):
 
 
 @needs_kernels
-def test_functions_compiled_from_other_files_are_not_used(run_python):
+@pytest.mark.parametrize("name, user", [("_kernels", "kernels"), ("_ranks", "shared")])
+def test_functions_compiled_from_other_files_are_not_used(run_python, name, user):
     code = (
-        "from spinup.fast import _kernels; _kernels.interface = 1\n"
-        "from spinup.fast import kernels; print(kernels.compiled())"
+        f"from spinup.fast import {name}; {name}.interface = 1\n"
+        f"from spinup.fast import {user}; print({user}.{name})"
     )
     done = run_python(["-c", code])
     assert done.stdout.strip() == "None"

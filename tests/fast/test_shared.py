@@ -375,20 +375,25 @@ def test_parameters_that_move_to_other_memory_are_stepped_there(on_ranks, engine
     assert on_ranks(2, script, engine).count("good") == 2
 
 
-def test_ranks_can_go_on_after_a_refused_step(on_ranks):
+@pytest.mark.parametrize("engine", [[], ["python"]])
+def test_ranks_can_go_on_after_a_refused_step(on_ranks, engine):
     """All of them refuse it, also if one rank is late."""
     script = """
     import time
     refused = []
-    average, late = shared.SharedVector._average, []
+    call, meet, late = shared.Team.call, shared.Team.meet, []
 
-    def slow(self, only):
-        average(self, only)
-        if rank == 1 and len(late) < 3:
-            late.append(True)
-            time.sleep(0.2)
+    def slow(function):
+        def wrapped(*args):
+            result = function(*args)
+            if rank == 1 and len(late) < 5:
+                late.append(True)
+                time.sleep(0.1)
+            return result
 
-    shared.SharedVector._average = slow
+        return wrapped
+
+    shared.Team.call, shared.Team.meet = slow(call), slow(meet)
     with ranks_share_memory():
         params = vector(100)
         adam = Adam(params, 0.1)
@@ -401,9 +406,27 @@ def test_ranks_can_go_on_after_a_refused_step(on_ranks):
         assert refused == [0, 2]
         assert equal_on_ranks(params)
         assert adam.steps == 4
+    assert len(late) == 5 * rank
     print("good")
     """
-    assert on_ranks(2, script).count("good") == 2
+    assert on_ranks(2, script, engine).count("good") == 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_sum_that_overflows_ends_the_ranks(run_on_ranks, engine):
+    """Only the rank that steps this part knows, after others have stepped theirs."""
+    script = """
+    with ranks_share_memory():
+        params = vector(100)
+        adam = Adam(params, 0.1, "LossQ")
+        params.grad[99] = 3e38
+        adam.step(1.0)
+    print("good")
+    """
+    result = run_on_ranks(2, START + script, engine, check=False)
+    assert result.returncode != 0
+    assert "the gradient of LossQ is NaN or infinite in update 1" in result.stderr
+    assert "good" not in result.stdout
 
 
 def test_another_optimizer_takes_over_a_vector(on_ranks):
