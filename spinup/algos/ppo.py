@@ -38,7 +38,7 @@ from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env,
 from spinup.utils.flat import flatten_each
 from spinup.utils.groups import group_share, on_learners, this_group
 from spinup.utils.logx import EpochLogger
-from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
+from spinup.utils.mpi_pytorch import sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
 from spinup.utils.on_policy_nets import MLPActorCritic
@@ -209,7 +209,7 @@ def ppo(
     # This rank's estimate of KL(old || new), always in the same memory, as captures require
     kl = torch.zeros((), device=torch_device)
 
-    def policy_gradient(num_steps, num_total):
+    def policy_gradient(num_steps):
         batch = buf.part(num_steps)
         pi, logp = ac.pi(batch["obs"], batch["act"])
         loss_pi, info = policy_loss(logp, batch["logp_old"], batch["adv"], clip_ratio)
@@ -217,15 +217,13 @@ def ppo(
             loss_pi = loss_pi - ent_coef * pi.entropy().mean()
         pi_params.grad.zero_()
         loss_pi.backward()
-        mpi_avg_grads(pi_params, num_steps / num_total)
         kl.add_(info["KL"] * (num_steps / buf.size))
 
-    def value_gradient(num_steps, num_total):
+    def value_gradient(num_steps):
         batch = buf.part(num_steps)
         loss_v = value_loss(ac.v(batch["obs"]), batch["ret"])
         v_params.grad.zero_()
         loss_v.backward()
-        mpi_avg_grads(v_params, num_steps / num_total)
 
     # Replays what the function does, without Python's overhead
     policy_gradient = capture(policy_gradient, torch_device)
@@ -244,10 +242,10 @@ def ppo(
         while stop_iter < train_pi_iters and not is_far:
             kl.zero_()
             for num_steps, num_total, is_last in buf.minibatches(minibatch_size, rng):
-                policy_gradient(num_steps, num_total)
+                policy_gradient(num_steps)
                 is_far = is_last and mpi_avg(kl.item(), weight) > 1.5 * target_kl
                 if not is_far:
-                    pi_optimizer.step()
+                    pi_optimizer.step(num_steps / num_total)  # averages over ranks first
             stop_iter += 0 if is_far else 1
         if is_far:
             early = f"Early stopping at step {stop_iter}: the KL exceeded 1.5 x target_kl."
@@ -257,8 +255,8 @@ def ppo(
         value_gradient.check_next()
         for _ in range(train_v_iters):
             for num_steps, num_total, _ in buf.minibatches(minibatch_size, rng):
-                value_gradient(num_steps, num_total)
-                vf_optimizer.step()
+                value_gradient(num_steps)
+                vf_optimizer.step(num_steps / num_total)
 
         loss_pi, loss_v, new_kl, clip_frac, _ = compute_losses(data)
         logger.store(VVals=data["val"], LossPi=loss_pi_old, LossV=loss_v_old, Entropy=entropy)

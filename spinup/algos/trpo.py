@@ -298,7 +298,6 @@ def trpo(
         loss_v = value_loss(ac.v(buf.data["obs"]), buf.data["ret"])
         v_params.grad.zero_()
         loss_v.backward()
-        mpi_avg_grads(v_params, weight)
 
     # Replays what the function does, without Python's overhead
     value_gradient = capture(value_gradient, torch_device)
@@ -330,7 +329,7 @@ def trpo(
         value_gradient.check_next()
         for _ in range(train_v_iters):
             value_gradient()
-            vf_optimizer.step()
+            vf_optimizer.step(weight)  # averages the gradient over ranks first
 
         loss_pi, loss_v, kl, _ = compute_losses(data, *old)
         logger.store(VVals=data["val"], LossPi=loss_pi_old, LossV=loss_v_old, Entropy=entropy)

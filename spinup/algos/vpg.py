@@ -38,7 +38,7 @@ from spinup.utils.envs import EnvFn, check_action_space, describe_env, make_env,
 from spinup.utils.flat import flatten_each
 from spinup.utils.groups import group_share, on_learners, this_group
 from spinup.utils.logx import EpochLogger
-from spinup.utils.mpi_pytorch import mpi_avg_grads, sync_params
+from spinup.utils.mpi_pytorch import sync_params
 from spinup.utils.mpi_tools import mpi_avg, proc_id, rank_share
 from spinup.utils.normalization import NormalizedActorCritic, normalizer_of
 from spinup.utils.on_policy_nets import MLPActorCritic
@@ -177,7 +177,6 @@ def vpg(
         loss_v = value_loss(ac.v(buf.data["obs"]), buf.data["ret"])
         v_params.grad.zero_()
         loss_v.backward()
-        mpi_avg_grads(v_params, weight)
 
     # Replays what the function does, without Python's overhead
     value_gradient = capture(value_gradient, torch_device)
@@ -193,14 +192,13 @@ def vpg(
         _, logp = ac.pi(data["obs"], data["act"])
         pi_params.grad.zero_()
         policy_loss(logp, data["adv"]).backward()
-        mpi_avg_grads(pi_params, weight)
-        pi_optimizer.step()
+        pi_optimizer.step(weight)  # averages the gradient over ranks first
 
         # Gradient steps on the value function
         value_gradient.check_next()
         for _ in range(train_v_iters):
             value_gradient()
-            vf_optimizer.step()
+            vf_optimizer.step(weight)
 
         loss_pi, loss_v, kl, _ = compute_losses(data, logp_old)
         logger.store(VVals=data["val"], LossPi=loss_pi_old, LossV=loss_v_old, Entropy=entropy)
