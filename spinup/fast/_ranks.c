@@ -131,8 +131,8 @@ static PyMethodDef methods[] = {
     {"average", average, METH_VARARGS,
      "average(*team, matrix, row, size, start, stop, weights, weight, everywhere): waits for the gradients of "
      "all ranks, which are rows, and overwrites a part of this rank's row, or of all rows, with their weighted "
-     "sum. Returns False on all ranks if a gradient isn't finite, which then doesn't change without "
-     "`everywhere`; and on this rank if its part of the sum isn't finite."},
+     "sum. Returns False on all ranks if any gradient isn't finite (without `everywhere`, nothing is "
+     "overwritten then), and on this rank only if its part of the sum isn't."},
     {"exchange", exchange, METH_VARARGS,
      "exchange(*team, params, shared, size, start, stop): copies a part of the parameters to shared memory, "
      "waits for the other ranks, and copies the other parts from there."},

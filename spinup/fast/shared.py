@@ -134,13 +134,14 @@ class SharedVector:
             self.average(weight)
             return is_finite(self.grad)
         is_good = self._average(weight)
-        if not is_good:
+        if not is_good and not self._weights[:, 1].all():  # all ranks refuse the step
             self.team.meet()  # in place of the one in `exchange`
         return is_good
 
     def _average(self, weight, everywhere=False):
-        """Waits for all gradients, and overwrites this rank's part, on one or all ranks.
+        """Waits for all gradients, and overwrites this rank's part of its own one with the average.
 
+        With `everywhere`, it overwrites this part of the gradients of all ranks.
         The sum is in the order of ranks, so that it is the same each time. If a gradient isn't
         finite, nothing changes, unless `everywhere`. Returns what `average_part` returns.
         """
@@ -165,7 +166,8 @@ class SharedVector:
         """Overwrites the parameters outside of `part` with those that other ranks stepped."""
         params, fresh, own = self.params.detach(), self._fresh[self._turn], self.part
         self._turn = 1 - self._turn
-        if _ranks is not None and params.is_contiguous():
+        is_usual = params.is_contiguous() and params.is_cpu and params.dtype is torch.float32
+        if _ranks is not None and is_usual and params.shape == fresh.shape:
             places = params.data_ptr(), fresh.data_ptr(), len(params), own.start, own.stop
             self.team.call(_ranks.exchange, *places)
             return

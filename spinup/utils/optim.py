@@ -60,7 +60,8 @@ class Adam:
 
         Raises:
             FloatingPointError: the gradient is NaN or infinite; nothing has changed. All ranks
-                raise. On a GPU, the step is skipped, and the next `state_dict` raises.
+                raise. (If only the average overflows, one rank raises: don't go on then.) On a GPU,
+                the step is skipped, and the next `state_dict` raises.
             RuntimeError: the vector no longer holds the module's parameters or gradients.
         """
         if weight is not None and shared_vector(self.params) is None:
