@@ -139,11 +139,12 @@ class SharedVector:
         return is_good
 
     def _average(self, weight, everywhere=False):
-        """Waits for all gradients, and overwrites this rank's part of its own one with the average.
+        """Waits for all gradients, and computes this rank's part of their average.
 
-        With `everywhere`, it overwrites this part of the gradients of all ranks.
-        The sum is in the order of ranks, so that it is the same each time. If a gradient isn't
-        finite, nothing changes, unless `everywhere`. Returns what `average_part` returns.
+        The average overwrites this part of this rank's gradient or, with `everywhere`, of all
+        ranks' gradients. Its sum is in the order of ranks, so that it is the same each time. If a
+        gradient isn't finite, nothing changes, unless `everywhere`. Returns what `average_part`
+        returns.
         """
         if self.params.grad is not self._bound:
             raise RuntimeError(

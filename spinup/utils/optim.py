@@ -105,8 +105,7 @@ class Adam:
     @capture.capturable
     def _step(self, weight):
         still_alive()
-        step, shared = self.steps + 1, shared_vector(self.params)
-        part = slice(None) if shared is None else shared.part
+        step, shared, part = self.steps + 1, shared_vector(self.params), self._part()
         if shared is not None and weight is not None:
             is_good = shared.average_part(weight)
         else:
